@@ -1,0 +1,157 @@
+"""The ComfyUI engine: the core's pipeline on ComfyUI's model, sampler and memory management."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import node_helpers
+import torch
+from torch import Tensor
+
+from ..refiner_core import sampling
+from ..refiner_core.interfaces import SamplingJob
+from ..refiner_core.recipes import Recipe
+from .types import Refiner
+
+OWN_SAMPLER = "omnirefiner (Euler)"
+RECIPE_SCHEDULE = "recipe"
+
+
+def reference_conditioning(conditioning: Any, latents: list[Tensor], guidance: float | None) -> Any:
+    """Conditioning with clean latents laid out by index: the first is 1, the second 2, ..."""
+    values: dict[str, Any] = {"reference_latents": latents, "reference_latents_method": "index"}
+    if guidance is not None:
+        values["guidance"] = guidance
+    return node_helpers.conditioning_set_values(conditioning, values)
+
+
+def check_flux(model: Any, what: str) -> None:
+    """Refuse a MODEL that is not FLUX.1.
+
+    Raises:
+        ValueError: names the model's class.
+    """
+    inner = getattr(model, "model", None)
+    channels = getattr(getattr(inner, "latent_format", None), "latent_channels", None)
+    if not isinstance(inner, comfy.model_base.Flux) or channels != 16:
+        raise ValueError(
+            f"{what} is a {type(inner).__name__} with {channels} latent channels. A refiner needs a "
+            "FLUX.1-Kontext model (16 channels), which lays out references as tokens."
+        )
+
+
+def obeys_reference_method(model: Any, conditioning: Any) -> bool:
+    """Whether the model tells "index" from "offset" when it lays out two references.
+
+    Found out by running it on 4x4 latents: a wrapper that ignores the method gives the same twice.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, a, b = (torch.randn(1, 16, 8, 8, generator=generator) for _ in range(3))
+    seen = []
+    for method in ("index", "offset"):
+        values = {"reference_latents": [a, b], "reference_latents_method": method, "guidance": 2.5}
+        positive = node_helpers.conditioning_set_values(conditioning, values)
+        sampler = comfy.samplers.sampler_object("euler")
+        seen.append(
+            comfy.sample.sample_custom(
+                model, x, 1.0, sampler, torch.tensor([1.0, 0.0]), positive, [],
+                torch.zeros_like(x), disable_pbar=True, seed=0,
+            ).float()
+        )  # fmt: skip
+    return float((seen[0] - seen[1]).abs().max()) > 1e-5 * float(seen[0].abs().max() + 1e-8)
+
+
+def encode_prompt(refiner: Refiner, prompt: str) -> Any:
+    """The refiner's text conditioning: ready-made if it has some, else the encoded prompt."""
+    if refiner.conditioning is not None:
+        return refiner.conditioning
+    return refiner.clip.encode_from_tokens_scheduled(refiner.clip.tokenize(prompt))
+
+
+class ComfyEngine:
+    """`interfaces.Engine` over a `Refiner`.
+
+    `sampler` one of ComfyUI's names or `OWN_SAMPLER`; `scheduler` one of ComfyUI's or
+    `RECIPE_SCHEDULE`.
+    """
+
+    def __init__(
+        self, refiner: Refiner, sampler: str = OWN_SAMPLER, scheduler: str = RECIPE_SCHEDULE
+    ) -> None:
+        self.refiner, self.sampler, self.scheduler = refiner, sampler, scheduler
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.refiner.recipe
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "kind": "ComfyUI", "weights": self.refiner.name, "sampler": self.sampler,
+            "scheduler": self.scheduler, "device": str(self.refiner.model.load_device),
+        }  # fmt: skip
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.refiner.vae.encode(image.movedim(1, -1))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self.refiner.vae.decode(latent).movedim(-1, 1).float().cpu()
+
+    def _sigmas(self, job: SamplingJob) -> Tensor:
+        if self.scheduler == RECIPE_SCHEDULE:
+            return job.sigmas
+        process = self.refiner.model.get_model_object("model_sampling")
+        return comfy.samplers.calculate_sigmas(process, self.scheduler, len(job.sigmas) - 1).cpu()
+
+    def _sampler(self) -> Any:
+        if self.sampler == OWN_SAMPLER:
+            return comfy.samplers.KSAMPLER(sampling.sample)
+        return comfy.samplers.sampler_object(self.sampler)
+
+    def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
+        refiner = self.refiner
+        text = encode_prompt(refiner, job.prompt)
+        if not refiner.probed:
+            if not obeys_reference_method(refiner.model, text):
+                raise ValueError(
+                    f"{refiner.name or 'This model'} ignores how references are laid out (it gave the "
+                    'same for "index" and "offset"), as Nunchaku\'s FLUX wrapper does. Load the model '
+                    "with ComfyUI's own loader or as GGUF instead."
+                )
+            refiner.probed = True
+        positive = reference_conditioning(text, list(job.references), job.guidance)
+        draft = job.references[self.recipe.order.index("draft")]
+        noise = sampling.draw_noise(tuple(draft.shape), job.seed)
+        sigmas = self._sigmas(job)
+        steps = len(sigmas) - 1
+        preview = self._preview(steps)
+
+        def callback(i: int, x0: Tensor, x: Tensor, total: int) -> None:
+            mm.throw_exception_if_processing_interrupted()
+            preview(i, x0, x, total)
+            step(i + 1, steps, x0)
+
+        held = job.restrict is not None
+        return comfy.sample.sample_custom(
+            refiner.model, noise, 1.0, self._sampler(), sigmas, positive, [],
+            draft if held else torch.zeros_like(draft),
+            noise_mask=job.restrict, callback=callback,
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=job.seed,
+        )  # fmt: skip
+
+    def _preview(self, steps: int) -> Callable[[int, Tensor, Tensor, int], None]:
+        own = getattr(self.refiner.vae, "preview", None)
+        if own is None:
+            return latent_preview.prepare_callback(self.refiner.model, steps)
+        bar = comfy.utils.ProgressBar(steps)
+
+        def show(i: int, x0: Tensor, x: Tensor, total: int) -> None:
+            bar.update_absolute(i + 1, total, ("JPEG", own(x0), 512))
+
+        return show

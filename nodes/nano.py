@@ -1,0 +1,73 @@
+"""The embedded nano as ComfyUI model objects: a native FLUX model and a VAE of 4x4 blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.sd
+import comfy.utils
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..refiner_core.nano import NANO_WEIGHTS
+from ..refiner_core.nano.codec import BLOCK, CHANNELS, BlockCodec
+from ..refiner_core.recipes import NANO
+from .types import Refiner
+
+
+class NanoVAE:
+    """The nano's codec in the shape of a VAE: `encode(IMAGE)`, `decode(latent)`.
+
+    Latents are in FLUX's raw scale, so that ComfyUI's own (z - shift) * scale gives the network
+    what it was trained on, also behind a stock KSampler.
+    """
+
+    latent_channels = CHANNELS
+
+    def __init__(self, codec: BlockCodec) -> None:
+        patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        self.patcher = patcher(codec, mm.vae_device(), mm.vae_offload_device())
+        self.format = comfy.latent_formats.Flux()
+
+    @property
+    def codec(self) -> BlockCodec:
+        return self.patcher.model
+
+    def spacial_compression_encode(self) -> int:
+        return BLOCK
+
+    def spacial_compression_decode(self) -> int:
+        return BLOCK
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        mm.load_model_gpu(self.patcher)
+        z = self.codec.encode(pixels[..., :3].movedim(-1, 1).float().to(self.patcher.load_device))
+        return self.format.process_out(z).to(mm.intermediate_device())
+
+    def decode(self, latent: Tensor, **_: Any) -> Tensor:
+        mm.load_model_gpu(self.patcher)
+        z = self.format.process_in(latent.float().to(self.patcher.load_device))
+        return self.codec.decode(z).clamp(0, 1).movedim(1, -1).to(mm.intermediate_device())
+
+    def preview(self, x0: Tensor) -> Image.Image:
+        """A picture of the network's estimate (already in its own scale)."""
+        pixels = self.codec.decode(x0[:1].float().to(self.codec.mean.device)).clamp(0, 1)
+        return Image.fromarray((pixels[0].movedim(0, -1) * 255).byte().cpu().numpy())
+
+
+def load_nano_refiner() -> Refiner:
+    """The embedded refiner under ComfyUI's model management, loaded by ComfyUI's own loader."""
+    state = comfy.utils.load_torch_file(str(NANO_WEIGHTS), safe_load=True)
+    codec = BlockCodec()
+    codec.load_state_dict({k: state.pop(f"codec.{k}") for k in dict(codec.named_buffers())})
+    model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
+    if model is None:
+        raise RuntimeError("This ComfyUI does not recognise the embedded model; update ComfyUI.")
+    width = model.model.model_config.unet_config["context_in_dim"]
+    pooled = model.model.model_config.unet_config["vec_in_dim"]
+    conditioning = [[torch.zeros(1, 1, width), {"pooled_output": torch.zeros(1, pooled)}]]
+    return Refiner(NANO, model, NanoVAE(codec), None, conditioning, "nano (embedded)", probed=True)

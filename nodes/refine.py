@@ -1,0 +1,118 @@
+"""Reference Refine: the whole repair in one node."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.samplers
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..refiner_core.pipeline import RefineOptions, RefineRequest, refine
+from .engine import OWN_SAMPLER, RECIPE_SCHEDULE, ComfyEngine
+from .layout import from_core, mask_from_core, mask_to_core, to_core
+from .types import CATEGORY, Refiner, RefinerSocket
+
+SWITCH = {"recipe": None, "on": True, "off": False}
+
+
+def _common_size(crops: list[Tensor]) -> Tensor:
+    """The crops of the first crop's size as one batch (regions may have other buckets)."""
+    return torch.cat([c for c in crops if c.shape == crops[0].shape])
+
+
+class ReferenceRefine(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OmniRefiner_ReferenceRefine",
+            display_name="Reference Refine",
+            category=CATEGORY,
+            description="Puts the true detail of the reference into the draft, inside the mask. "
+            "Outside it every pixel keeps its exact value.",
+            search_aliases=["inpaint", "detail", "logo", "text fix", "restore", "face detail"],
+            inputs=[
+                RefinerSocket.Input("refiner", tooltip="From Load Refiner or Refiner from Model."),
+                io.Image.Input("draft", tooltip="The picture to repair; a batch goes one by one."),
+                io.Image.Input("reference",
+                    tooltip="The true detail. One for all drafts, or as many as drafts."),
+                io.Mask.Input("mask", optional=True,
+                    tooltip="What may change, in the draft. Separate pieces are repaired one after "
+                    "the other. Unconnected: the whole picture."),
+                io.Mask.Input("reference_mask", optional=True,
+                    tooltip="The detail in the reference. Outline the same surface as in the draft."),
+                io.Image.Input("reference_2", optional=True, tooltip="Another view of the detail."),
+                io.Image.Input("reference_3", optional=True, tooltip="A third view of the detail."),
+                io.String.Input("prompt", default="", multiline=True,
+                    tooltip="Empty: the recipe's own. nano knows no text."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+                    tooltip="Noise seed; the same seed gives the same picture on any device."),
+                io.Int.Input("steps", default=0, min=0, max=1000,
+                    tooltip="Sampling steps; 0 = the recipe's (nano 4, Kontext 28)."),
+                io.Float.Input("guidance", default=0.0, min=0.0, max=100.0, step=0.1,
+                    tooltip="Guidance embedding; 0 = the recipe's (Kontext 2.5)."),
+                io.Combo.Input("sampler", options=[OWN_SAMPLER, *comfy.samplers.SAMPLER_NAMES],
+                    default=OWN_SAMPLER, tooltip="The pack's own or any of ComfyUI's."),
+                io.Combo.Input("scheduler", options=[RECIPE_SCHEDULE, *comfy.samplers.SCHEDULER_NAMES],
+                    default=RECIPE_SCHEDULE, tooltip="recipe = as the weights were trained."),
+                io.Float.Input("context", default=0.0, min=0.0, max=10.0, step=0.05,
+                    tooltip="Crop size over region size, 1 = no surroundings; 0 = the recipe's."),
+                io.Float.Input("megapixels", default=0.0, min=0.0, max=16.0, step=0.005, round=0.001,
+                    tooltip="Area the model works at, in 10^6 px; 0 = the recipe's.", advanced=True),
+                io.Int.Input("grow", default=0, min=-1024, max=1024,
+                    tooltip="Grow (or shrink) the mask, px."),
+                io.Int.Input("feather", default=6, min=0, max=1024,
+                    tooltip="Blend width inside the mask's edge, px. Never reaches outside."),
+                io.Float.Input("model_mask", default=0.0, min=0.0, max=1.0, step=0.05, advanced=True,
+                    tooltip="Hold sampling to the draft outside the region, 0 = free, 1 = firm."),
+                io.Combo.Input("blend", options=["feather", "multiband"], default="feather",
+                    tooltip="How the repair is blended in.", advanced=True),
+                io.Float.Input("color_match", default=-1.0, min=-1.0, max=1.0, step=0.05, advanced=True,
+                    tooltip="Take out the model's colour cast, measured outside the region, 0..1; "
+                    "-1 = the recipe's (Kontext 1, nano 0)."),
+                io.Combo.Input("fix_drift", options=list(SWITCH), default="recipe", advanced=True,
+                    tooltip="Take out shift and zoom, measured outside the region; recipe = on for "
+                    "Kontext, off for nano."),
+                io.Combo.Input("align_reference", options=list(SWITCH), default="recipe", advanced=True,
+                    tooltip="Bring the reference into the draft's pose and light first; recipe = "
+                    "on for nano, off for Kontext."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The repaired draft."),
+                io.Image.Output(display_name="crop", tooltip="The repaired crop as the model made it."),
+                io.Mask.Output(display_name="changed", tooltip="What was allowed to change."),
+                io.String.Output(display_name="report", tooltip="What was done, as JSON."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, refiner: Refiner, draft: Tensor, reference: Tensor, prompt: str, seed: int, steps: int,
+        guidance: float, sampler: str, scheduler: str, context: float, megapixels: float, grow: int,
+        feather: int, model_mask: float, blend: Any, color_match: float, fix_drift: str,
+        align_reference: str, mask: Tensor | None = None, reference_mask: Tensor | None = None,
+        reference_2: Tensor | None = None, reference_3: Tensor | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        # 0 stands for "the recipe's" in widgets, which cannot be empty.
+        options = RefineOptions(
+            prompt=prompt.strip() or None, seed=seed, steps=steps or None, guidance=guidance or None,
+            context=context or None, megapixels=megapixels or None, grow=grow, feather=feather,
+            model_mask=model_mask, blend=blend, drift=SWITCH[fix_drift],
+            color_match=None if color_match < 0 else color_match, align=SWITCH[align_reference],
+        )  # fmt: skip
+        views = [r for r in (reference, reference_2, reference_3) if r is not None]
+        request = RefineRequest(
+            to_core(draft).cpu(), tuple(to_core(v).cpu() for v in views), mask_to_core(mask),
+            (mask_to_core(reference_mask),), options,
+        )  # fmt: skip
+        engine = ComfyEngine(refiner, sampler, scheduler)
+        result = refine(engine, request, lambda *_: mm.throw_exception_if_processing_interrupted())
+        return io.NodeOutput(
+            from_core(result.image, draft),
+            from_core(_common_size(result.crops)),
+            mask_from_core(result.mask),
+            json.dumps(result.report, indent=2),
+        )

@@ -1,0 +1,159 @@
+"""The repair taken apart, so that KSampler or another pack's sampler can do the middle."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..refiner_core.crop import crop, crop_mask, stitch, uncrop
+from ..refiner_core.geometry import Extent, plan_crop
+from ..refiner_core.masks import find_regions, whole_region
+from ..refiner_core.pipeline import prefill, reference_view, settle
+from ..refiner_core.recipes import RECIPES, get_recipe
+from .engine import reference_conditioning
+from .layout import from_core, mask_from_core, mask_to_core, to_core
+from .types import CATEGORY, RefineCrop, RefineCropSocket
+
+
+class CropForRefine(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OmniRefiner_CropForRefine",
+            display_name="Crop for Refine",
+            category=CATEGORY,
+            description="Cuts draft and reference to what an edit model wants: a bucket's exact "
+            "size, never stretched. Stitch puts the result back.",
+            search_aliases=["inpaint crop", "kontext crop", "bucket crop"],
+            inputs=[
+                io.Image.Input("draft", tooltip="One picture."),
+                io.Image.Input("reference", tooltip="One picture of the true detail."),
+                io.Mask.Input("mask", optional=True, tooltip="The detail in the draft."),
+                io.Mask.Input("reference_mask", optional=True, tooltip="The detail in the reference."),
+                io.Combo.Input("recipe", options=list(RECIPES), default="omnirefiner",
+                    tooltip="Whose resolutions to use."),
+                io.Float.Input("context", default=1.5, min=1.0, max=10.0, step=0.05,
+                    tooltip="Crop size over region size, 1 = no surroundings."),
+                io.Float.Input("megapixels", default=0.0, min=0.0, max=16.0, step=0.005, round=0.001,
+                    tooltip="Area of the crop in 10^6 px; 0 = the recipe's."),
+                io.Int.Input("grow", default=0, min=-1024, max=1024, tooltip="Grow the mask, px."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="draft_crop"),
+                io.Image.Output(display_name="reference_crop"),
+                io.Mask.Output(display_name="crop_mask", tooltip="The region in the crop."),
+                RefineCropSocket.Output(display_name="refine_crop", tooltip="For Stitch."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, draft: Tensor, reference: Tensor, recipe: str, context: float, megapixels: float,
+        grow: int, mask: Tensor | None = None, reference_mask: Tensor | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        if len(draft) != 1 or len(reference) != 1:
+            raise ValueError(
+                f"Crop for Refine takes one draft and one reference, got {len(draft)} and "
+                f"{len(reference)}. Reference Refine takes batches."
+            )
+        image, chosen = to_core(draft).cpu(), get_recipe(recipe)
+        size = Extent(image.shape[-1], image.shape[-2])
+        given = mask_to_core(mask)
+        region = whole_region(size)
+        if given is not None:
+            region = find_regions(given, grow_pixels=grow, split=False)[0]
+        area = megapixels or None
+        plan = plan_crop(size, region.box, chosen.buckets, context, area)
+        seen, inside = crop(image, plan), crop_mask(region, plan)
+        view, report = reference_view(
+            to_core(reference).cpu(), mask_to_core(reference_mask), seen, inside, chosen.buckets,
+            context=context, megapixels=area, aligned=chosen.align,
+        )  # fmt: skip
+        shown = prefill(seen, view, inside, chosen.prefill) if chosen.align else seen
+        return io.NodeOutput(
+            from_core(shown), from_core(view), mask_from_core(inside),
+            RefineCrop(image, seen, region, plan, {"crop": list(plan.box), "reference": report}),
+        )  # fmt: skip
+
+
+class RefineConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OmniRefiner_RefineConditioning",
+            display_name="Refine Conditioning",
+            category=CATEGORY,
+            description="Lays draft and reference out for the model: positions by index, draft 1, "
+            "reference 2. Feed any sampler with it, cfg 1, denoise 1.",
+            search_aliases=["reference latent", "kontext two images"],
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="The encoded prompt."),
+                io.Vae.Input("vae", tooltip="The FLUX autoencoder."),
+                io.Image.Input("draft_crop", tooltip="From Crop for Refine."),
+                io.Image.Input("reference_crop", tooltip="From Crop for Refine."),
+                io.Float.Input("guidance", default=2.5, min=0.0, max=100.0, step=0.1,
+                    tooltip="Guidance embedding, 2.5 for refiners."),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Latent.Output(display_name="latent", tooltip="Empty, of the crop's size."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, positive: Any, vae: Any, draft_crop: Tensor, reference_crop: Tensor, guidance: float
+    ) -> io.NodeOutput:
+        latents = [vae.encode(i[..., :3]) for i in (draft_crop, reference_crop)]
+        empty = {"samples": torch.zeros_like(latents[0])}
+        return io.NodeOutput(reference_conditioning(positive, latents, guidance), empty)
+
+
+class Stitch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OmniRefiner_Stitch",
+            display_name="Stitch",
+            category=CATEGORY,
+            description="Puts a repaired crop back: drift and colour cast taken out, blended inside "
+            "the mask, every pixel outside exactly as it was.",
+            search_aliases=["inpaint stitch", "uncrop", "paste back"],
+            inputs=[
+                RefineCropSocket.Input("refine_crop", tooltip="From Crop for Refine."),
+                io.Image.Input("image", tooltip="The repaired crop."),
+                io.Int.Input("feather", default=6, min=0, max=1024,
+                    tooltip="Blend width inside the mask's edge, px."),
+                io.Combo.Input("blend", options=["feather", "multiband"], default="feather",
+                    tooltip="How the repair is blended in."),
+                io.Boolean.Input("fix_drift", default=True, tooltip="Take out shift and zoom."),
+                io.Float.Input("color_match", default=1.0, min=0.0, max=1.0, step=0.05,
+                    tooltip="Take out the colour cast, 0..1."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image"),
+                io.String.Output(display_name="report", tooltip="What was done, as JSON."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, refine_crop: RefineCrop, image: Tensor, feather: int, blend: Any, fix_drift: bool,
+        color_match: float,
+    ) -> io.NodeOutput:  # fmt: skip
+        c, result = refine_crop, to_core(image).cpu().float()
+        if result.shape[-2:] != c.seen.shape[-2:]:
+            raise ValueError(
+                f"The image to stitch is {result.shape[-1]}x{result.shape[-2]} but the crop was "
+                f"{c.plan.target}. Pass on what the sampler made of this very crop."
+            )
+        settled, report = settle(
+            result[:1], c.seen, c.region, c.plan, drift=fix_drift, color_match=color_match
+        )
+        patch = uncrop(settled, c.plan, c.region)
+        out = stitch(c.image, patch, c.region, feather_pixels=feather, blend=blend)
+        return io.NodeOutput(from_core(out), json.dumps({**c.report, **report}, indent=2))

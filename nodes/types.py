@@ -1,0 +1,51 @@
+"""The pack's own sockets and what travels through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..refiner_core.geometry import CropPlan
+from ..refiner_core.masks import Region
+from ..refiner_core.recipes import Recipe
+
+CATEGORY = "OmniRefiner"
+
+
+@dataclass
+class Refiner:
+    """REFINER: ComfyUI's own model objects and the recipe to run them by.
+
+    `model` a ModelPatcher, `vae` anything with encode and decode, `clip` or None, `conditioning`
+    ready-made text conditioning or None, `name` for the report. `probed` remembers that the model
+    was seen to obey the reference method.
+    """
+
+    recipe: Recipe
+    model: Any
+    vae: Any
+    clip: Any = None
+    conditioning: Any = None
+    name: str = ""
+    probed: bool = field(default=False)
+
+
+@dataclass(frozen=True)
+class RefineCrop:
+    """REFINE_CROP: everything that stitching needs to know about a crop.
+
+    `image` the whole draft (core layout), `seen` its crop at the model's size, `region`, `plan`.
+    """
+
+    image: Tensor
+    seen: Tensor
+    region: Region
+    plan: CropPlan
+    report: dict[str, Any]
+
+
+RefinerSocket = io.Custom("REFINER")
+RefineCropSocket = io.Custom("REFINE_CROP")

@@ -1,0 +1,226 @@
+"""Brings the reference into the draft's pose, where that can be found out reliably.
+
+Masks give the first guess (the detail's box in both pictures), a masked registration refines it,
+and the result is only used if it is sane. A small model is strong at copying from the same place
+and weak at finding the place; this step does the finding.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.spatial import ConvexHull, QhullError
+from torch import Tensor
+from torch.nn import functional as F
+
+from .homography import from_points
+from .registration import MotionModel, register, warp
+
+_ACCEPT = 0.15  # weighted correlation of the compared features below which a fit is not believed
+_GREY = 0.5
+_QUAD = 0.94  # share of a mask its largest inscribed quadrilateral must cover to be its outline
+_RING = 0.3  # of the region's shorter side: how far around it the surface is expected to go on
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What was found.
+
+    `matrix` draft crop -> reference crop in normalised coordinates; `score` correlation over the
+    region; `method` "registered", "boxes" (masks only) or "none"; `turn` degrees and `zoom` of the
+    reference against the draft.
+    """
+
+    matrix: Tensor
+    score: float
+    method: str
+    turn: float
+    zoom: float
+
+    def report(self) -> dict[str, float | str]:
+        return {
+            "method": self.method, "score": round(self.score, 3),
+            "turn_degrees": round(self.turn, 2), "zoom": round(self.zoom, 3),
+        }  # fmt: skip
+
+
+def _moments(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Centroid (2,) and covariance (2 2) of a mask 1 1 H W, in pixels around the crop's centre."""
+    h, w = mask.shape[-2:]
+    m = mask[0, 0].double()
+    y = torch.arange(h, dtype=torch.float64) + 0.5 - h / 2
+    x = torch.arange(w, dtype=torch.float64) + 0.5 - w / 2
+    total = m.sum()
+    mx, my = (m.sum(0) * x).sum() / total, (m.sum(1) * y).sum() / total
+    dx, dy = x - mx, y - my
+    own = 1 / 12  # the spread of one pixel: a mask of a single one has a shape too
+    xx = (m.sum(0) * dx * dx).sum() / total + own
+    yy = (m.sum(1) * dy * dy).sum() / total + own
+    xy = (m * dy[:, None] * dx[None, :]).sum() / total
+    return torch.stack([mx, my]), torch.stack([torch.stack([xx, xy]), torch.stack([xy, yy])])
+
+
+def _quad(mask: Tensor) -> np.ndarray | None:
+    """The mask's four corners (4 2, pixels around the crop's centre) if it is a quadrilateral."""
+    h, w = mask.shape[-2:]
+    ys, xs = np.nonzero(mask[0, 0].numpy() > 0.5)
+    points = np.c_[xs + 0.5 - w / 2, ys + 0.5 - h / 2]
+    if len(points) < 16 or np.ptp(xs) < 4 or np.ptp(ys) < 4:
+        return None
+    try:
+        hull = points[ConvexHull(points).vertices]
+    except QhullError:  # all on one line
+        return None
+    if len(hull) < 4:
+        return None
+    if len(hull) > 28:
+        hull = hull[np.linspace(0, len(hull), 28, endpoint=False).astype(int)]
+    fours = np.array(list(itertools.combinations(range(len(hull)), 4)))
+    quads = hull[fours]
+    ahead = np.roll(quads, -1, axis=1)
+    areas = 0.5 * np.abs((quads[..., 0] * ahead[..., 1] - quads[..., 1] * ahead[..., 0]).sum(1))
+    best = int(areas.argmax())
+    if areas[best] < _QUAD * len(points):
+        return None
+    return quads[best]
+
+
+def _quad_starts(mask: Tensor, reference_mask: Tensor) -> list[np.ndarray]:
+    """Homographies (centred pixels) that map corners on corners, for each way round them."""
+    a, b = _quad(mask), _quad(reference_mask)
+    if a is None or b is None:
+        return []
+    found = []
+    for turn in range(4):
+        target = np.roll(b, turn, axis=0)
+        matrix = from_points(a, target)
+        angle = math.degrees(math.atan2(matrix[1, 0] - matrix[0, 1], matrix[0, 0] + matrix[1, 1]))
+        if abs(angle) <= 60:
+            found.append(matrix)
+    return found
+
+
+def _starts(mask: Tensor, reference_mask: Tensor) -> list[Tensor]:
+    """First guesses draft -> reference: mask onto mask, turned and zoomed a little either way."""
+    h, w = mask.shape[-2:]
+    rh, rw = reference_mask.shape[-2:]
+    center, spread = _moments(mask)
+    ref_center, ref_spread = _moments(reference_mask)
+    to_pixels = torch.diag(torch.tensor([w / 2, h / 2, 1.0], dtype=torch.float64))
+    from_pixels = torch.diag(torch.tensor([2 / rw, 2 / rh, 1.0], dtype=torch.float64))
+    size = float(ref_spread.det() / spread.det()) ** 0.25
+
+    def affine(linear: Tensor) -> Tensor:
+        m = torch.eye(3, dtype=torch.float64)
+        m[:2, :2] = linear
+        m[:2, 2] = ref_center - linear @ center
+        return from_pixels @ m @ to_pixels
+
+    def angle(cov: Tensor) -> float:
+        return 0.5 * math.atan2(2 * float(cov[0, 1]), float(cov[0, 0] - cov[1, 1]))
+
+    def turned(a: float, zoom: float) -> Tensor:
+        c, s = math.cos(a) * zoom, math.sin(a) * zoom
+        return torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+
+    by_axes = angle(ref_spread) - angle(spread)
+    by_axes = (by_axes + math.pi / 2) % math.pi - math.pi / 2
+    angles = {0.0, by_axes} | {math.radians(d) for d in (-30, -24, -18, -12, -6, 6, 12, 18, 24, 30)}
+    guesses = [turned(a, size * z) for z in (1.0, 0.9, 1.1) for a in sorted(angles, key=abs)]
+    # The masks' own shapes, matched axis by axis: right when both were outlined alike.
+    evals, evecs = torch.linalg.eigh(spread)
+    ref_evals, ref_evecs = torch.linalg.eigh(ref_spread)
+    root = evecs @ torch.diag(evals.rsqrt()) @ evecs.T
+    ref_root = ref_evecs @ torch.diag(ref_evals.sqrt()) @ ref_evecs.T
+    guesses.append(ref_root @ root)
+    quads = [
+        from_pixels @ torch.from_numpy(q) @ to_pixels for q in _quad_starts(mask, reference_mask)
+    ]
+    return quads + [affine(g) for g in guesses if bool(torch.isfinite(g).all())]
+
+
+def _turn_zoom(matrix: Tensor, draft: Tensor, reference: Tensor) -> tuple[float, float]:
+    h, w = draft.shape[-2:]
+    rh, rw = reference.shape[-2:]
+    m = matrix / matrix[2, 2]
+    a, b = float(m[0, 0]) * rw / w, float(m[0, 1]) * rw / h
+    c, d = float(m[1, 0]) * rh / w, float(m[1, 1]) * rh / h
+    return math.degrees(math.atan2(c - b, a + d)), math.sqrt(abs(a * d - b * c))
+
+
+def _sane(matrix: Tensor, start: Tensor, mask: Tensor) -> bool:
+    """The refined map must not mirror, fold or run away from the first guess over the region."""
+    ys, xs = (mask[0, 0] > 0.5).nonzero(as_tuple=True)
+    if len(ys) == 0:
+        return False
+    h, w = mask.shape[-2:]
+    x0, x1 = float(xs.min()) / w * 2 - 1, float(xs.max() + 1) / w * 2 - 1
+    y0, y1 = float(ys.min()) / h * 2 - 1, float(ys.max() + 1) / h * 2 - 1
+    corners = torch.tensor(
+        [[x0, y0, 1], [x1, y0, 1], [x1, y1, 1], [x0, y1, 1]], dtype=torch.float64
+    )
+
+    def area(m: Tensor) -> float:
+        p = corners @ m.T
+        if bool((p[:, 2] <= 0.2).any()):
+            return 0.0
+        q = p[:, :2] / p[:, 2:]
+        nxt = q.roll(-1, 0)
+        return 0.5 * float((q[:, 0] * nxt[:, 1] - q[:, 1] * nxt[:, 0]).sum())
+
+    before, after = area(start), area(matrix)
+    return after > 0 and 0.35 < after / max(before, 1e-9) < 2.8
+
+
+def align(
+    draft: Tensor,
+    mask: Tensor,
+    reference: Tensor,
+    reference_mask: Tensor,
+    model: MotionModel = "homography",
+) -> Alignment:
+    """Find where the draft's region lies in the reference.
+
+    Args:
+        draft, reference: crops 1 3 h w in [0, 1]; sizes may differ.
+        mask, reference_mask: the detail in each, 1 1 h w, over 0 somewhere.
+        model: the freedom of the finest level.
+
+    Returns:
+        the registration if it is believable, else the masks' own correspondence.
+    """
+    # A thin stroke is faint at the model's size: its strongest pixel counts as whole.
+    mask, reference_mask = mask / mask.amax(), reference_mask / reference_mask.amax()
+    starts = _starts(mask, reference_mask)
+    # The broken detail is the worst witness: the unbroken surface around it counts double.
+    ys, xs = (mask[0, 0] > 0.5).nonzero(as_tuple=True)
+    reach = max(2, round(_RING * min(float(ys.max() - ys.min()), float(xs.max() - xs.min()))))
+    side = 2 * reach + 1  # one axis after the other: a square window of 150 px would take seconds
+    around = F.max_pool2d(mask, (side, 1), 1, (reach, 0))
+    around = F.max_pool2d(around, (1, side), 1, (0, reach))
+    weight = around - 0.5 * mask
+    found = register(draft, reference, weight, model, starts, guide=(mask, reference_mask))
+    if found.score >= _ACCEPT and _sane(found.matrix, starts[0], mask):
+        turn, zoom = _turn_zoom(found.matrix, draft, reference)
+        return Alignment(found.matrix, found.score, "registered", turn, zoom)
+    turn, zoom = _turn_zoom(starts[0], draft, reference)
+    return Alignment(starts[0], found.score, "boxes", turn, zoom)
+
+
+def apply_alignment(reference: Tensor, alignment: Alignment, height: int, width: int) -> Tensor:
+    """The reference crop seen from the draft's pose, 1 3 H W; grey where it shows nothing.
+
+    A reference much larger than the draft's crop is averaged down first, so that its detail does
+    not alias.
+    """
+    shrink = alignment.zoom
+    if shrink > 1.25:
+        h, w = reference.shape[-2:]
+        size = (max(4, round(h / shrink)), max(4, round(w / shrink)))
+        reference = F.interpolate(reference, size, mode="area")
+    out, inside = warp(reference, alignment.matrix, height, width)
+    return (out * inside + _GREY * (1 - inside)).clamp(0, 1)

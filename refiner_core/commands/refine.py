@@ -1,0 +1,123 @@
+"""`omnirefiner refine`: one draft and its reference from files to a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ..images import (
+    Picture,
+    atomic_path,
+    check_output,
+    check_picture_output,
+    load_mask,
+    load_picture,
+    save_picture,
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command's options."""
+    p = commands.add_parser("refine", help="repair one picture")
+    files = p.add_argument_group("pictures")
+    files.add_argument("--draft", required=True, metavar="FILE", help="the picture to repair")
+    files.add_argument(
+        "--reference", required=True, action="append", metavar="FILE",
+        help="the true detail; up to three times, several views of the same thing",
+    )  # fmt: skip
+    files.add_argument("--mask", metavar="FILE", help="white = repair; without it, everything")
+    files.add_argument(
+        "--reference-mask", action="append", default=[], metavar="FILE",
+        help="white = the detail in the reference, in the order of --reference",
+    )  # fmt: skip
+    files.add_argument("--resize-mask", action="store_true", help="fit masks of another size")
+    files.add_argument("--out", required=True, metavar="FILE", help=".png, .tif or lossless .webp")
+    files.add_argument("--report", metavar="FILE", help="write what was done as JSON")
+    files.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    model = p.add_argument_group("model")
+    model.add_argument(
+        "--refiner", default="nano", metavar="nano|DIR|FILE",
+        help="the embedded model, a diffusers folder, or a FLUX.1-Kontext single file",
+    )  # fmt: skip
+    model.add_argument("--recipe", help="omnirefiner or kontext; default by --lora")
+    model.add_argument("--lora", action="append", default=[], metavar="FILE:STRENGTH")
+    model.add_argument("--clip-l", metavar="FILE", help="CLIP-L text encoder for a single file")
+    model.add_argument("--t5", metavar="FILE", help="T5-XXL text encoder for a single file")
+    model.add_argument("--vae", metavar="FILE", help="FLUX autoencoder (ae.safetensors)")
+    model.add_argument("--tokenizers", metavar="DIR", help="folder with the two tokenizers")
+    model.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    how = p.add_argument_group("repair")
+    how.add_argument("--prompt", help="full prompt; default: the recipe's template")
+    how.add_argument("--subject", help="what the template calls the detail, e.g. 'logo'")
+    how.add_argument("--seed", type=int, default=0)
+    how.add_argument("--steps", type=int, help="1 to 1000; default: the recipe's")
+    how.add_argument("--guidance", type=float, help="guidance embedding; default: the recipe's")
+    how.add_argument("--context", type=float, metavar="F", help="crop size over region size, >= 1")
+    how.add_argument("--megapixels", type=float, metavar="P", help="area the model works at")
+    how.add_argument("--feather", type=float, default=6, metavar="PX", help="blend inside the edge")
+    how.add_argument("--grow", type=float, default=0, metavar="PX", help="grow the mask first")
+    how.add_argument("--model-mask", type=float, default=0.0, metavar="0..1",
+                     help="hold sampling to the draft outside the region")  # fmt: skip
+    how.add_argument("--blend", choices=("feather", "multiband"), default="feather")
+    how.add_argument("--color-match", type=float, metavar="0..1",
+                     help="take out the colour cast; default: the recipe's")  # fmt: skip
+    how.add_argument("--drift", action=argparse.BooleanOptionalAction, default=None,
+                     help="take out shift and zoom; default: the recipe's")  # fmt: skip
+    how.add_argument("--align", action=argparse.BooleanOptionalAction, default=None,
+                     help="bring the reference into the draft's pose first")  # fmt: skip
+    p.set_defaults(run=run)
+
+
+def _mask(path: str, like: torch.Tensor, resize: bool, name: str) -> torch.Tensor:
+    mask = load_mask(path, name)
+    if resize and mask.shape[-2:] != like.shape[-2:]:
+        mask = F.interpolate(mask, like.shape[-2:], mode="bilinear", antialias=True)
+    return mask
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Do it.
+
+    Raises:
+        ValueError: any input that cannot be used; nothing is written then.
+    """
+    from ..load import load_engine
+    from ..lora import parse_lora_argument
+    from ..pipeline import RefineOptions, RefineRequest, refine
+
+    out = check_picture_output(chosen.out, chosen.overwrite)
+    report = check_output(chosen.report, chosen.overwrite) if chosen.report else None
+    if len(chosen.reference_mask) > len(chosen.reference):
+        raise ValueError(
+            f"{len(chosen.reference_mask)} reference masks for {len(chosen.reference)} references."
+        )
+    options = RefineOptions(
+        prompt=chosen.prompt, subject=chosen.subject, seed=chosen.seed, steps=chosen.steps,
+        guidance=chosen.guidance, context=chosen.context, megapixels=chosen.megapixels,
+        grow=chosen.grow, feather=chosen.feather, model_mask=chosen.model_mask,
+        blend=chosen.blend, color_match=chosen.color_match, drift=chosen.drift, align=chosen.align,
+    )  # fmt: skip
+    draft = load_picture(chosen.draft, "draft")
+    references = tuple(load_picture(r, "reference").pixels for r in chosen.reference)
+    mask = _mask(chosen.mask, draft.pixels, chosen.resize_mask, "mask") if chosen.mask else None
+    reference_masks = tuple(
+        _mask(m, r, chosen.resize_mask, "reference mask")
+        for m, r in zip(chosen.reference_mask, references, strict=False)
+    )
+    engine = load_engine(
+        chosen.refiner, loras=[parse_lora_argument(a) for a in chosen.lora], device=chosen.device,
+        recipe=chosen.recipe, clip_l=chosen.clip_l, t5=chosen.t5, vae=chosen.vae,
+        tokenizers=chosen.tokenizers,
+    )  # fmt: skip
+    result = refine(engine, RefineRequest(draft.pixels, references, mask, reference_masks, options))
+    save_picture(Picture(result.image, draft.alpha), out, chosen.overwrite)
+    if report is not None:
+        data = {**result.report, "draft_file": str(chosen.draft), "notes": list(draft.notes)}
+        with atomic_path(report) as temporary:
+            Path(temporary).write_text(json.dumps(data, indent=2))
+    print(f"{out}: {len(result.crops)} region(s) in {result.report['seconds_total']:.1f} s")

@@ -1,0 +1,143 @@
+"""Pixels by plan: cut a crop out, put a repaired one back. The plan itself is in `geometry`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .geometry import Box, CropPlan, Extent
+from .images import resize, to_dtype, to_float
+from .masks import Region, feather
+
+Blend = Literal["feather", "multiband"]
+
+
+def crop(image: Tensor, plan: CropPlan) -> Tensor:
+    """The planned crop of `image` B C H W (any stored type) at the model's size, float32 in [0, 1].
+
+    Only the box is read; edge pixels are repeated where it reaches outside.
+    """
+    i = plan.inside
+    cut = to_float(image[..., i.y0 : i.y1, i.x0 : i.x1])
+    if any(plan.padding):
+        left, top, right, bottom = plan.padding
+        cut = F.pad(cut, (left, right, top, bottom), mode="replicate")
+    return resize(cut, plan.target).clamp(0, 1)
+
+
+def crop_mask(region: Region, plan: CropPlan) -> Tensor:
+    """The region's mask in the crop's frame at the model's size, 1 1 h w in [0, 1]."""
+    full = torch.zeros(1, 1, plan.box.extent.height, plan.box.extent.width)
+    y, x = region.box.y0 - plan.box.y0, region.box.x0 - plan.box.x0
+    h, w = region.mask.shape[-2:]
+    full[..., y : y + h, x : x + w] = region.mask
+    # Area averaging loses no thin stroke, which bicubic sampling could.
+    if full.shape[-2:] == (plan.target.height, plan.target.width):
+        return full
+    return F.interpolate(
+        full, (plan.target.height, plan.target.width), mode="bilinear", antialias=True
+    ).clamp(0, 1)
+
+
+def uncrop(result: Tensor, plan: CropPlan, region: Region) -> Tensor:
+    """A repaired crop at the model's size to the picture's scale, cut to the region's box."""
+    full = resize(result.float(), plan.box.extent)
+    y, x = region.box.y0 - plan.box.y0, region.box.x0 - plan.box.x0
+    h, w = region.mask.shape[-2:]
+    return full[..., y : y + h, x : x + w].clamp(0, 1)
+
+
+def stitch(
+    image: Tensor,
+    patch: Tensor,
+    region: Region,
+    *,
+    feather_pixels: float = 8,
+    blend: Blend = "feather",
+) -> Tensor:
+    """A copy of `image` with `patch` blended in over the region.
+
+    Every pixel where the region's mask is 0 keeps its exact value in the type that came in.
+
+    Args:
+        image: B C H W, any stored type; channels beyond the patch's (alpha) are left alone.
+        patch: float B 3 h w in [0, 1], the size of the region's box.
+        region: where.
+        feather_pixels: width of the blend inside the mask's edge.
+        blend: "feather" (one ramp) or "multiband" (coarse tones blend wider than fine detail).
+    """
+    out = image.clone()
+    stitch_into(out, patch, region, feather_pixels=feather_pixels, blend=blend)
+    return out
+
+
+def stitch_into(
+    out: Tensor,
+    patch: Tensor,
+    region: Region,
+    *,
+    feather_pixels: float = 8,
+    blend: Blend = "feather",
+) -> None:
+    """`stitch`, but into `out` itself: a large picture is copied once, not once a region."""
+    b = region.box
+    extent = Extent(out.shape[-1], out.shape[-2])
+    open_sides = (b.x0 == 0, b.y0 == 0, b.x1 == extent.width, b.y1 == extent.height)
+    weight = feather(region.mask, feather_pixels, open_sides).to(patch.device)
+    channels = patch.shape[1]
+    view = out[..., :channels, b.y0 : b.y1, b.x0 : b.x1]
+    before = to_float(view).to(patch.device)
+    if blend == "multiband":
+        # Inside, bands blend over their own width; the rim still fades to the draft's exact value.
+        inner = multiband(before, patch, weight)
+        rim = feather(region.mask, min(2.0, feather_pixels), open_sides).to(patch.device)
+        mixed = before + rim * (inner - before)
+    else:
+        mixed = before + weight * (patch - before)
+    mixed = to_dtype(mixed, out.dtype).to(out.device)
+    inside = (region.mask > 0).expand(view.shape).to(out.device)
+    if out.dtype == torch.uint16:  # torch cannot index it: move the same bits as signed numbers
+        view, mixed = view.view(torch.int16), mixed.view(torch.int16)
+    view[inside] = mixed[inside]
+
+
+def _down(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+
+
+def _up(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def multiband(a: Tensor, b: Tensor, weight: Tensor, levels: int = 5) -> Tensor:
+    """Laplacian-pyramid blend of `a` (weight 0) and `b` (weight 1), after Burt & Adelson 1983."""
+    if levels == 0 or min(a.shape[-2:]) < 4:
+        return a + weight * (b - a)
+    small_a, small_b, small_w = _down(a), _down(b), _down(weight)
+    coarse = multiband(small_a, small_b, small_w, levels - 1)
+    band_a, band_b = a - _up(small_a, a), b - _up(small_b, b)
+    return _up(coarse, a) + band_a + weight * (band_b - band_a)
+
+
+def ring(region: Region, plan: CropPlan) -> Tensor:
+    """Where the crop shows unrepaired picture: 1 1 h w at the model's size, 0 or 1.
+
+    The region, a margin of 4 % around it (the model may shade that) and padding are left out.
+    """
+    mask = crop_mask(region, plan)
+    margin = max(1, round(0.04 * min(plan.target)))
+    near = F.max_pool2d(mask, 2 * margin + 1, 1, margin)
+    inside = torch.zeros_like(mask)
+    i, s = plan.inside, plan.scale
+    y0, y1 = round((i.y0 - plan.box.y0) * s), round((i.y1 - plan.box.y0) * s)
+    x0, x1 = round((i.x0 - plan.box.x0) * s), round((i.x1 - plan.box.x0) * s)
+    inside[..., y0:y1, x0:x1] = 1
+    return (near <= 0.01).float() * inside
+
+
+def box_region(box: Box) -> Region:
+    """A full rectangle as a region."""
+    return Region(box, torch.ones(1, 1, box.extent.height, box.extent.width))

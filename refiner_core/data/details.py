@@ -1,0 +1,275 @@
+"""What gets repaired: words, logos and patterns drawn flat, as textures of an object's surface.
+
+A `Texture` is a flat RGB picture of a surface (material + detail) together with the box of the
+detail in it. `alternative()` draws another detail of the same family on the same material: the
+wrong word or wrong logo a generator would have put there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+KINDS = ("word", "logo", "pattern")
+_CONSONANTS, _VOWELS = "BCDFGHKLMNPRSTVWZ", "AEIOU"
+_MIN_CONTRAST = 60.0  # of 255, luminance of detail against material: less is not a detail
+
+
+@dataclass(frozen=True)
+class Texture:
+    """A flat surface. `image` RGB, `box` (x0, y0, x1, y1) of the detail in it, in pixels."""
+
+    image: Image.Image
+    box: tuple[int, int, int, int]
+    kind: str
+    label: str
+    style: TextureStyle
+
+
+@dataclass(frozen=True)
+class TextureStyle:
+    """Everything about a texture except which detail it carries, so that a swap keeps the rest."""
+
+    size: tuple[int, int]
+    material: Image.Image
+    ink: tuple[int, int, int]
+    second_ink: tuple[int, int, int]
+    font: str | None
+    font_share: float
+    kind: str
+
+
+@cache
+def font_files() -> tuple[str, ...]:
+    """Paths of the scalable fonts at hand: the `font-*` packages of the training extra, or none.
+
+    Without them Pillow's own bundled font is used, so drawing works on a bare install.
+    """
+    try:
+        from fonts import ttf  # type: ignore[import-not-found]
+    except ImportError:
+        return ()
+    found = [p for p in vars(ttf).values() if isinstance(p, str) and p.endswith((".ttf", ".otf"))]
+    # Hairline weights vanish at the few pixels a stroke has here: nothing to learn from them.
+    usable = (p for p in set(found) if not any(w in p for w in ("Thin", "Light", "Amatic")))
+    return tuple(sorted(p for p in usable if Path(p).is_file()))
+
+
+def random_word(rng: np.random.Generator) -> str:
+    """Three to eight pronounceable letters, sometimes lower case, sometimes with digits."""
+    n = int(rng.integers(3, 9))
+    first = int(rng.integers(2))
+    letters = [str(rng.choice(list(_VOWELS if (i + first) % 2 else _CONSONANTS))) for i in range(n)]
+    word = "".join(letters)
+    style = rng.random()
+    if style < 0.25:
+        return word.capitalize()
+    if style < 0.35:
+        return word.lower()
+    if style < 0.5:
+        return word[: max(2, n - 2)] + str(rng.integers(10, 100))
+    return word
+
+
+def draw_texture(rng: np.random.Generator, height: int, kind: str | None = None) -> Texture:
+    """Draw a random surface `height` pixels high carrying one detail of `kind` (random if None)."""
+    kind = kind or str(rng.choice(KINDS, p=(0.5, 0.3, 0.2)))
+    aspect = rng.uniform(1.8, 3.6) if kind == "word" else rng.uniform(0.8, 1.4)
+    size = (max(16, round(height * aspect)), height)
+    material, base = _material(rng, size)
+    style = TextureStyle(
+        size=size,
+        material=material,
+        ink=_ink(rng, base),
+        second_ink=_ink(rng, base),
+        font=str(rng.choice(font_files())) if font_files() else None,
+        font_share=float(rng.uniform(0.45, 0.72)),
+        kind=kind,
+    )
+    return _with_detail(rng, style)
+
+
+def alternative(rng: np.random.Generator, texture: Texture) -> Texture:
+    """The same surface with another detail of the same kind, sometimes only partly different."""
+    if texture.kind == "word" and rng.random() < 0.6:
+        return _with_detail(rng, texture.style, _misspell(rng, texture.label))
+    style = texture.style
+    if rng.random() < 0.3 and font_files():
+        style = replace(style, font=str(rng.choice(font_files())))
+    return _with_detail(rng, style)
+
+
+def draw_word(style: TextureStyle, word: str) -> Texture:
+    """The surface `style` carrying exactly `word`; used where the text is chosen by a person."""
+    return _with_detail(np.random.default_rng(0), style, word)
+
+
+def _misspell(rng: np.random.Generator, word: str) -> str:
+    letters = list(word)
+    for _ in range(int(rng.integers(1, max(2, len(letters) // 2) + 1))):
+        i = int(rng.integers(len(letters)))
+        letters[i] = str(rng.choice(list(_CONSONANTS + _VOWELS)))
+    wrong = "".join(letters)
+    return wrong if wrong != word else word[::-1]
+
+
+def _material(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Image.Image, np.ndarray]:
+    w, h = size
+    base = rng.uniform(20, 235, 3) * rng.uniform(0.5, 1.0) + rng.uniform(0, 40)
+    low = rng.normal(0, rng.uniform(2, 14), (4, 6, 3)).astype(np.float32)
+    field = np.stack(
+        [np.asarray(Image.fromarray(low[..., c]).resize(size, Image.Resampling.BICUBIC))
+         for c in range(3)], -1)  # fmt: skip
+    pixels = base + field
+    yy, xx = np.mgrid[0:h, 0:w]
+    surface = rng.random()
+    if surface < 0.25:
+        angle, period = rng.uniform(0, math.pi), rng.uniform(6, h / 2)
+        wave = np.sin((xx * math.cos(angle) + yy * math.sin(angle)) * 2 * math.pi / period)
+        pixels = pixels + rng.uniform(4, 14) * wave[..., None]
+    elif surface < 0.45:
+        pixels = pixels + rng.normal(0, rng.uniform(2, 8), (h, w, 1))
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    if rng.random() < 0.35:
+        edge = tuple(int(v) for v in _ink(rng, base))
+        width = max(1, h // 24)
+        ImageDraw.Draw(image).rectangle((0, 0, w - 1, h - 1), outline=edge, width=width)
+    return image, base
+
+
+def _luminance(rgb: np.ndarray) -> float:
+    return float(np.dot(rgb, (0.299, 0.587, 0.114)))
+
+
+def _ink(rng: np.random.Generator, base: np.ndarray) -> tuple[int, int, int]:
+    for _ in range(20):
+        color = rng.uniform(0, 255, 3)
+        if abs(_luminance(color) - _luminance(base)) > _MIN_CONTRAST:
+            return (int(color[0]), int(color[1]), int(color[2]))
+    v = 250 if _luminance(base) < 128 else 8
+    return (v, v, v)
+
+
+def _with_detail(
+    rng: np.random.Generator, style: TextureStyle, label: str | None = None
+) -> Texture:
+    image = style.material.copy()
+    if style.kind == "word":
+        label = label or random_word(rng)
+        box = _draw_word(image, style, label)
+    elif style.kind == "logo":
+        label = label or f"logo-{int(rng.integers(1 << 30))}"
+        box = _draw_logo(image, style, np.random.default_rng(_stable_seed(label)))
+    else:
+        label = label or f"pattern-{int(rng.integers(1 << 30))}"
+        box = _draw_pattern(image, style, np.random.default_rng(_stable_seed(label)))
+    return Texture(image, box, style.kind, label, style)
+
+
+def _stable_seed(label: str) -> int:
+    return int.from_bytes(label.encode()[-8:], "little") % (1 << 32)
+
+
+def load_font(path: str | None, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font at `path`, or Pillow's bundled one when `path` is None."""
+    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
+
+
+def _draw_word(image: Image.Image, style: TextureStyle, word: str) -> tuple[int, int, int, int]:
+    w, h = image.size
+    draw = ImageDraw.Draw(image)
+    size = max(6, round(h * style.font_share))
+    while size > 6:
+        left, top, right, bottom = draw.textbbox((0, 0), word, font=load_font(style.font, size))
+        if right - left <= 0.9 * w and bottom - top <= 0.9 * h:
+            break
+        size = max(6, int(size * 0.92))
+    font = load_font(style.font, size)
+    left, top, right, bottom = draw.textbbox((0, 0), word, font=font)
+    x, y = (w - (right - left)) / 2 - left, (h - (bottom - top)) / 2 - top
+    draw.text((x, y), word, fill=style.ink, font=font)
+    # The box spans the whole width a longer word could take, so that a swap stays inside it.
+    pad = h * 0.04
+    return (
+        max(0, int(0.04 * w)),
+        max(0, int(y + top - pad)),
+        min(w, int(0.96 * w)),
+        min(h, int(y + bottom + pad)),
+    )
+
+
+def _draw_logo(
+    image: Image.Image, style: TextureStyle, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    w, h = image.size
+    draw = ImageDraw.Draw(image)
+    cx, cy, r = w / 2, h / 2, 0.42 * min(w, h)
+    box = (cx - r, cy - r, cx + r, cy + r)
+    frame = rng.random()
+    inner = r
+    if frame < 0.35:
+        draw.ellipse(box, outline=style.ink, width=max(2, int(r * rng.uniform(0.08, 0.2))))
+        inner = 0.7 * r
+    elif frame < 0.6:
+        draw.ellipse(box, fill=style.second_ink)
+        inner = 0.8 * r
+    elif frame < 0.75:
+        draw.rounded_rectangle(box, radius=r * 0.3, fill=style.second_ink)
+        inner = 0.85 * r
+    shape = rng.random()
+    turn = rng.uniform(0, 2 * math.pi)
+    if shape < 0.35:
+        points, notch = int(rng.integers(3, 9)), rng.uniform(0.35, 0.7)
+        star = [
+            (cx + math.cos(turn + i * math.pi / points) * inner * (notch if i % 2 else 1),
+             cy + math.sin(turn + i * math.pi / points) * inner * (notch if i % 2 else 1))
+            for i in range(2 * points)]  # fmt: skip
+        draw.polygon(star, fill=style.ink)
+    elif shape < 0.6:
+        letters = "".join(rng.choice(list(_CONSONANTS + _VOWELS), int(rng.integers(1, 3))))
+        font = load_font(style.font, max(6, int(inner * (1.5 if len(letters) == 1 else 1.0))))
+        draw.text((cx, cy), letters, fill=style.ink, font=font, anchor="mm")
+    elif shape < 0.8:
+        for i in range(int(rng.integers(2, 5))):
+            start = math.degrees(turn) + i * 97
+            q = inner * (1 - 0.22 * i)
+            draw.arc(
+                (cx - q, cy - q, cx + q, cy + q),
+                start, start + rng.uniform(120, 280), fill=style.ink, width=max(2, int(r * 0.12)),
+            )  # fmt: skip
+    else:
+        for i in range(int(rng.integers(2, 5))):
+            y = cy - inner * 0.6 + i * inner * 0.4
+            half = inner * rng.uniform(0.3, 0.85)
+            draw.rectangle((cx - half, y, cx + half, y + inner * 0.2), fill=style.ink)
+    pad = 0.04 * r
+    return int(cx - r - pad), int(cy - r - pad), int(cx + r + pad), int(cy + r + pad)
+
+
+def _draw_pattern(
+    image: Image.Image, style: TextureStyle, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    w, h = image.size
+    cells = int(rng.integers(4, 8))
+    half = rng.random((cells, (cells + 1) // 2)) < 0.5
+    grid = np.concatenate([half, half[:, : cells // 2][:, ::-1]], axis=1)
+    second = rng.random(grid.shape) < 0.35
+    side = int(0.84 * min(w, h)) // cells * cells
+    alpha = Image.fromarray((grid * 255).astype(np.uint8)).resize(
+        (side, side), Image.Resampling.NEAREST
+    )
+    colors = np.where(second[..., None], style.second_ink, style.ink).astype(np.uint8)
+    tile = Image.fromarray(colors).resize((side, side), Image.Resampling.NEAREST)
+    if rng.random() < 0.3:  # rounded cells: pixels read as beads
+        alpha = alpha.filter(ImageFilter.GaussianBlur(side / cells / 5)).point(
+            [0] * 129 + [255] * 127
+        )
+    x, y = (w - side) // 2, (h - side) // 2
+    image.paste(tile, (x, y), alpha)
+    pad = max(1, side // 40)
+    return x - pad, y - pad, x + side + pad, y + side + pad

@@ -1,0 +1,72 @@
+"""The core engine: a diffusers transformer, a codec and a text encoder behind one recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
+
+from .interfaces import SamplingJob
+from .kontext import Conditioning, Denoiser
+from .recipes import Recipe
+from .sampling import draw_noise, restrict, sample
+
+
+class Codec(Protocol):
+    """Images 1 3 H W in [0, 1] to the latents the network sees, and back."""
+
+    def encode(self, images: Tensor) -> Tensor: ...
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+# Prompt and padding length to text embeddings 1 L D and pooled 1 P.
+TextEncoder = Callable[[str, int], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class CoreEngine:
+    """Runs a recipe on torch alone (see `interfaces.Engine`).
+
+    `source` says where the weights are from, for the report.
+    """
+
+    recipe: Recipe
+    model: FluxTransformer2DModel
+    codec: Codec
+    text: TextEncoder
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    source: dict[str, str] = field(default_factory=dict)
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.codec.encode(image.to(self.device)).float()
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self.codec.decode(latent).float().cpu()
+
+    def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
+        text, pooled = self.text(job.prompt, self.recipe.text_tokens)
+        conditioning = Conditioning(
+            job.references, job.indices, text.to(self.device), pooled.to(self.device), job.guidance
+        )
+        clean = job.references[self.recipe.order.index("draft")]
+        x = draw_noise(tuple(clean.shape), job.seed).to(self.device)
+        model = Denoiser(self.model)
+        if job.restrict is not None:
+            model = restrict(model, clean, job.restrict.to(clean))
+        steps = len(job.sigmas) - 1
+        return sample(
+            model, x, job.sigmas, {"conditioning": conditioning},
+            lambda d: step(d["i"] + 1, steps, d["denoised"]),
+        )  # fmt: skip
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "kind": "core",
+            "device": str(self.device),
+            "dtype": str(self.model.dtype),
+            **self.source,
+        }

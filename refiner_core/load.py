@@ -1,0 +1,202 @@
+"""Builds the core engine from what the user names: "nano", a file or a folder, and LoRAs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .engine import CoreEngine, TextEncoder
+from .lora import apply_lora, parse_lora_argument, read_lora
+from .nano import NANO_WEIGHTS
+from .nano.engine import load_nano
+from .recipes import NANO, Recipe, get_recipe
+from .text import FluxText, comfyui_folders
+from .vae import FluxCodec, load_vae
+from .weight_files import check_weights_path, read_header
+from .weights import count_parameters, load_transformer, transformer_folder
+
+LoraArgument = str | tuple[str | Path, float]
+_MODEL_FOLDERS = ("diffusion_models", "unet", "checkpoints")
+_TEXT_FOLDERS = ("text_encoders", "clip")
+# Usual file names in ComfyUI's folders, best first.
+_CLIP_NAMES = ("clip_l.safetensors", "*clip_l*.safetensors")
+_T5_NAMES = (
+    "t5xxl_fp16.safetensors", "t5xxl_fp8_e4m3fn_scaled.safetensors", "t5xxl*.safetensors",
+    "*t5*xxl*.safetensors",
+)  # fmt: skip
+_VAE_NAMES = ("ae.safetensors", "flux_vae.safetensors", "*flux*vae*.safetensors", "ae*.safetensors")
+_LARGE = 2_000_000_000
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device.
+
+    Raises:
+        ValueError: another name, or CUDA is asked for and not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or name == "cpu:":
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}.")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"device {name} was asked for, but PyTorch {torch.__version__} sees no CUDA GPU. "
+                "Use auto or cpu, or install PyTorch with CUDA."
+            )
+        if index and int(index) >= torch.cuda.device_count():
+            raise ValueError(f"There is no {name}: PyTorch sees {torch.cuda.device_count()} GPUs.")
+    return torch.device(name)
+
+
+def pick_dtype(device: torch.device, parameters: int) -> torch.dtype:
+    """bfloat16 on a GPU; float32 on a CPU, unless the model is too large for that."""
+    large = device.type == "cuda" or parameters >= _LARGE
+    return torch.bfloat16 if large else torch.float32
+
+
+def load_engine(
+    refiner: str | Path,
+    *,
+    loras: Sequence[LoraArgument] = (),
+    device: str = "auto",
+    recipe: str | None = None,
+    clip_l: str | Path | None = None,
+    t5: str | Path | None = None,
+    vae: str | Path | None = None,
+    tokenizers: str | Path | None = None,
+) -> CoreEngine:
+    """An engine that runs on torch alone.
+
+    Args:
+        refiner: "nano", a diffusers folder, a single FLUX file in BFL's or diffusers' layout, or a
+            nano that the user trained.
+        loras: `FILE:STRENGTH` or (file, strength), merged in this order.
+        device: auto, cpu, cuda or cuda:N.
+        recipe: a recipe's name; by default omnirefiner with a LoRA and kontext without.
+        clip_l, t5, vae: files or folders; by default those of the diffusers folder, or of the
+            ComfyUI model folders around the single file.
+        tokenizers: a folder with `tokenizer` and `tokenizer_2`; by default those of the diffusers
+            folder, of an installed ComfyUI or of Hugging Face's cache.
+
+    Raises:
+        ValueError: anything named is missing, broken or does not fit together.
+    """
+    where = pick_device(device)
+    pairs = [parse_lora_argument(a) if isinstance(a, str) else (Path(a[0]), a[1]) for a in loras]
+    for file, _ in pairs:
+        check_weights_path(file, "LoRA")
+    nano = _nano_weights(refiner)
+    if nano is not None:
+        engine = load_nano(where, nano)
+        _check_recipe(NANO if recipe is None else get_recipe(recipe), NANO.latent_factor)
+    else:
+        plan = get_recipe(recipe or ("omnirefiner" if pairs else "kontext"))
+        parts = _find_parts(Path(refiner).expanduser(), clip_l, t5, vae)
+        engine = _flux_engine(parts, plan, where, tokenizers)
+    for number, (file, strength) in enumerate(pairs):
+        lora = read_lora(file)
+        count = apply_lora(engine.model, lora, strength)
+        note = f"; {len(lora.skipped)} text encoder keys not applied" if lora.skipped else ""
+        engine.source[f"lora {number + 1}"] = f"{file.name} at {strength:g}: {count} weights{note}"
+    return engine
+
+
+def _nano_weights(refiner: str | Path) -> Path | None:
+    """The weights of the embedded nano or of one that the user trained; None for a FLUX."""
+    if str(refiner) == "nano":
+        return NANO_WEIGHTS
+    path = Path(refiner).expanduser()
+    carries_codec = not path.is_dir() and "codec.mean" in read_header(path, "diffusion model")[0]
+    return path if carries_codec else None
+
+
+class _Parts:
+    """Where the parts of a FLUX are: the transformer, its text encoders, its autoencoder."""
+
+    def __init__(self, model: Path, clip: Path, t5: Path, vae: Path, around: Path) -> None:
+        self.model, self.clip, self.t5, self.vae, self.around = model, clip, t5, vae, around
+
+
+def _flux_engine(
+    parts: _Parts, recipe: Recipe, device: torch.device, tokenizers: str | Path | None
+) -> CoreEngine:
+    roots = [*_given_folder(tokenizers), parts.around, *comfyui_folders(parts.model)]
+    text: TextEncoder = FluxText(parts.clip, parts.t5, roots, device)
+    codec: FluxCodec = load_vae(parts.vae, device)
+    _check_recipe(recipe, codec.factor)
+    weights = transformer_folder(parts.model) if parts.model.is_dir() else parts.model
+    dtype = pick_dtype(device, count_parameters(weights))
+    model = load_transformer(parts.model, dtype, device)
+    source = {
+        "weights": str(parts.model), "clip": str(parts.clip), "t5": str(parts.t5),
+        "vae": str(parts.vae),
+    }  # fmt: skip
+    return CoreEngine(recipe, model, codec, text, device, source)
+
+
+def _given_folder(folder: str | Path | None) -> list[Path]:
+    if folder is None:
+        return []
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"The tokenizer folder {path} does not exist.")
+    return [path]
+
+
+def _check_recipe(recipe: Recipe, factor: int) -> None:
+    if recipe.latent_factor != factor:
+        raise ValueError(
+            f"The recipe {recipe.name} works on latents of {recipe.latent_factor} px, but this "
+            f"model's are {factor} px. Leave the recipe out to get the one that fits."
+        )
+
+
+def _find_parts(
+    refiner: Path, clip_l: str | Path | None, t5: str | Path | None, vae: str | Path | None
+) -> _Parts:
+    given = [None if p is None else Path(p).expanduser() for p in (clip_l, t5, vae)]
+    if refiner.is_dir():
+        transformer_folder(refiner)
+        homes = [refiner / name for name in ("text_encoder", "text_encoder_2", "vae")]
+        looked = [(h,) for h in homes]
+        found = [h if h.is_dir() else None for h in homes]
+        around = refiner
+    else:
+        models = _models_folder(refiner)
+        text = tuple(models / name for name in _TEXT_FOLDERS)
+        looked = [text, text, (models / "vae",)]
+        names = (_CLIP_NAMES, _T5_NAMES, _VAE_NAMES)
+        found = [_first(f, n) for f, n in zip(looked, names, strict=True)]
+        around = models
+    options = (("CLIP text encoder", "--clip-l"), ("T5 text encoder", "--t5"), ("VAE", "--vae"))
+    chosen: list[Path] = []
+    for own, other, folders, (what, option) in zip(given, found, looked, options, strict=True):
+        path = other if own is None else own
+        if path is None:
+            places = " or ".join(str(f) for f in folders)
+            raise ValueError(f"No {what} for {refiner.name} in {places}. Name it with {option}.")
+        if not path.exists():
+            raise ValueError(f"The {what} {path} ({option}) does not exist.")
+        chosen.append(path)
+    return _Parts(refiner, chosen[0], chosen[1], chosen[2], around)
+
+
+def _models_folder(file: Path) -> Path:
+    """ComfyUI's `models` folder, when the file is somewhere in it; else the file's own folder."""
+    for parent in file.resolve().parents:
+        if parent.name in _MODEL_FOLDERS:
+            return parent.parent
+    return file.resolve().parent
+
+
+def _first(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
+    for name in names:
+        for folder in folders:
+            found = sorted(folder.rglob(name)) if folder.is_dir() else []
+            if found:
+                return found[0]
+    return None

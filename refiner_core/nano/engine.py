@@ -1,0 +1,50 @@
+"""Loads the embedded nano for the core engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import FluxTransformer2DModel
+from safetensors import safe_open
+from torch import Tensor
+
+from ..engine import CoreEngine
+from ..recipes import NANO
+from . import NANO_WEIGHTS
+from .codec import BlockCodec
+from .initialisation import nano_config
+
+
+def load_codec(path: Path = NANO_WEIGHTS) -> BlockCodec:
+    """The codec stored beside the nano's weights under `codec.`."""
+    codec = BlockCodec()
+    with safe_open(path, "pt") as f:
+        for name, buffer in codec.named_buffers():
+            buffer.copy_(f.get_tensor(f"codec.{name}"))
+    return codec
+
+
+def load_transformer_state(path: Path = NANO_WEIGHTS) -> dict[str, Tensor]:
+    """The transformer's tensors in diffusers' key layout, as stored."""
+    with safe_open(path, "pt") as f:
+        return {k: f.get_tensor(k) for k in f.keys() if not k.startswith("codec.")}  # noqa: SIM118
+
+
+def load_nano(device: torch.device | str = "cpu", path: Path = NANO_WEIGHTS) -> CoreEngine:
+    """The embedded refiner, float32, on `device`."""
+    state = load_transformer_state(path)
+    model = FluxTransformer2DModel(**nano_config())  # type: ignore[arg-type]
+    model.load_state_dict({k: v.float() for k, v in state.items()})
+    device = torch.device(device)
+    model.to(device)  # pyright: ignore[reportArgumentType] (diffusers wraps it)
+    model.eval().requires_grad_(False)
+
+    def no_text(prompt: str, length: int) -> tuple[Tensor, Tensor]:
+        width = model.context_embedder.in_features
+        pooled = model.time_text_embed.text_embedder.linear_1.in_features
+        return torch.zeros(1, 1, width), torch.zeros(1, pooled)
+
+    return CoreEngine(
+        NANO, model, load_codec(path).to(device), no_text, device, {"weights": "nano (embedded)"}
+    )

@@ -1,0 +1,462 @@
+"""The whole repair: plan, encode, sample, decode, register, match colours, stitch.
+
+`refine` is the one entry; it runs every region of every picture through an `Engine` and reports
+what it did. Everything outside the regions keeps its exact bits.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from . import __version__
+from .alignment import align, apply_alignment
+from .color import match_light, measure_gain, ring_error
+from .crop import Blend, box_region, crop, crop_mask, ring, stitch_into, uncrop
+from .geometry import Box, Buckets, CropPlan, Extent, plan_crop
+from .images import MAX_SIDE, check_finite
+from .interfaces import Engine, Progress, SamplingJob
+from .masks import Region, bounds, find_regions, whole_region
+from .registration import grid, register, warp
+
+_DRIFT_LEAST = 0.5  # px at the model's size: less is not worth a resampling
+_DRIFT_MOST = 0.06  # of the crop's side: more is not drift but another picture
+_ZOOM_MOST = 0.05
+_RING_LEAST = 0.05  # share of the crop outside the region below which drift is not measured
+_SMALLEST_REFERENCE = 8  # px: less than one token of any recipe
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """Everything a user may set; None takes the recipe's value.
+
+    `prompt` full text, else the recipe's template with `subject`; `seed`; `steps`; `guidance`;
+    `context` crop size over region size; `megapixels` the model works at; `grow` mask growth in
+    px; `feather` blend width inside the mask's edge in px; `fill_holes`; `smallest` piece of mask
+    in px; `split` False repairs all pieces in one crop; `model_mask` 0..1, how firmly sampling is
+    held to the draft outside the region (0 = free); `blend`; `drift` correct shift and zoom;
+    `color_match` strength 0..1; `align` the reference first.
+    """
+
+    prompt: str | None = None
+    subject: str | None = None
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    context: float | None = None
+    megapixels: float | None = None
+    grow: float = 0
+    feather: float = 6
+    fill_holes: bool = True
+    smallest: int = 1
+    split: bool = True
+    model_mask: float = 0.0
+    blend: Blend = "feather"
+    drift: bool | None = None
+    color_match: float | None = None
+    align: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("guidance", 0, 100), ("feather", 0, 1024), ("grow", -1024, 1024),
+            ("model_mask", 0, 1), ("color_match", 0, 1), ("smallest", 1, 1 << 30),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name} must be between {low} and {high}, got {value}.")
+        if self.steps is not None and not 1 <= self.steps <= 1000:
+            raise ValueError(f"steps must be between 1 and 1000, got {self.steps}.")
+        if self.blend not in get_args(Blend):
+            raise ValueError(
+                f"blend must be one of {', '.join(get_args(Blend))}, got {self.blend!r}."
+            )
+
+
+@dataclass(frozen=True)
+class RefineRequest:
+    """What to repair.
+
+    `draft` N 3 H W in any stored type, N drafts; `references` up to three groups, each M 3 h w (all
+    groups of the same M); `mask` None (everything) or K 1 H W; `reference_masks` one per group,
+    None = the whole reference. N, M and K must be equal or 1.
+    """
+
+    draft: Tensor
+    references: tuple[Tensor, ...]
+    mask: Tensor | None = None
+    reference_masks: tuple[Tensor | None, ...] = ()
+    options: RefineOptions = field(default_factory=RefineOptions)
+
+
+@dataclass(frozen=True)
+class RefineResult:
+    """`image` N 3 H W in the draft's type; `crops` the repaired crops at the model's size (region by
+    region, picture by picture); `mask` N 1 H W what was allowed to change; `report` for JSON.
+    """
+
+    image: Tensor
+    crops: list[Tensor]
+    mask: Tensor
+    report: dict[str, Any]
+
+
+def _check(request: RefineRequest) -> int:
+    draft, refs = request.draft, request.references
+    if draft.ndim != 4 or draft.shape[1] != 3 or min(draft.shape) < 1:
+        raise ValueError(f"The draft must be N 3 H W, got {tuple(draft.shape)}.")
+    if max(draft.shape[-2:]) > MAX_SIDE:
+        raise ValueError(
+            f"The draft is {draft.shape[-1]}x{draft.shape[-2]}; at most {MAX_SIDE} px are supported."
+        )
+    if not 1 <= len(refs) <= 3:
+        raise ValueError(f"One to three references are needed, got {len(refs)}.")
+    counts = {"drafts": len(draft)}
+    for i, reference in enumerate(refs):
+        _check_reference(reference)
+        counts["references" if i == 0 else f"references {i + 1}"] = len(reference)
+    if len(request.reference_masks) > len(refs):
+        raise ValueError(
+            f"{len(request.reference_masks)} reference masks for {len(refs)} references: give one "
+            "mask (or None) per reference."
+        )
+    for i, m in enumerate(request.reference_masks):
+        if m is None:
+            continue
+        counts[f"reference masks {i + 1}"] = len(m)
+        _same_size(m, refs[i], "reference mask", "reference")
+        check_finite(m, "reference mask")
+    if request.mask is not None:
+        counts["masks"] = len(request.mask)
+        _same_size(request.mask, draft, "mask", "draft")
+    n = max(counts.values())
+    if any(c not in (1, n) for c in counts.values()):
+        listed = ", ".join(f"{c} {name}" for name, c in counts.items())
+        raise ValueError(f"Batches do not match: {listed}. Give one of each or equally many.")
+    return n
+
+
+def _check_reference(reference: Tensor) -> None:
+    if reference.ndim != 4 or reference.shape[1] != 3:
+        raise ValueError(f"A reference must be M 3 h w, got {tuple(reference.shape)}.")
+    if min(reference.shape[-2:]) < _SMALLEST_REFERENCE:
+        raise ValueError(
+            f"The reference is {reference.shape[-1]}x{reference.shape[-2]} px; at least "
+            f"{_SMALLEST_REFERENCE} px on a side are needed."
+        )
+    check_finite(reference, "reference")
+
+
+def _same_size(mask: Tensor, image: Tensor, mask_name: str, image_name: str) -> None:
+    if mask.ndim != 4 or mask.shape[1] != 1:
+        raise ValueError(f"The {mask_name} must be K 1 H W, got {tuple(mask.shape)}.")
+    if mask.shape[-2:] != image.shape[-2:]:
+        raise ValueError(
+            f"The {mask_name} is {mask.shape[-1]}x{mask.shape[-2]} but the {image_name} is "
+            f"{image.shape[-1]}x{image.shape[-2]}. Resize the mask first, or have it resized "
+            "explicitly (--resize-mask)."
+        )
+
+
+def _pick(batch: Tensor, i: int) -> Tensor:
+    return batch[i : i + 1] if len(batch) > 1 else batch
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def run(self, stage: str, begun: float) -> float:
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - begun
+        return now
+
+
+@torch.inference_mode()
+def refine(
+    engine: Engine, request: RefineRequest, progress: Progress | None = None
+) -> RefineResult:
+    """Repair every region of every draft.
+
+    Raises:
+        ValueError: for every input that cannot be repaired as asked, with the values and the fix.
+    """
+    n = _check(request)
+    tell = progress or (lambda *_: None)
+    clock, begun = _Clock(), time.perf_counter()
+    size = Extent(request.draft.shape[-1], request.draft.shape[-2])
+    images: list[Tensor] = []
+    changed: list[Tensor] = []
+    crops: list[Tensor] = []
+    reports: list[dict[str, Any]] = []
+    for i in range(n):
+        draft = _pick(request.draft, i)
+        refs = tuple(_pick(r, i) for r in request.references)
+        ref_masks = [None if m is None else _pick(m, i) for m in request.reference_masks]
+        ref_masks += [None] * (len(refs) - len(ref_masks))
+        regions = _regions(request, i, size)
+        image, allowed = draft.clone(), torch.zeros(1, 1, size.height, size.width)
+        for region in regions:
+            job = _RegionJob(engine, request.options, clock, tell)
+            done, report = job.run(image, region, refs, ref_masks)
+            b = region.box
+            allowed[..., b.y0 : b.y1, b.x0 : b.x1] = torch.maximum(
+                allowed[..., b.y0 : b.y1, b.x0 : b.x1], (region.mask > 0).float()
+            )
+            crops.append(done)
+            reports.append({"picture": i, **report})
+        images.append(image)
+        changed.append(allowed)
+    options = request.options
+    report = {
+        "version": __version__,
+        "engine": engine.describe(),
+        "recipe": engine.recipe.name,
+        "draft": f"{n} x {size}",
+        "seed": options.seed,
+        "regions": reports,
+        "seconds": {k: round(v, 4) for k, v in clock.seconds.items()},
+        "seconds_total": round(time.perf_counter() - begun, 4),
+        "peak_memory_mb": _peak_memory(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    image = images[0] if n == 1 else torch.cat(images)
+    return RefineResult(image, crops, torch.cat(changed), report)
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated() >> 20)
+    if sys.platform == "win32":  # has no `resource`
+        return 0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20)
+
+
+def _regions(request: RefineRequest, i: int, size: Extent) -> list[Region]:
+    if request.mask is None:
+        return [whole_region(size)]
+    o = request.options
+    return find_regions(
+        _pick(request.mask, i),
+        grow_pixels=o.grow,
+        holes=o.fill_holes,
+        smallest=o.smallest,
+        split=o.split,
+    )
+
+
+class _RegionJob:
+    """One region of one draft from plan to stitch."""
+
+    def __init__(
+        self, engine: Engine, options: RefineOptions, clock: _Clock, tell: Progress
+    ) -> None:
+        self.engine, self.options, self.clock, self.tell = engine, options, clock, tell
+
+    def run(
+        self,
+        image: Tensor,
+        region: Region,
+        references: tuple[Tensor, ...],
+        masks: list[Tensor | None],
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Repair the region in `image` itself; the repaired crop and what was done."""
+        engine, o, recipe = self.engine, self.options, self.engine.recipe
+        begun = time.perf_counter()
+        self.tell("plan", 0, 1, None)
+        size = Extent(image.shape[-1], image.shape[-2])
+        context = recipe.context if o.context is None else o.context
+        aligned = recipe.align if o.align is None else o.align
+        plan = plan_crop(size, region.box, recipe.buckets, context, o.megapixels)
+        i = plan.inside
+        check_finite(image[..., i.y0 : i.y1, i.x0 : i.x1], "draft")
+        seen = crop(image, plan)
+        report: dict[str, Any] = _plan_report(plan)
+        views = []
+        for reference, mask in zip(references, masks, strict=True):
+            view, found = reference_view(
+                reference, mask, seen, crop_mask(region, plan), recipe.buckets, context=context,
+                megapixels=o.megapixels, aligned=aligned,
+            )  # fmt: skip
+            views.append(view)
+            report.setdefault("references", []).append(found)
+        begun = self.clock.run("plan", begun)
+
+        self.tell("encode", 0, 1, None)
+        share = recipe.prefill if aligned else 0.0
+        latents = {"draft": engine.encode(prefill(seen, views[0], crop_mask(region, plan), share))}
+        encoded = [engine.encode(v) for v in views]
+        ordered: list[Tensor] = []
+        for role in recipe.order:
+            ordered += [latents["draft"]] if role == "draft" else encoded
+        indices = tuple(range(recipe.indices[0], recipe.indices[0] + len(ordered)))
+        begun = self.clock.run("encode", begun)
+
+        sigmas = recipe.sigmas(plan.target, o.steps)
+        job = SamplingJob(
+            tuple(ordered), indices, sigmas,
+            recipe.text(o.prompt, o.subject),
+            recipe.guidance if o.guidance is None or recipe.guidance is None else o.guidance,
+            o.seed,
+            self._restriction(region, plan, latents["draft"]),
+        )  # fmt: skip
+        latent = engine.sample(job, lambda i, steps, x0: self.tell("sample", i, steps, x0))
+        begun = self.clock.run("sample", begun)
+        self.tell("decode", 0, 1, None)
+        result = engine.decode(latent).float().clamp(0, 1)
+        begun = self.clock.run("decode", begun)
+
+        self.tell("register", 0, 1, None)
+        result, settled = settle(result, seen, region, plan, **self._settling())
+        report |= settled
+        begun = self.clock.run("register", begun)
+        self.tell("stitch", 0, 1, None)
+        patch = uncrop(result, plan, region)
+        stitch_into(image, patch, region, feather_pixels=o.feather, blend=o.blend)
+        self.clock.run("stitch", begun)
+        return result, report
+
+    def _settling(self) -> dict[str, Any]:
+        o, usual = self.options, self.engine.recipe.settles
+        return {
+            "drift": usual if o.drift is None else o.drift,
+            "color_match": float(usual) if o.color_match is None else o.color_match,
+        }
+
+    def _restriction(self, region: Region, plan: CropPlan, latent: Tensor) -> Tensor | None:
+        if self.options.model_mask == 0:
+            return None
+        mask = crop_mask(region, plan)
+        small = torch.nn.functional.adaptive_max_pool2d(mask, latent.shape[-2:])
+        return 1 - self.options.model_mask * (1 - small)
+
+
+def reference_view(
+    reference: Tensor,
+    mask: Tensor | None,
+    seen: Tensor,
+    region_mask: Tensor,
+    buckets: Buckets,
+    *,
+    context: float = 1.5,
+    megapixels: float | None = None,
+    aligned: bool = False,
+) -> tuple[Tensor, dict[str, Any]]:
+    """The reference as the model sees it: its own crop, or aligned to the draft's.
+
+    Args:
+        reference: 1 3 h w in any stored type.
+        mask: the detail in it, 1 1 h w; None = the whole reference.
+        seen: the draft's crop, float 1 3 H W.
+        region_mask: the region in that crop, 1 1 H W.
+        buckets: the model's resolutions.
+        context, megapixels: as for the draft's crop.
+        aligned: bring the reference into the draft's pose and light.
+
+    Returns:
+        the view, float 1 3 by its own bucket (or H W when aligned), and what was done.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    size = Extent(reference.shape[-1], reference.shape[-2])
+    box = Box(0, 0, *size) if mask is None else bounds(mask)
+    if box is None:
+        raise ValueError(
+            f"The reference mask ({size}) is empty. Paint the detail in the reference, or leave "
+            "the mask out to use the whole reference."
+        )
+    plan = plan_crop(size, box, buckets, 1.0 if mask is None else context, megapixels)
+    view = crop(reference, plan)
+    report: dict[str, Any] = {"crop": list(plan.box), "size": str(plan.target)}
+    if aligned:
+        b = box
+        part = (
+            box_region(b)
+            if mask is None
+            else Region(b, mask[..., b.y0 : b.y1, b.x0 : b.x1].float())
+        )
+        found = align(seen, region_mask, view, crop_mask(part, plan))
+        view = apply_alignment(view, found, *seen.shape[-2:])
+        view = match_light(view, seen, region_mask)
+        report["alignment"] = found.report()
+    return view, report
+
+
+def prefill(seen: Tensor, view: Tensor, region_mask: Tensor, share: float) -> Tensor:
+    """The draft's crop with `share` of an aligned reference view laid over the region.
+
+    For a model too small to tell a wrong detail from a right one on its own: what it gets to see of
+    the wrong one is weakened.
+    """
+    return seen if share == 0 else seen + share * region_mask * (view - seen)
+
+
+def settle(
+    result: Tensor,
+    seen: Tensor,
+    region: Region,
+    plan: CropPlan,
+    *,
+    drift: bool = True,
+    color_match: float = 1.0,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Take the model's drift and colour cast out of a decoded crop, measured outside the region.
+
+    Args:
+        result, seen: the decoded and the original crop, float 1 3 H W.
+        region, plan: what was cropped.
+        drift: correct shift and zoom.
+        color_match: how far to follow the colours of the surroundings, 0..1.
+    """
+    around = ring(region, plan)
+    report: dict[str, Any] = {"drift": {"measured": False}, "color": None}
+    if drift:
+        result, report["drift"] = _undrift(result, seen, around)
+    gain = measure_gain(result, seen, around) if color_match > 0 else None
+    if gain is not None:
+        before = ring_error(result, seen, around)
+        result = gain.apply(result, color_match).clamp(0, 1)
+        report["color"] = {
+            "gain": [round(g, 4) for g in gain.gain],
+            "offset": [round(g, 4) for g in gain.offset],
+            "ring_error_before": round(before, 4),
+            "ring_error_after": round(ring_error(result, seen, around), 4),
+        }
+    return result, report
+
+
+def _undrift(result: Tensor, seen: Tensor, around: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Measure shift and zoom of the result against the draft on the ring, and take them out."""
+    h, w = seen.shape[-2:]
+    if float(around.mean()) < _RING_LEAST:
+        return result, {"measured": False}
+    found = register(seen, result, around, "shift_zoom", finest=256)
+    m = found.matrix / found.matrix[2, 2]
+    dx, dy, zoom = float(m[0, 2]) * w / 2, float(m[1, 2]) * h / 2, float(m[0, 0])
+    p = grid(2, 2)
+    moved = ((p @ m.T)[:, :2] - p[:, :2]) * torch.tensor([w / 2, h / 2], dtype=torch.float64)
+    most = float(moved.norm(dim=1).max())
+    sane = max(abs(dx) / w, abs(dy) / h) <= _DRIFT_MOST and abs(zoom - 1) <= _ZOOM_MOST
+    correct = sane and most > _DRIFT_LEAST
+    report = {
+        "measured": True, "dx": round(dx, 3), "dy": round(dy, 3), "zoom": round(zoom, 5),
+        "score": round(found.score, 3), "corrected": correct,
+    }  # fmt: skip
+    return (warp(result, m, h, w)[0].clamp(0, 1) if correct else result), report
+
+
+def _plan_report(plan: CropPlan) -> dict[str, Any]:
+    return {
+        "region": list(plan.region), "crop": list(plan.box), "bucket": str(plan.target),
+        "scale": round(plan.scale, 4), "padding": list(plan.padding),
+    }  # fmt: skip

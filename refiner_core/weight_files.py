@@ -1,0 +1,185 @@
+"""Safetensors files and folders: names checked, fp8 multiplied out, nothing ever unpickled."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+_FP8 = {
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+}
+_SCALES = (".scale_weight", ".weight_scale")
+# Scales of activations: they speed up fp8 arithmetic and do not change the weights.
+_DROPPED = (".scale_input", ".input_scale", ".comfy_quant")
+
+
+def check_weights_path(path: str | Path, what: str) -> Path:
+    """The path of an existing `.safetensors` file.
+
+    Raises:
+        ValueError: missing, a folder, a pickle, GGUF, or another kind of file.
+    """
+    path = Path(path).expanduser()
+    suffix = path.suffix.lower()
+    if suffix in _PICKLES:
+        raise ValueError(
+            f"The {what} {path} is a pickle ({suffix}), which can run code when opened. Convert it "
+            "to .safetensors."
+        )
+    if suffix == ".gguf":
+        raise ValueError(
+            f"The {what} {path} is GGUF, which only ComfyUI can run here: load it with a GGUF "
+            "loader and use Refiner from Model, or take a .safetensors file."
+        )
+    if path.is_dir():
+        raise ValueError(f"The {what} {path} is a folder; name a .safetensors file in it.")
+    if not path.is_file():
+        raise ValueError(f"The {what} {path} does not exist.")
+    if suffix not in (".safetensors", ".sft"):
+        raise ValueError(f"The {what} {path} is not a .safetensors file.")
+    return path
+
+
+@contextlib.contextmanager
+def _reading(path: Path, what: str) -> Generator[Any, None, None]:
+    try:
+        with safe_open(path, "pt") as f:
+            yield f
+    except (SafetensorError, OSError) as e:
+        raise ValueError(
+            f"The {what} {path} ({path.stat().st_size} bytes) is damaged, cut off or no "
+            f"safetensors file: {e}. Download it again."
+        ) from e
+
+
+def read_header(
+    path: str | Path, what: str = "weight file"
+) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """The shape of every tensor of a safetensors file, and its metadata; no tensor is read.
+
+    Raises:
+        ValueError: as `read_weights`.
+    """
+    path = check_weights_path(path, what)
+    with _reading(path, what) as f:
+        shapes = {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}  # noqa: SIM118
+        return shapes, dict(f.metadata() or {})
+
+
+def read_weights(
+    path: str | Path, dtype: torch.dtype | None = None, what: str = "weight file"
+) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, under their own names.
+
+    ComfyUI's scaled fp8 is multiplied out (`X.weight` with `X.scale_weight` or `X.weight_scale`,
+    scalar or one per row) and its bookkeeping keys are dropped. Floats become `dtype`, one tensor
+    at a time; with None they stay as stored, except fp8, which becomes float32.
+
+    Raises:
+        ValueError: missing, not safetensors, cut off, or quantised in a way this cannot undo.
+    """
+    path = check_weights_path(path, what)
+    with _reading(path, what) as f:
+        names = list(f.keys())
+        formats = _formats(f, names)
+        present = set(names)
+        out: dict[str, Tensor] = {}
+        for name in names:
+            if name.endswith((*_SCALES, *_DROPPED)) or name.split(".")[-1] == "scaled_fp8":
+                continue
+            tensor: Tensor = f.get_tensor(name)
+            module = name.removesuffix(".weight")
+            layout = formats.get(module)
+            if name.endswith(".weight"):
+                _check_format(path, name, tensor, layout)
+                scales = [f.get_tensor(module + s) for s in _SCALES if module + s in present]
+                if scales:
+                    tensor = _unscale(path, name, tensor, scales[0], layout)
+            if dtype is None:
+                dtype_here = torch.float32 if tensor.dtype in _FP8.values() else tensor.dtype
+            else:
+                dtype_here = dtype if tensor.is_floating_point() else tensor.dtype
+            out[name] = tensor.to(dtype_here)
+    return out
+
+
+def _formats(f: Any, names: Sequence[str]) -> dict[str, str]:
+    """Module -> quantisation, from ComfyUI's `comfy_quant` tensors or the file's metadata."""
+    found: dict[str, str] = {}
+    metadata: dict[str, str] = f.metadata() or {}
+    listed: dict[str, Any] = json.loads(metadata.get("_quantization_metadata", "{}"))
+    for module, entry in listed.get("layers", {}).items():
+        found[module] = str(entry.get("format"))
+    for name in names:
+        if name.endswith(".comfy_quant"):
+            entry = json.loads(bytes(f.get_tensor(name).tolist()))
+            found[name.removesuffix(".comfy_quant")] = str(entry.get("format"))
+    return found
+
+
+def _check_format(path: Path, name: str, tensor: Tensor, layout: str | None) -> None:
+    if layout in _FP8:
+        return
+    if layout is None and (tensor.is_floating_point() or tensor.dtype == torch.bool):
+        return
+    raise ValueError(
+        f"{path}: {name} is quantised ({layout or tensor.dtype}). Only fp8 can be read here; take "
+        "the bf16 or the fp8 file, or run this one in ComfyUI."
+    )
+
+
+def _unscale(path: Path, name: str, tensor: Tensor, scale: Tensor, layout: str | None) -> Tensor:
+    if tensor.dtype == torch.uint8 and layout is not None:
+        tensor = tensor.view(_FP8[layout])  # older writers stored the bytes
+    scale = scale.float()
+    if scale.numel() == 1:
+        return tensor.float() * scale.reshape(())
+    if scale.numel() == len(tensor):
+        return tensor.float() * scale.reshape(-1, *([1] * (tensor.ndim - 1)))
+    raise ValueError(
+        f"{path}: the scale of {name} has {tuple(scale.shape)} numbers for a weight of "
+        f"{tuple(tensor.shape)}; only one, or one per row, can be read."
+    )
+
+
+def folder_files(folder: Path, what: str) -> list[Path]:
+    """The safetensors files of a diffusers or transformers folder, the shards of one model.
+
+    Raises:
+        ValueError: none there, pickles only, or a shard is missing.
+    """
+    index = sorted(folder.glob("*.safetensors.index.json"))
+    if index:
+        table: dict[str, str] = json.loads(index[0].read_text())["weight_map"]
+        files = [folder / name for name in sorted(set(table.values()))]
+        lost = [f.name for f in files if not f.is_file()]
+        if lost:
+            raise ValueError(f"The {what} {folder} lacks {len(lost)} of its files: {lost[0]}, ...")
+        return files
+    files = sorted(folder.glob("*.safetensors"), key=lambda f: len(f.name))
+    if not files:
+        pickles = [f.name for f in sorted(folder.iterdir()) if f.suffix in _PICKLES]
+        hint = f" ({pickles[0]} is a pickle: convert it)" if pickles else ""
+        raise ValueError(f"The {what} {folder} holds no .safetensors file{hint}.")
+    return files[:1]  # others are variants (fp16, ema) of the same weights
+
+
+def read_folder(folder: Path, dtype: torch.dtype | None, what: str) -> dict[str, Tensor]:
+    """The weights of a diffusers or transformers folder, from all its shards.
+
+    Raises:
+        ValueError: as `folder_files` and `read_weights`.
+    """
+    out: dict[str, Tensor] = {}
+    for file in folder_files(folder, what):
+        out |= read_weights(file, dtype, what)
+    return out

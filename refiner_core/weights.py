@@ -1,0 +1,202 @@
+"""Weight files: safetensors in, a diffusers FLUX transformer out, whatever the file's spelling.
+
+Reads single files as ComfyUI's users have them (BFL's or diffusers' names, fp8 with or without
+scales) and diffusers folders. Nothing is unpickled, nothing is guessed: a file that is not a FLUX
+transformer is named for what it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+
+from .keys import bfl_to_diffusers, diffusers_to_bfl, is_bfl, strip_prefix
+from .weight_files import folder_files, read_folder, read_header, read_weights
+
+__all__ = [
+    "bfl_to_diffusers",
+    "count_parameters",
+    "diffusers_to_bfl",
+    "fill",
+    "flux_config",
+    "load_transformer",
+    "read_weights",
+    "transformer_folder",
+]
+
+_HEAD = 128
+
+# (key prefixes, what has them); the first that matches names the file in an error.
+_OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("double_stream_modulation_img.", "single_stream_modulation."), "a FLUX.2 transformer"),
+    (("distilled_guidance_layer.",), "a Chroma transformer"),
+    (("txt_in.individual_token_refiner.", "vision_in."), "a HunyuanVideo transformer"),
+    (("transformer_blocks.0.img_mod.", "txt_norm."), "a Qwen-Image transformer"),
+    (("joint_blocks.",), "a Stable Diffusion 3 transformer"),
+    (("label_emb.", "add_embedding."), "an SDXL U-Net"),
+    (("input_blocks.", "down_blocks."), "a Stable Diffusion U-Net"),
+    (("cap_embedder.", "noise_refiner."), "a Lumina or Z-Image transformer"),
+    (("blocks.0.cross_attn.",), "a Wan transformer"),
+    (("encoder.block.", "shared."), "a T5 text encoder"),
+    (("text_model.", "transformer.text_model."), "a CLIP text encoder"),
+    (("encoder.conv_in.", "decoder.conv_in.", "decoder.", "first_stage_model."), "an autoencoder"),
+)  # fmt: skip
+
+
+def flux_config(sd: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments of `FluxTransformer2DModel` for weights in diffusers' layout.
+
+    They come from the shapes; what those do not tell is FLUX's: heads of 128, rotary axes
+    (16, 56, 56).
+
+    Raises:
+        ValueError: an embedding is missing, or the width is not a multiple of 128.
+    """
+    text = "time_text_embed.text_embedder.linear_1.weight"
+    needed = ("x_embedder.weight", "context_embedder.weight", "proj_out.weight", text)
+    missing = [k for k in needed if k not in sd]
+    if missing:
+        raise ValueError(f"These are not FLUX weights: {', '.join(missing)} missing.")
+    hidden, channels = sd["x_embedder.weight"].shape
+    if hidden % _HEAD:
+        raise ValueError(f"FLUX's width is a multiple of {_HEAD}, this file's is {hidden}.")
+    return {
+        "in_channels": channels,
+        "out_channels": len(sd["proj_out.weight"]),
+        "num_layers": _depth(sd, "transformer_blocks."),
+        "num_single_layers": _depth(sd, "single_transformer_blocks."),
+        "attention_head_dim": _HEAD,
+        "num_attention_heads": hidden // _HEAD,
+        "joint_attention_dim": sd["context_embedder.weight"].shape[1],
+        "pooled_projection_dim": sd[text].shape[1],
+        "guidance_embeds": any(k.startswith("time_text_embed.guidance_embedder.") for k in sd),
+        "axes_dims_rope": (16, 56, 56),
+    }
+
+
+def _depth(sd: Mapping[str, Tensor], prefix: str) -> int:
+    return len({k[len(prefix) :].split(".")[0] for k in sd if k.startswith(prefix)})
+
+
+def fill(model: nn.Module, sd: Mapping[str, Tensor], source: str) -> None:
+    """Give a model built on the meta device its weights, without copying them.
+
+    Raises:
+        ValueError: keys missing, left over or of another shape; the first few and their number.
+    """
+    own = model.state_dict()
+    _report(source, "are missing", [k for k in own if k not in sd])
+    _report(source, "belong to no part of the model", [k for k in sd if k not in own])
+    wrong = [
+        f"{k} {tuple(sd[k].shape)} instead of {tuple(v.shape)}"
+        for k, v in own.items()
+        if sd[k].shape != v.shape
+    ]
+    _report(source, "have the wrong shape", wrong)
+    model.load_state_dict(dict(sd), assign=True)
+    model.eval().requires_grad_(False)
+
+
+def _report(source: str, what: str, keys: Sequence[str]) -> None:
+    if keys:
+        few = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
+        raise ValueError(f"{source}: {len(keys)} weights {what}: {few}.")
+
+
+def _architecture(keys: Mapping[str, object]) -> str:
+    if any(".lora_" in k or ".lora." in k for k in keys):
+        return "a LoRA (give it with --lora, beside the model)"
+    for prefixes, name in _OTHERS:
+        if any(strip_prefix(k).startswith(prefixes) for k in keys):
+            return name
+    return f"unknown (first keys: {', '.join(list(keys)[:3]) or 'none'})"
+
+
+def _is_flux(keys: Mapping[str, object]) -> bool:
+    names = {strip_prefix(k) for k in keys}
+    bfl = {"img_in.weight", "single_blocks.0.linear1.weight", "vector_in.in_layer.weight"}
+    diffusers = {"x_embedder.weight", "single_transformer_blocks.0.proj_mlp.weight"}
+    return bfl <= names or diffusers <= names
+
+
+def _single_file(path: Path, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    shapes, _ = read_header(path, "diffusion model")
+    if not _is_flux(shapes):
+        raise ValueError(
+            f"The diffusion model {path} is not a FLUX.1 transformer but {_architecture(shapes)}. "
+            "Take FLUX.1-Kontext-dev."
+        )
+    sd = read_weights(path, dtype, "diffusion model")
+    prefixed = [k for k in sd if strip_prefix(k) != k]
+    if prefixed:  # a whole checkpoint: the text encoders and the autoencoder stand beside it
+        sd = {strip_prefix(k): sd[k] for k in prefixed}
+    if is_bfl(sd):
+        sd = bfl_to_diffusers(sd)
+    return flux_config(sd), sd
+
+
+def transformer_folder(folder: str | Path) -> Path:
+    """The folder with the transformer's config.json: `folder/transformer` or `folder` itself.
+
+    Raises:
+        ValueError: neither has one.
+    """
+    folder = Path(folder)
+    for candidate in (folder / "transformer", folder):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise ValueError(
+        f"{folder} is not a diffusers folder: it has no transformer/config.json. Give the folder "
+        "that holds model_index.json, or a single .safetensors file."
+    )
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    folder = transformer_folder(folder)
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    kind = config.get("_class_name")
+    if kind != FluxTransformer2DModel.__name__:
+        raise ValueError(f"{folder} holds a {kind}, not a FluxTransformer2DModel (FLUX.1).")
+    kept = {k: v for k, v in config.items() if not k.startswith("_")}
+    return kept, read_folder(folder, dtype, "diffusion model")
+
+
+def count_parameters(path: str | Path) -> int:
+    """How many numbers a weight file, or a folder with a config.json beside its weights, holds."""
+    path = Path(path)
+    files = folder_files(path, "model folder") if path.is_dir() else [path]
+    shapes = [s for f in files for s in read_header(f)[0].values()]
+    return sum(int(torch.Size(s).numel()) for s in shapes)
+
+
+def load_transformer(
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> FluxTransformer2DModel:
+    """A FLUX transformer from a single file in either layout, or from a diffusers folder.
+
+    The module is built without memory and takes the file's tensors as they are, so the weights
+    are in memory once.
+
+    Raises:
+        ValueError: unreadable file, another architecture (named), a FLUX variant with other
+            inputs, weights missing, left over or of the wrong shape.
+    """
+    path = Path(path).expanduser()
+    config, sd = _from_folder(path, dtype) if path.is_dir() else _single_file(path, dtype)
+    if config.get("out_channels") not in (None, config["in_channels"]):
+        raise ValueError(
+            f"{path} takes {config['in_channels']} channels a token and returns "
+            f"{config['out_channels']}: a FLUX Fill, Canny or Depth model. Take FLUX.1-Kontext-dev."
+        )
+    with torch.device("meta"):
+        model = cast(FluxTransformer2DModel, FluxTransformer2DModel.from_config(config))
+    fill(model, sd, str(path))
+    return model.to(device)  # type: ignore[arg-type]

@@ -1,0 +1,419 @@
+"""Picture files: every common kind is read, broken ones are named, saving is all or nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import png
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+from refiner_core.geometry import Extent
+from refiner_core.images import (
+    Picture,
+    atomic_path,
+    check_finite,
+    check_output,
+    load_mask,
+    load_picture,
+    resize,
+    save_picture,
+    to_dtype,
+    to_float,
+)
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (11, 17, 3), dtype=np.uint8)
+RGBA = RNG.integers(0, 256, (11, 17, 4), dtype=np.uint8)
+RGB16 = RNG.integers(0, 65536, (11, 17, 3), dtype=np.uint16)
+
+
+def planes(pixels: torch.Tensor) -> np.ndarray:
+    """1 C H W to H W C."""
+    return pixels[0].permute(1, 2, 0).numpy()
+
+
+def write_png16(path: Path, data: np.ndarray) -> None:
+    data = data[..., None] if data.ndim == 2 else data
+    h, w, c = data.shape
+    writer = png.Writer(w, h, bitdepth=16, greyscale=c < 3, alpha=c in (2, 4))
+    with path.open("wb") as stream:
+        writer.write(stream, data.reshape(h, -1).tolist())
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".webp"])
+def test_lossless_files_keep_every_value(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(RGB).save(path, lossless=True)
+    picture = load_picture(path)
+    assert picture.pixels.dtype == torch.uint8
+    assert picture.extent == (17, 11)
+    assert picture.alpha is None
+    assert picture.notes == ()
+    np.testing.assert_array_equal(planes(picture.pixels), RGB)
+
+
+def test_one_pixel(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "a.png")
+    assert load_picture(tmp_path / "a.png").pixels.flatten().tolist() == [1, 2, 3]
+
+
+def test_grey(tmp_path: Path) -> None:
+    Image.fromarray(RGB[..., 0]).save(tmp_path / "a.png")
+    picture = load_picture(tmp_path / "a.png")
+    np.testing.assert_array_equal(planes(picture.pixels), np.repeat(RGB[..., :1], 3, -1))
+    assert picture.notes == ("L read as RGB",)
+
+
+def test_alpha_is_kept_through_saving(tmp_path: Path) -> None:
+    Image.fromarray(RGBA).save(tmp_path / "a.png")
+    picture = load_picture(tmp_path / "a.png")
+    assert picture.alpha is not None
+    np.testing.assert_array_equal(planes(picture.pixels), RGBA[..., :3])
+    np.testing.assert_array_equal(planes(picture.alpha)[..., 0], RGBA[..., 3])
+    for suffix in (".png", ".tif", ".webp"):
+        save_picture(picture, tmp_path / f"b{suffix}")
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"b{suffix}")), RGBA)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bit_png(tmp_path: Path, channels: int) -> None:
+    data = RNG.integers(0, 65536, (11, 17, channels), dtype=np.uint16)
+    write_png16(tmp_path / "a.png", data)
+    picture = load_picture(tmp_path / "a.png")
+    assert picture.pixels.dtype == torch.uint16
+    color = data[..., :1].repeat(3, -1) if channels < 3 else data[..., :3]
+    np.testing.assert_array_equal(planes(picture.pixels), color)
+    assert (picture.alpha is None) == (channels % 2 == 1)
+    if picture.alpha is not None:
+        np.testing.assert_array_equal(planes(picture.alpha)[..., 0], data[..., -1])
+    save_picture(picture, tmp_path / "b.png")
+    again = load_picture(tmp_path / "b.png")
+    np.testing.assert_array_equal(planes(again.pixels), color)
+
+
+def test_16_bit_tiff_grey(tmp_path: Path) -> None:
+    Image.fromarray(RGB16[..., 0]).save(tmp_path / "a.tif")
+    picture = load_picture(tmp_path / "a.tif")
+    np.testing.assert_array_equal(planes(picture.pixels)[..., 1], RGB16[..., 0])
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
+    picture = load_picture(tmp_path / "a.jpg")
+    red = planes(picture.pixels).mean((0, 1))
+    assert red[0] > 230
+    assert red[1:].max() < 60
+    assert "CMYK read as RGB" in picture.notes
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(tmp_path: Path, orientation: int) -> None:
+    upright = np.zeros((16, 24, 3), np.uint8)
+    upright[:8, :8] = 255  # a white corner at the top left
+    undo = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.transpose(1, 0, 2), 6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(upright, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.ascontiguousarray(undo)).save(path, exif=exif, quality=100)
+    picture = load_picture(path)
+    np.testing.assert_allclose(planes(picture.pixels), upright, atol=12)
+    assert bool(picture.notes) == (orientation != 1)
+
+
+def _swapped_profile() -> bytes:
+    """sRGB with the red and blue primaries exchanged: wrong colours if it is not applied."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for old, new in ((b"rXYZ", b"qXYZ"), (b"bXYZ", b"rXYZ"), (b"qXYZ", b"bXYZ")):
+        data = data.replace(old, new, 1)
+    for coding in ("utf-16-be", "ascii"):
+        data = data.replace("sRGB".encode(coding), "sXXB".encode(coding))
+    return data
+
+
+def test_colour_profiles_are_applied(tmp_path: Path) -> None:
+    profile = _swapped_profile()
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "a.png", icc_profile=profile)
+    picture = load_picture(tmp_path / "a.png")
+    assert planes(picture.pixels)[0, 0].tolist() == pytest.approx([0, 0, 255], abs=3)
+    assert any("to sRGB" in n for n in picture.notes)
+
+
+def test_a_palette_with_a_profile_is_converted_too(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 8), (255, 0, 0)).quantize(4)
+    image.save(tmp_path / "a.png", icc_profile=_swapped_profile())
+    picture = load_picture(tmp_path / "a.png")
+    assert planes(picture.pixels)[0, 0].tolist() == pytest.approx([0, 0, 255], abs=3)
+
+
+def test_an_srgb_profile_changes_nothing(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(RGB).save(tmp_path / "a.png", icc_profile=profile)
+    np.testing.assert_array_equal(planes(load_picture(tmp_path / "a.png").pixels), RGB)
+
+
+def test_a_broken_profile_is_ignored_and_noted(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "a.png", icc_profile=b"not a profile")
+    picture = load_picture(tmp_path / "a.png")
+    np.testing.assert_array_equal(planes(picture.pixels), RGB)
+    assert any("ignored" in n for n in picture.notes)
+
+
+def test_a_profile_in_a_16_bit_file_is_noted(tmp_path: Path) -> None:
+    write_png16(tmp_path / "a.png", RGB16)
+    Image.fromarray(RGB).save(tmp_path / "b.png", icc_profile=_swapped_profile())
+    (chunk,) = [c for c in png.Reader(filename=str(tmp_path / "b.png")).chunks() if c[0] == b"iCCP"]
+    plain = list(png.Reader(filename=str(tmp_path / "a.png")).chunks())
+    with (tmp_path / "c.png").open("wb") as stream:
+        png.write_chunks(stream, [plain[0], chunk, *plain[1:]])
+    picture = load_picture(tmp_path / "c.png")
+    np.testing.assert_array_equal(planes(picture.pixels), RGB16)
+    assert "profile ignored" in picture.notes[0]
+
+
+def test_palette_with_transparency(tmp_path: Path) -> None:
+    image = Image.new("P", (4, 2), 0)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.paste(1, (2, 0, 4, 2))
+    image.save(tmp_path / "a.png", transparency=1)
+    picture = load_picture(tmp_path / "a.png")
+    assert picture.alpha is not None
+    assert planes(picture.alpha)[0, :, 0].tolist() == [255, 255, 0, 0]
+    assert planes(picture.pixels)[0, 0].tolist() == [10, 20, 30]
+    assert planes(picture.pixels)[0, 3].tolist() == [200, 100, 50]
+
+
+def test_a_mask_is_its_files_luminance(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 51, 255]], np.uint8)).save(tmp_path / "a.png")
+    torch.testing.assert_close(
+        load_mask(tmp_path / "a.png"), torch.tensor([[[[0, 0.2, 1.0]]]]), rtol=0, atol=1e-6
+    )
+
+
+# --- what cannot be read -------------------------------------------------------------------------
+
+
+def _encoded(suffix: str) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(RGB).resize((64, 64)).save(stream, {"jpg": "JPEG"}.get(suffix, suffix.upper()))
+    return stream.getvalue()
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.png", tmp_path):
+        with pytest.raises(ValueError, match="The draft .* is not a file"):
+            load_picture(path, "draft")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("a.png", b"", "not a picture"),
+        ("a.png", b"just some text\n" * 30, "not a picture"),
+        ("a.txt", b"{}", "not a picture"),
+        ("a.png", _encoded("png")[:200], "damaged or cut off"),
+        ("a.jpg", _encoded("jpg")[:-200], "damaged or cut off"),
+        ("a.jpg", _encoded("jpg")[:20], "not a picture|damaged"),
+        ("a.webp", _encoded("webp")[:60], "not a picture|damaged"),
+    ],
+)
+def test_unreadable(tmp_path: Path, name: str, data: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=says) as e:
+        load_picture(tmp_path / name, "reference")
+    assert str(tmp_path / name) in str(e.value)
+    assert "reference" in str(e.value)
+
+
+def test_every_truncation_of_a_16_bit_png_is_named(tmp_path: Path) -> None:
+    write_png16(tmp_path / "a.png", RGB16)
+    data = (tmp_path / "a.png").read_bytes()
+    for length in range(0, len(data) - 12, 37):
+        (tmp_path / "b.png").write_bytes(data[:length])
+        with pytest.raises(ValueError, match=r"b\.png"):
+            load_picture(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff"])
+def test_damaged_files_are_read_or_refused(tmp_path: Path, suffix: str) -> None:
+    """Whatever the bytes are, the answer is a picture or a ValueError."""
+    clean, rng, refused = _encoded(suffix), random.Random(1), 0
+    for _ in range(60):
+        data = bytearray(clean)
+        for _ in range(rng.randrange(1, 8)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        path = tmp_path / f"a.{suffix}"
+        path.write_bytes(data[: rng.randrange(1, len(data) + 1)])
+        try:
+            assert load_picture(path).pixels.shape[1] == 3
+        except ValueError as e:
+            refused += "a." in str(e)
+    assert refused > 0
+
+
+def test_too_wide(tmp_path: Path) -> None:
+    Image.new("1", (16385, 1)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="16385x1.*16384"):
+        load_picture(tmp_path / "a.png")
+
+
+def test_float_pictures_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="float"):
+        load_picture(tmp_path / "a.tif")
+
+
+def test_the_decompression_limit_is_put_back(tmp_path: Path) -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    load_picture(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="not a picture"):
+        (tmp_path / "b.png").write_bytes(b"x")
+        load_picture(tmp_path / "b.png")
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def a_picture(dtype: torch.dtype = torch.uint8) -> Picture:
+    data = RGB if dtype == torch.uint8 else RGB16
+    return Picture(torch.from_numpy(data.copy()).permute(2, 0, 1)[None])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".tif", ".tiff", ".webp"])
+def test_saved_and_read_again(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    save_picture(a_picture(), path)
+    np.testing.assert_array_equal(planes(load_picture(path).pixels), RGB)
+    assert os.listdir(tmp_path) == [path.name]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_an_existing_file_is_kept_unless_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    with pytest.raises(ValueError, match="--overwrite"):
+        save_picture(a_picture(), path)
+    assert path.read_bytes() == b"old"
+    save_picture(a_picture(), path, overwrite=True)
+    np.testing.assert_array_equal(planes(load_picture(path).pixels), RGB)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("", "folder"), ("no/such/a.png", "does not exist"), ("a.jpg", "lossy"), ("a", "lossy")],
+)
+def test_refused_outputs(tmp_path: Path, name: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        save_picture(a_picture(), tmp_path / name)
+    assert os.listdir(tmp_path) == []
+
+
+def test_16_bit_only_as_png(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"16-bit.*\.png"):
+        save_picture(a_picture(torch.uint16), tmp_path / "a.tif")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
+def test_a_folder_that_is_not_writable(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(ValueError, match="not writable"):
+            check_output(tmp_path / "a.png", False)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        fail()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    code = (
+        "import resource, signal, sys, torch\n"
+        "from refiner_core.images import Picture, save_picture\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "pixels = torch.randint(0, 256, (1, 3, 200, 200)).to(getattr(torch, sys.argv[2]))\n"
+        "try:\n"
+        "    save_picture(Picture(pixels), sys.argv[1], overwrite=True)\n"
+        "except OSError as e:\n"
+        "    sys.exit(7)\n"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), kind], cwd=root, capture_output=True, check=False
+    )
+    assert done.returncode == 7, done.stderr
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "top"), [(torch.uint8, 255), (torch.uint16, 65535)])
+def test_every_stored_value_survives_float(dtype: torch.dtype, top: int) -> None:
+    values = torch.arange(top + 1, dtype=torch.int32).to(dtype)
+    there = to_float(values)
+    assert (float(there[0]), float(there[-1])) == (0.0, 1.0)
+    assert torch.equal(to_dtype(there, dtype).int(), values.int())
+
+
+def test_to_dtype_clamps_and_rounds() -> None:
+    x = torch.tensor([-1.0, 0.499 / 255, 0.501 / 255, 2.0])
+    assert to_dtype(x, torch.uint8).tolist() == [0, 0, 1, 255]
+    assert torch.equal(to_dtype(x, torch.float32), x)
+
+
+def test_resize() -> None:
+    x = torch.rand(1, 3, 8, 12)
+    assert resize(x, Extent(12, 8)) is x
+    assert resize(x, Extent(5, 7)).shape == (1, 3, 7, 5)
+    flat = torch.full((1, 3, 8, 12), 0.25)
+    torch.testing.assert_close(resize(flat, Extent(31, 3)), torch.full((1, 3, 3, 31), 0.25))
+
+
+def test_check_finite_counts() -> None:
+    x = torch.zeros(1, 3, 4, 4)
+    check_finite(x, "draft")
+    check_finite(x.to(torch.uint8), "draft")
+    x[0, 0, 0, :2] = float("nan")
+    x[0, 1, 1, 1] = float("inf")
+    with pytest.raises(ValueError, match="draft has 3 values"):
+        check_finite(x, "draft")

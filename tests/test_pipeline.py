@@ -1,0 +1,443 @@
+"""The whole repair on real scenes, with the embedded nano and with small engines made to drift."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from refiner_core.data.scenes import Scene, make_scene
+from refiner_core.engine import CoreEngine
+from refiner_core.images import to_dtype
+from refiner_core.interfaces import SamplingJob
+from refiner_core.nano.engine import load_nano
+from refiner_core.pipeline import RefineOptions, RefineRequest, RefineResult, refine
+from refiner_core.recipes import NANO, Recipe
+from refiner_core.registration import warp
+
+STEPS = 2
+FAST = RefineOptions(steps=STEPS, align=False)
+
+
+@pytest.fixture(scope="module")
+def nano() -> CoreEngine:
+    return load_nano()
+
+
+def image(x: np.ndarray, dtype: torch.dtype = torch.uint8) -> Tensor:
+    pixels = torch.from_numpy(x.copy()).permute(2, 0, 1)[None]
+    return pixels if dtype == torch.uint8 else to_dtype(pixels.float() / 255, dtype)
+
+
+def mask_of(x: np.ndarray) -> Tensor:
+    return torch.from_numpy(x.copy())[None, None].float() / 255
+
+
+def scene_of(seed: int = 0, size: tuple[int, int] = (200, 150), **kwargs: Any) -> Scene:
+    return make_scene(seed, size, (0.3, 0.5), held_out=True, **kwargs)
+
+
+def request_of(
+    scene: Scene, options: RefineOptions = FAST, dtype: torch.dtype = torch.uint8, **kwargs: Any
+) -> RefineRequest:
+    request = RefineRequest(
+        image(scene.draft, dtype), (image(scene.reference),), mask_of(scene.mask),
+        (mask_of(scene.reference_mask),), options,
+    )  # fmt: skip
+    return replace(request, **kwargs)
+
+
+def bits(x: Tensor) -> bytes:
+    return x.contiguous().numpy().tobytes()
+
+
+def assert_outside_unchanged(result: RefineResult, draft: Tensor) -> None:
+    assert result.image.dtype == draft.dtype
+    keep = (result.mask == 0).expand(result.image.shape).numpy()
+    before = draft.expand(result.image.shape).numpy()
+    assert result.image.numpy()[keep].tobytes() == before[keep].tobytes()
+    assert (result.image.numpy()[~keep] != before[~keep]).mean() > 0.1
+
+
+# --- engines that do something known -------------------------------------------------------------
+
+
+@dataclass
+class Plain:
+    """The draft comes back as it went in, at full resolution, changed by `spoil` in the decoder."""
+
+    recipe: Recipe = replace(NANO, settles=True)
+    spoil: Callable[[Tensor], Tensor] = lambda x: x
+    encoded: list[tuple[int, ...]] = field(default_factory=list)
+    jobs: list[SamplingJob] = field(default_factory=list)
+
+    def encode(self, image: Tensor) -> Tensor:
+        self.encoded.append(tuple(image.shape))
+        return F.pixel_unshuffle(image, self.recipe.latent_factor)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self.spoil(F.pixel_shuffle(latent, self.recipe.latent_factor))
+
+    def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
+        self.jobs.append(job)
+        draft = job.references[self.recipe.order.index("draft")]
+        steps = len(job.sigmas) - 1
+        for i in range(steps):
+            step(i + 1, steps, draft)
+        return draft
+
+    def describe(self) -> dict[str, str]:
+        return {"kind": "plain"}
+
+
+def moved(dx: float, dy: float, zoom: float) -> Callable[[Tensor], Tensor]:
+    """Shifts a crop by (dx, dy) px and zooms it."""
+
+    def apply(x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        m = torch.diag(torch.tensor([1 / zoom, 1 / zoom, 1.0], dtype=torch.float64))
+        m[0, 2], m[1, 2] = -2 * dx / w, -2 * dy / h
+        return warp(x, m, h, w)[0]
+
+    return apply
+
+
+# --- what stays ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+@pytest.mark.parametrize("blend", ["feather", "multiband"])
+def test_outside_the_mask_every_bit_stays(nano: CoreEngine, dtype: torch.dtype, blend: Any) -> None:
+    scene = scene_of(1)
+    request = request_of(scene, replace(FAST, blend=blend, grow=3), dtype)
+    before = bits(request.draft)
+    result = refine(nano, request)
+    assert_outside_unchanged(result, request.draft)
+    assert bits(request.draft) == before
+    assert bool((result.mask >= (request.mask > 0)).all())  # type: ignore[operator]
+
+
+def test_two_regions_are_repaired_apart(nano: CoreEngine) -> None:
+    scene = scene_of(1, (320, 120))
+    mask = torch.zeros(1, 1, 120, 320)
+    mask[..., 20:60, 10:60] = 1
+    mask[..., 50:100, 250:310] = 1
+    request = request_of(scene, mask=mask)
+    result = refine(nano, request)
+    assert [r["region"] for r in result.report["regions"]] == [
+        [10, 20, 60, 60],
+        [250, 50, 310, 100],
+    ]
+    assert len(result.crops) == 2
+    assert torch.equal(result.mask, mask)
+    assert_outside_unchanged(result, request.draft)
+    together = refine(nano, replace(request, options=replace(FAST, split=False)))
+    assert [r["region"] for r in together.report["regions"]] == [[10, 20, 310, 100]]
+    assert torch.equal(together.mask, mask)
+
+
+def test_no_mask_is_the_whole_picture(nano: CoreEngine) -> None:
+    scene = scene_of(2, (144, 112))
+    result = refine(nano, request_of(scene, mask=None))
+    assert float(result.mask.min()) == 1
+    (region,) = result.report["regions"]
+    assert region["region"] == [0, 0, 144, 112]
+    assert region["drift"] == {"measured": False}
+
+
+def test_the_seed_decides(nano: CoreEngine) -> None:
+    request = request_of(scene_of(3))
+    runs = [refine(nano, replace(request, options=replace(FAST, seed=s))) for s in (5, 5, 6)]
+    assert torch.equal(runs[0].image, runs[1].image)
+    assert not torch.equal(runs[0].image, runs[2].image)
+
+
+def test_the_reference_decides(nano: CoreEngine) -> None:
+    scene = scene_of(3)
+    request = request_of(scene)
+    other = replace(request, references=(255 - request.references[0],))
+    assert not torch.equal(refine(nano, request).image, refine(nano, other).image)
+
+
+def test_work_follows_the_region() -> None:
+    """A draft of 4096 x 4096: the engine sees no more than a bucket of it."""
+    draft = torch.zeros(1, 3, 4096, 4096, dtype=torch.uint8)
+    draft[..., 1900:2200, 1900:2200] = torch.randint(0, 256, (1, 3, 300, 300)).to(torch.uint8)
+    mask = torch.zeros(1, 1, 4096, 4096)
+    mask[..., 2000:2080, 2000:2100] = 1
+    engine = Plain()
+    reference = torch.randint(0, 256, (1, 3, 700, 900)).to(torch.uint8)
+    result = refine(engine, RefineRequest(draft, (reference,), mask, options=FAST))
+    assert [s[-2] * s[-1] <= 16500 for s in engine.encoded] == [True, True]
+    assert not bool(((result.image != draft) & (mask == 0)).any())
+
+
+def test_an_engine_that_changes_nothing_changes_little() -> None:
+    scene = scene_of(4)
+    request = request_of(scene, dtype=torch.float32)
+    result = refine(Plain(), request)
+    assert float((result.image - request.draft).abs().mean()) < 0.01
+    (region,) = result.report["regions"]
+    assert region["drift"]["corrected"] is False
+    assert region["color"]["gain"] == pytest.approx([1, 1, 1], abs=0.01)
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("drafts", "references", "masks", "n"), [(1, 1, 1, 1), (1, 3, 1, 3), (3, 1, 1, 3), (2, 2, 2, 2)]
+)
+def test_batches(drafts: int, references: int, masks: int, n: int) -> None:
+    scene = scene_of(5)
+    one = request_of(scene)
+    assert one.mask is not None
+    batch = replace(
+        one, draft=one.draft.repeat(drafts, 1, 1, 1), mask=one.mask.repeat(masks, 1, 1, 1),
+        references=(one.references[0].repeat(references, 1, 1, 1),),
+    )  # fmt: skip
+    engine = Plain()
+    result = refine(engine, batch)
+    assert result.image.shape == (n, *one.draft.shape[1:])
+    assert result.mask.shape == (n, 1, *one.draft.shape[2:])
+    assert (len(result.crops), len(engine.jobs)) == (n, n)
+    assert [r["picture"] for r in result.report["regions"]] == list(range(n))
+    single = refine(Plain(), one).image
+    assert all(torch.equal(result.image[i : i + 1], single) for i in range(n))
+
+
+def test_pairs_stay_together(nano: CoreEngine) -> None:
+    one, two = scene_of(6), scene_of(7)
+    a, b = request_of(one), request_of(two)
+    size = b.references[0].shape[-2:]
+    a_reference = F.interpolate(a.references[0].float(), size).to(torch.uint8)
+    pair = RefineRequest(
+        torch.cat([a.draft, b.draft]), (torch.cat([a_reference, b.references[0]]),),
+        torch.cat([a.mask, b.mask]), options=FAST,  # type: ignore[list-item]
+    )  # fmt: skip
+    both = refine(nano, pair)
+    second = refine(nano, RefineRequest(b.draft, b.references, b.mask, options=FAST))
+    assert torch.equal(both.image[1:], second.image)
+    assert torch.equal(both.mask[1:], second.mask)
+
+
+def test_up_to_three_references_reach_the_engine() -> None:
+    request = request_of(scene_of(5))
+    engine = Plain()
+    many = replace(request, references=request.references * 3, reference_masks=())
+    refine(engine, many)
+    (job,) = engine.jobs
+    assert (len(job.references), job.indices) == (4, (1, 2, 3, 4))
+    reversed_ = Plain(replace(NANO, order=("reference", "draft")))
+    refine(reversed_, request)
+    assert reversed_.jobs[0].indices == (1, 2)
+    assert torch.equal(reversed_.jobs[0].references[1], engine.jobs[0].references[0])
+
+
+# --- drift, colour, model mask -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dx", "dy", "zoom"), [(3, 0, 1), (-2, 3, 1), (0, 0, 1.02), (3, -2, 0.985)]
+)
+def test_drift_is_found_and_taken_out(dx: float, dy: float, zoom: float) -> None:
+    request = request_of(scene_of(8, (320, 240)), dtype=torch.float32)
+    engine = Plain(spoil=moved(dx, dy, zoom))
+    result = refine(engine, request)
+    (region,) = result.report["regions"]
+    drift = region["drift"]
+    assert drift["corrected"] is True
+    assert drift["dx"] == pytest.approx(dx, abs=0.3)
+    assert drift["dy"] == pytest.approx(dy, abs=0.3)
+    assert drift["zoom"] == pytest.approx(1 * zoom, abs=0.004)
+    left = float((result.image - request.draft).abs().sum())
+    without = refine(engine, replace(request, options=replace(FAST, drift=False)))
+    assert left < 0.4 * float((without.image - request.draft).abs().sum())
+    assert without.report["regions"][0]["drift"] == {"measured": False}
+
+
+def test_a_colour_cast_is_taken_out() -> None:
+    request = request_of(scene_of(8, (320, 240)), dtype=torch.float32)
+    cast = torch.tensor([0.9, 0.8, 0.85]).reshape(1, 3, 1, 1)
+    engine = Plain(spoil=lambda x: x * cast + 0.05)
+    result = refine(engine, request)
+    color = result.report["regions"][0]["color"]
+    assert color["gain"] == pytest.approx((1 / cast).flatten().tolist(), rel=0.03)
+    assert color["ring_error_after"] < 0.2 * color["ring_error_before"]
+    left = float((result.image - request.draft).abs().sum())
+    without = refine(engine, replace(request, options=replace(FAST, color_match=0)))
+    assert left < 0.3 * float((without.image - request.draft).abs().sum())
+    assert without.report["regions"][0]["color"] is None
+
+
+def test_another_picture_is_no_drift() -> None:
+    """What cannot be aligned is left where it is."""
+    noise = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    engine = Plain(spoil=lambda x: noise[..., : x.shape[-2], : x.shape[-1]])
+    result = refine(engine, request_of(scene_of(8)))
+    drift = result.report["regions"][0]["drift"]
+    assert drift["corrected"] is False
+
+
+def test_the_model_mask_holds_the_surroundings(nano: CoreEngine) -> None:
+    request = request_of(scene_of(9), replace(FAST, drift=False, color_match=0))
+
+    def with_mask(firmness: float) -> RefineRequest:
+        return replace(request, options=replace(request.options, model_mask=firmness))
+
+    probe = Plain()
+    refine(probe, with_mask(1.0))
+    (job,) = probe.jobs
+    assert job.restrict is not None
+    draft = nano.decode(nano.encode(F.pixel_shuffle(job.references[0], 4))).clamp(0, 1)
+    held = F.interpolate((job.restrict == 0).float(), draft.shape[-2:])
+    assert 0.2 < float(held.mean()) < 0.9
+
+    def error(firmness: float) -> float:
+        crop = refine(nano, with_mask(firmness)).crops[0]
+        return float(((crop - draft).abs() * held).sum() / held.sum() / 3)
+
+    free, half, firm = error(0.0), error(0.5), error(1.0)
+    assert firm < 1e-5
+    assert firm < half < free
+    refine(probe, with_mask(0.0))
+    assert probe.jobs[1].restrict is None
+
+
+# --- report --------------------------------------------------------------------------------------
+
+
+def test_the_report_is_complete_json(nano: CoreEngine) -> None:
+    stages: list[str] = []
+    request = request_of(scene_of(10), RefineOptions(steps=STEPS, seed=11))
+    result = refine(nano, request, lambda stage, i, n, x0: stages.append(f"{stage} {i}/{n}"))
+    report = json.loads(json.dumps(result.report, allow_nan=False))
+    assert {"version", "engine", "recipe", "draft", "seed", "regions", "seconds", "torch"} <= set(
+        report
+    )
+    assert (report["recipe"], report["seed"], report["draft"]) == ("nano", 11, "1 x 200x150")
+    assert set(report["seconds"]) == {"plan", "encode", "sample", "decode", "register", "stitch"}
+    assert report["seconds_total"] >= max(report["seconds"].values())
+    assert report["peak_memory_mb"] > 50
+    (region,) = report["regions"]
+    assert {"region", "crop", "bucket", "scale", "padding", "references", "drift", "color"} <= set(
+        region
+    )
+    assert region["references"][0]["alignment"]["method"] in ("registered", "boxes")
+    assert stages == [
+        "plan 0/1", "encode 0/1", "sample 1/2", "sample 2/2", "decode 0/1", "register 0/1",
+        "stitch 0/1",
+    ]  # fmt: skip
+
+
+def test_progress_can_stop_the_run(nano: CoreEngine) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(stage: str, i: int, n: int, x0: Tensor | None) -> None:
+        if stage == "sample":
+            raise StopError
+
+    with pytest.raises(StopError):
+        refine(nano, request_of(scene_of(10)), stop)
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+def _with_nan(x: Tensor, y: int, x_at: int) -> Tensor:
+    out = x.float() / 255 if x.dtype == torch.uint8 else x.clone()
+    out[..., y, x_at] = math.nan
+    return out
+
+
+BASE = request_of(scene_of(11), FAST)
+assert BASE.mask is not None
+REFERENCE_MASK = mask_of(scene_of(11).reference_mask)
+BOX = [int(v) for v in BASE.mask[0, 0].nonzero().float().mean(0)]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"mask": torch.ones(1, 1, 7, 9)}, "mask is 9x7 but the draft is 200x150"),
+        ({"mask": torch.ones(150, 200)}, "mask must be K 1 H W"),
+        ({"mask": torch.zeros(1, 1, 150, 200)}, "empty"),
+        ({"mask": _with_nan(BASE.mask, 0, 0)}, "NaN"),
+        ({"draft": _with_nan(BASE.draft, *BOX)}, "draft has 3 values that are NaN"),
+        ({"draft": BASE.draft.float() / 0}, "draft has .* NaN or infinite"),
+        ({"draft": BASE.draft[0]}, "N 3 H W"),
+        ({"draft": BASE.draft[:, :1]}, "N 3 H W"),
+        ({"draft": torch.zeros(1, 3, 1, 16385, dtype=torch.uint8)}, "16385x1"),
+        ({"draft": BASE.draft.repeat(2, 1, 1, 1), "mask": BASE.mask.repeat(3, 1, 1, 1)},
+         "2 drafts.*3 masks"),
+        ({"references": ()}, "One to three references are needed, got 0"),
+        ({"references": BASE.references * 4}, "got 4"),
+        ({"references": (_with_nan(BASE.references[0], 0, 0),)}, "reference has 3 values"),
+        ({"references": (BASE.references[0][..., :7],), "reference_masks": ()}, "7x.*at least 8"),
+        ({"references": (BASE.references[0][0],), "reference_masks": ()}, "M 3 h w"),
+        ({"references": (BASE.references[0].repeat(1, 2, 1, 1),)}, "M 3 h w"),
+        ({"reference_masks": (torch.zeros(1, 1, 5, 6),)}, "reference mask is 6x5"),
+        ({"reference_masks": (0 * REFERENCE_MASK,)}, "reference mask .* empty"),
+        ({"reference_masks": (_with_nan(REFERENCE_MASK, 0, 0),)}, "reference mask has 1"),
+        ({"reference_masks": BASE.reference_masks * 2}, "2 reference masks for 1"),
+        ({"options": replace(FAST, context=0.5)}, "context"),
+        ({"options": replace(FAST, megapixels=0.0)}, "megapixels"),
+        ({"options": replace(FAST, seed=-1)}, "seed"),
+        ({"options": replace(FAST, smallest=10**6)}, "Nothing is left"),
+    ],
+)  # fmt: skip
+def test_refused_requests(nano: CoreEngine, change: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        refine(nano, replace(BASE, **change))
+
+
+def test_nan_far_from_the_region_is_no_concern(nano: CoreEngine) -> None:
+    mask = torch.zeros(1, 1, 150, 200)
+    mask[..., 100:120, 150:170] = 1
+    draft = _with_nan(BASE.draft, 0, 0)
+    result = refine(nano, replace(BASE, draft=draft, mask=mask))
+    assert int(result.image.isnan().sum()) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0), ("steps", -1), ("steps", 5000), ("guidance", -1), ("guidance", math.nan),
+        ("guidance", 101), ("feather", -1), ("feather", math.inf),
+        ("grow", 2000), ("grow", math.nan), ("model_mask", 1.5), ("model_mask", -0.1),
+        ("color_match", 2), ("smallest", 0), ("blend", "soft"),
+    ],
+)  # fmt: skip
+def test_refused_options(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be .*got .*{value}"):
+        RefineOptions(**{name: value})
+
+
+def test_a_thin_faint_mask_is_repaired_with_alignment(nano: CoreEngine) -> None:
+    """One stroke of a pixel at a tenth of its strength, and a reference mask of a single pixel."""
+    mask = torch.zeros(1, 1, 150, 200)
+    mask[..., 75, 20:180] = 0.1
+    reference_mask = torch.zeros_like(REFERENCE_MASK)
+    reference_mask[..., 10, 12] = 1
+    request = replace(
+        BASE, mask=mask, reference_masks=(reference_mask,), options=RefineOptions(steps=1)
+    )
+    result = refine(nano, request)
+    assert torch.equal(result.mask, (mask > 0).float())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 40)])
+def test_tiny_drafts(nano: CoreEngine, size: tuple[int, int]) -> None:
+    draft = torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0))
+    draft = draft.to(torch.uint8)
+    result = refine(nano, RefineRequest(draft, BASE.references, options=RefineOptions(steps=1)))
+    assert result.image.shape == draft.shape
