@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from ..color import match_light
+from ..processes import worker_pool
 from ..registration import blur
 from .scenes import make_scene, warp_reference
 
@@ -129,5 +129,5 @@ def build_cache(folder: Path, spec: CacheSpec, workers: int = 2) -> list[Path]:
     ]
     if workers <= 1:
         return [Path(_draw_shard(job)) for job in jobs]
-    with ProcessPoolExecutor(workers) as pool:
+    with worker_pool(workers) as pool:
         return [Path(p) for p in pool.map(_draw_shard, jobs)]

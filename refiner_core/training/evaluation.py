@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from ..data.scenes import Scene, make_scene
 from ..interfaces import SamplingJob
 from ..nano import NANO_WEIGHTS
 from ..pipeline import RefineOptions, RefineRequest, refine
+from ..processes import worker_pool
 from ..recipes import NANO, Recipe
 
 FIRST_SEED = 10_000_000  # far from every training seed
@@ -155,7 +155,7 @@ def evaluate_nano(
     """
     path = str(weights or NANO_WEIGHTS)
     jobs = [(FIRST_SEED + i, path, rough_masks, steps) for i in range(count)]
-    with ProcessPoolExecutor(workers) as pool:
+    with worker_pool(workers) as pool:
         rows = [r for r in pool.map(_evaluate, jobs, chunksize=4) if r is not None]
     print("masked PSNR (dB) and SSIM: the draft; the reference pasted box on box; pasted after the")
     print("pipeline's alignment and light matching; refined. Last: share of drafts made better.")
