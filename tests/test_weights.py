@@ -87,6 +87,15 @@ def test_last_modulation_is_swapped_and_the_rest_is_not() -> None:
     assert torch.equal(bfl["img_in.weight"], sd["x_embedder.weight"])
 
 
+def same_model(a: torch.nn.Module, b: torch.nn.Module) -> None:
+    """Bit-equal weights; velocities only close: where a weight lies in memory changes the order in
+    which a threaded matrix product sums."""
+    weights = b.state_dict()
+    assert a.state_dict().keys() == weights.keys()
+    assert [k for k, v in a.state_dict().items() if not torch.equal(v, weights[k])] == []
+    torch.testing.assert_close(velocity_of(a), velocity_of(b), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
 @pytest.mark.parametrize("norm", ["scale", "weight"])
 def test_bfl_file_gives_the_same_velocity(tmp_path: Path, prefix: str, norm: str) -> None:
@@ -94,9 +103,7 @@ def test_bfl_file_gives_the_same_velocity(tmp_path: Path, prefix: str, norm: str
     bfl = diffusers_to_bfl(model.state_dict())
     sd = {prefix + k.replace("_norm.scale", f"_norm.{norm}"): v for k, v in bfl.items()}
     save_file(sd, tmp_path / "flux.safetensors")
-    assert torch.equal(
-        velocity_of(load_transformer(tmp_path / "flux.safetensors")), velocity_of(model)
-    )
+    same_model(load_transformer(tmp_path / "flux.safetensors"), model)
 
 
 def test_diffusers_file_and_folders_give_the_same_velocity(tmp_path: Path) -> None:
@@ -105,9 +112,8 @@ def test_diffusers_file_and_folders_give_the_same_velocity(tmp_path: Path) -> No
     model.save_pretrained(tmp_path / "whole" / "transformer")
     model.save_pretrained(tmp_path / "shards" / "transformer", max_shard_size="1MB")
     assert len(list((tmp_path / "shards" / "transformer").glob("*.safetensors"))) > 2
-    wanted = velocity_of(model)
     for path in ("flux.safetensors", "whole", "shards", "shards/transformer"):
-        assert torch.equal(velocity_of(load_transformer(tmp_path / path)), wanted), path
+        same_model(load_transformer(tmp_path / path), model)
 
 
 def test_checkpoint_with_other_parts_gives_the_transformer(tmp_path: Path) -> None:
@@ -115,9 +121,7 @@ def test_checkpoint_with_other_parts_gives_the_transformer(tmp_path: Path) -> No
     sd = {f"model.diffusion_model.{k}": v for k, v in bfl.items()}
     sd["vae.decoder.conv_in.weight"] = torch.zeros(2)
     save_file(sd, tmp_path / "all.safetensors")
-    assert torch.equal(
-        velocity_of(load_transformer(tmp_path / "all.safetensors")), velocity_of(tiny_flux())
-    )
+    same_model(load_transformer(tmp_path / "all.safetensors"), tiny_flux())
 
 
 def test_loading_takes_dtype_and_no_second_copy(tmp_path: Path) -> None:
@@ -176,9 +180,9 @@ def test_fp8_flux_file_loads(tmp_path: Path) -> None:
             sd[k] = exact[k] = v
     save_file(sd, tmp_path / "scaled.safetensors")
     save_file(exact, tmp_path / "exact.safetensors")
-    assert torch.equal(
-        velocity_of(load_transformer(tmp_path / "scaled.safetensors")),
-        velocity_of(load_transformer(tmp_path / "exact.safetensors")),
+    same_model(
+        load_transformer(tmp_path / "scaled.safetensors"),
+        load_transformer(tmp_path / "exact.safetensors"),
     )
 
 
