@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..images import Picture, atomic_path, load_mask, load_picture, save_picture
+from ..scoring.pixels import masked_psnr
 
 CASES = Path(__file__).parent.parent / "demo_cases"
 _GAP, _TITLE = 8, 22
@@ -41,13 +41,6 @@ def load_case(folder: Path) -> Case:
         folder.name, picture["draft"], picture["reference"], picture["target"],
         load_mask(folder / "mask.png"), load_mask(folder / "reference_mask.png"),
     )  # fmt: skip
-
-
-def masked_psnr(a: Tensor, b: Tensor, mask: Tensor) -> float:
-    """PSNR in dB of two uint8 pictures over a mask; infinite if they agree."""
-    error = ((a.double() - b.double()) / 255).square() * (mask > 0)
-    mse = float(error.sum() / ((mask > 0).sum() * 3))
-    return float("inf") if mse == 0 else -10 * float(np.log10(mse))
 
 
 def _tile(pixels: Tensor, title: str, height: int) -> Image.Image:
@@ -133,7 +126,7 @@ def run(chosen: argparse.Namespace) -> None:
             comparison(case, result.image).save(path)
         with atomic_path(target / "report.json") as path:
             path.write_text(json.dumps(result.report, indent=2))
-        before = masked_psnr(case.draft, case.target, case.mask)
-        after = masked_psnr(result.image, case.target, case.mask)
+        before = float(masked_psnr(case.draft, case.target, case.mask))
+        after = float(masked_psnr(result.image, case.target, case.mask))
         print(f"{case.name:<10}{seconds:>9.1f}{before:>10.2f}{after:>12.2f}{int(outside):>18}")
     print(f"Pictures are in {out}/<case>/; look at comparison.png first.")

@@ -58,7 +58,7 @@ def run(chosen: argparse.Namespace) -> None:
 
 def run_evaluation(chosen: argparse.Namespace) -> None:
     """Print the held-out table."""
-    from ..training.evaluation import evaluate_nano
+    from ..evaluation.nano import evaluate_nano
 
     weights = Path(chosen.weights) if chosen.weights else None
     sheet = Path(chosen.sheet) if chosen.sheet else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from ..nano import NANO_WEIGHTS
 from ..pipeline import RefineOptions, RefineRequest, refine
 from ..processes import worker_pool
 from ..recipes import NANO, Recipe
+from ..scoring.pixels import masked_psnr, masked_ssim
 
 FIRST_SEED = 10_000_000  # far from every training seed
 _METHODS = ("draft", "pasted", "aligned", "refined")
@@ -61,20 +61,16 @@ def _mask(mask: np.ndarray) -> Tensor:
     return torch.from_numpy(mask.copy())[None, None].float() / 255
 
 
+_CEILING = 60.0  # dB; an untouched picture would be infinite and spoil every mean
+
+
 def _psnr(image: np.ndarray, scene: Scene) -> float:
-    on = scene.mask > 0
-    error = (image.astype(float) - scene.target)[on] / 255
-    return -10 * math.log10(max(float(np.square(error).mean()), 1e-6))
+    psnr = masked_psnr(_tensor(image), _tensor(scene.target), _mask(scene.mask))
+    return min(_CEILING, float(psnr))
 
 
 def _ssim(image: np.ndarray, scene: Scene) -> float:
-    from skimage.metrics import structural_similarity
-
-    full = structural_similarity(
-        image, scene.target, channel_axis=2, data_range=255, full=True, gaussian_weights=True,
-        sigma=1.5, use_sample_covariance=False,
-    )  # fmt: skip
-    return float(np.asarray(full[1])[scene.mask > 0].mean())
+    return float(masked_ssim(_tensor(image), _tensor(scene.target), _mask(scene.mask)))
 
 
 def _pasted_by_hand(scene: Scene) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Measuring refiners over many cases: metrics, tables and the report."""

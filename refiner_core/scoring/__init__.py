@@ -1,0 +1,1 @@
+"""How good a repair is: scores between pictures, with weights and without."""
