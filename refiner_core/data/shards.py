@@ -1,0 +1,306 @@
+"""Triplets in tar files, in webdataset's layout, and the manifest beside them.
+
+A data set is a folder of shards `<split>-<number>.tar`, whose samples are runs of members
+`<id>.draft.png ... <id>.json`, and `manifest.jsonl` with one line a sample: its id, split, shard,
+sizes, box and info. Shards appear whole or not at all, and the same samples give the same bytes.
+A folder of such tars that something else wrote is read as well, without a manifest.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, overload
+
+import numpy as np
+
+from ..images import atomic_path
+from .triplets import Triplet, check, check_id, decode, encode
+
+MANIFEST = "manifest.jsonl"
+
+
+def shard_name(split: str, number: int) -> str:
+    """`train-00007.tar`."""
+    return f"{check_id(split)}-{number:05d}.tar"
+
+
+def write_samples(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+    """Write (id, members) into one tar, whole or not at all; the number of samples.
+
+    No times, users or padding of the machine get into the file: the same samples are the same
+    bytes.
+    """
+    count = 0
+    with (
+        atomic_path(path) as temporary,
+        tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for name, members in samples:
+            for extension, data in members.items():
+                header = tarfile.TarInfo(f"{check_id(name)}.{extension}")
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
+            count += 1
+    return count
+
+
+def write_shard(path: Path, triplets: Iterable[Triplet]) -> list[dict[str, Any]]:
+    """Write triplets into one tar, whole or not at all; their manifest entries.
+
+    The file's name is `shard_name(split, number)`: the entries take their split from it.
+
+    Raises:
+        ValueError: a triplet breaks the contract; nothing is written then.
+    """
+    entries = []
+
+    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+        for triplet in triplets:
+            entries.append(manifest_entry(check(triplet), path.name))
+            yield triplet.id, encode(triplet)
+
+    write_samples(path, samples())
+    return entries
+
+
+def mask_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """(x0, y0, x1, y1) of what is over 0 in a mask H W, or None."""
+    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    return int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1
+
+
+def manifest_entry(triplet: Triplet, shard: str) -> dict[str, Any]:
+    """A triplet's line of the manifest."""
+    height, width = triplet.draft.shape[:2]
+    return {
+        "id": triplet.id,
+        "split": split_of(shard),
+        "shard": shard,
+        "size": [width, height],
+        "reference_size": [triplet.reference.shape[1], triplet.reference.shape[0]],
+        "box": mask_box(triplet.mask),
+        "mask_area": round(float((triplet.mask > 0).mean()), 5),
+        "prompt": triplet.prompt,
+        **triplet.info,
+    }
+
+
+def split_of(shard: str) -> str:
+    """The split of a shard's file name: what stands before its number."""
+    return shard.removesuffix(".tar").rpartition("-")[0]
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines, whole or not at all."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for record in records:
+            stream.write(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines.
+
+    Raises:
+        ValueError: a line is no JSON; names file and line.
+    """
+    records = []
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                records.append(json.loads(line))
+            except ValueError as e:
+                raise ValueError(f"{path}, line {number} is damaged: {e}") from e
+    return records
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """The manifest's entries.
+
+    Raises:
+        ValueError: there is none; or a line is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} has no {MANIFEST}: the build is not finished (run `omnirefiner data build` "
+            "with the same --out again), or it is another folder."
+        )
+    return read_lines(path)
+
+
+def find_shards(folder: Path, split: str | None = None) -> list[Path]:
+    """The shards of a folder in order, of one split or of all.
+
+    Raises:
+        ValueError: there are none, none of that split, or one that the manifest names is missing.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}.")
+    if (folder / MANIFEST).is_file():
+        names = sorted({entry["shard"] for entry in read_manifest(folder)})
+    else:
+        # Unfinished files begin with a dot.
+        names = sorted(p.name for p in folder.glob("*.tar") if not p.name.startswith("."))
+    if not names:
+        raise ValueError(f"{folder} holds no triplets: no shards (*.tar) are in it.")
+    chosen = [n for n in names if split is None or split_of(n) == split]
+    if not chosen:
+        splits = ", ".join(sorted({split_of(n) for n in names}))
+        raise ValueError(f"{folder} has no split {split!r}; it has: {splits}.")
+    for name in chosen:
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"The shard {folder / name} is missing, but {MANIFEST} names it. Copy it again, or "
+                "run `omnirefiner data build` with the same --out to make it anew."
+            )
+    return [folder / name for name in chosen]
+
+
+def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(id, members) of a shard, in its order.
+
+    Raises:
+        ValueError: the tar is damaged or cut off; names it.
+    """
+    name, members = "", {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for header in tar:
+                if not header.isfile():
+                    continue
+                key, _, extension = Path(header.name).name.partition(".")
+                if key != name and members:
+                    yield name, members
+                    members = {}
+                name = key
+                members[extension] = _member(tar, header)
+    except (tarfile.TarError, EOFError, OSError) as e:
+        where = f"after {name}" if name else "at its start"
+        raise ValueError(f"The shard {path} is damaged or cut off {where}: {e}.") from e
+    if members:
+        yield name, members
+
+
+def _member(tar: tarfile.TarFile, header: tarfile.TarInfo) -> bytes:
+    stream = tar.extractfile(header)
+    assert stream is not None, "only files are read"
+    data = stream.read()
+    if len(data) != header.size:
+        raise tarfile.ReadError(f"{header.name} has {len(data)} of {header.size} bytes")
+    return data
+
+
+def read_shard(path: Path) -> Iterator[Triplet]:
+    """The triplets of one shard.
+
+    Raises:
+        ValueError: the shard or one of its members is missing or damaged; names both.
+    """
+    for name, members in read_samples(path):
+        yield _decoded(path, name, members)
+
+
+def _decoded(path: Path, name: str, members: Mapping[str, bytes]) -> Triplet:
+    try:
+        return decode(name, members)
+    except ValueError as e:
+        raise ValueError(f"In the shard {path}: {e}.") from e
+
+
+def read_triplets(folder: Path, split: str | None = None) -> Iterator[Triplet]:
+    """Every triplet of a data set, in the order of its shards.
+
+    Args:
+        folder: a data set (see the module).
+        split: "train", "validation", ...; None = all.
+
+    Raises:
+        ValueError: no such folder, split or shard, or something in it is damaged; names the shard
+            and the member.
+    """
+    folder = Path(folder)
+    shards = find_shards(folder, split)
+    listed = (folder / MANIFEST).is_file()
+    counts = Counter(e["shard"] for e in read_manifest(folder)) if listed else Counter[str]()
+    for path in shards:
+        count = 0
+        for triplet in read_shard(path):
+            count += 1
+            yield triplet
+        # A tar that was cut off between two samples reads as a shorter one.
+        if listed and count != counts[path.name]:
+            raise ValueError(
+                f"The shard {path} has {count} samples where {MANIFEST} names {counts[path.name]}."
+            )
+
+
+class TripletSet(Sequence[Triplet]):
+    """A data set's triplets by number: reads one without the others.
+
+    Shards are indexed when they are first needed, so opening a set of thousands is quick.
+    Only offsets are kept in memory, and no file stays open: it can be sent to other processes.
+
+    Raises:
+        ValueError: as `read_triplets`, at opening or at the triplet concerned.
+    """
+
+    def __init__(self, folder: Path | str, split: str | None = None) -> None:
+        self.folder, self.split = Path(folder), split
+        self._offsets: dict[str, dict[str, dict[str, tuple[int, int]]]] = {}
+        shards = find_shards(self.folder, split)
+        self.entries = self._entries(shards)
+
+    def _entries(self, shards: Sequence[Path]) -> list[dict[str, Any]]:
+        if (self.folder / MANIFEST).is_file():
+            names = {p.name for p in shards}
+            return [e for e in read_manifest(self.folder) if e["shard"] in names]
+        return [
+            {"id": name, "shard": p.name, "split": split_of(p.name)}
+            for p in shards
+            for name in self._index(p.name)
+        ]
+
+    def _index(self, shard: str) -> dict[str, dict[str, tuple[int, int]]]:
+        """Offset and length of every member by sample and extension."""
+        if shard not in self._offsets:
+            path, found = self.folder / shard, {}
+            try:
+                with tarfile.open(path, "r:") as tar:
+                    for header in tar:
+                        key, _, extension = Path(header.name).name.partition(".")
+                        found.setdefault(key, {})[extension] = (header.offset_data, header.size)
+            except (tarfile.TarError, OSError) as e:
+                raise ValueError(f"The shard {path} is damaged or cut off: {e}.") from e
+            self._offsets[shard] = found
+        return self._offsets[shard]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @overload
+    def __getitem__(self, index: int) -> Triplet: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Triplet]: ...
+    def __getitem__(self, index: int | slice) -> Triplet | list[Triplet]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        entry = self.entries[index]
+        path, name = self.folder / entry["shard"], entry["id"]
+        places = self._index(entry["shard"]).get(name)
+        if places is None:
+            raise ValueError(f"The shard {path} lacks {name}, which {MANIFEST} names.")
+        with path.open("rb") as stream:
+            members = {e: _slice(stream, *place) for e, place in places.items()}
+        return _decoded(path, name, members)
+
+
+def _slice(stream: BinaryIO, offset: int, size: int) -> bytes:
+    stream.seek(offset)
+    return stream.read(size)
