@@ -7,6 +7,8 @@ an empty mask has no error, and no excellent one either.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -79,17 +81,24 @@ def _window_mean(x: Tensor) -> Tensor:
     return F.conv2d(x, kernel.transpose(2, 3)).reshape(b, c, h, w)
 
 
-def ssim_map(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity at every pixel and channel, `B 3 H W` float64 in [-1, 1].
+def structural_similarity(x: Tensor, y: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+    """Structural similarity at every pixel and channel, `B C H W` in [-1, 1], Wang et al. 2004.
 
-    Wang et al. 2004, Gaussian window, population covariance: the same numbers as scikit-image's
+    `mean` takes the window's mean around every pixel; pictures float in [0, 1].
+    """
+    mx, my = mean(x), mean(y)
+    vx, vy = mean(x * x) - mx * mx, mean(y * y) - my * my
+    both = mean(x * y) - mx * my
+    return ((2 * mx * my + _C1) * (2 * both + _C2)) / ((mx * mx + my * my + _C1) * (vx + vy + _C2))
+
+
+def ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """`structural_similarity` in float64 with a Gaussian window and population covariance.
+
+    The same numbers as scikit-image's
     `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`.
     """
-    x, y = _double(a), _double(b)
-    mx, my = _window_mean(x), _window_mean(y)
-    vx, vy = _window_mean(x * x) - mx * mx, _window_mean(y * y) - my * my
-    both = _window_mean(x * y) - mx * my
-    return ((2 * mx * my + _C1) * (2 * both + _C2)) / ((mx * mx + my * my + _C1) * (vx + vy + _C2))
+    return structural_similarity(_double(a), _double(b), _window_mean)
 
 
 def masked_ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:

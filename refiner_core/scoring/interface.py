@@ -1,0 +1,98 @@
+"""What everything that compares pictures answers to, and the checks all of them share."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..images import check_finite
+
+
+class Scorer(Protocol):
+    """Says how far two pictures are apart."""
+
+    @property
+    def name(self) -> str:
+        """What was measured, for reports."""
+        ...
+
+    def distance(self, a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One number a pair, float32 `B`: 0 = the same, lower is better.
+
+        Args:
+            a, b: float B 3 H W in [0, 1], of one size. A batch of one goes with every item of
+                the other.
+            mask: B 1 H W (or 1 1 H W) in [0, 1]: only differences where it is over 0 count.
+
+        Raises:
+            ValueError: sizes or batches that do not fit, NaN, or a mask that is empty.
+        """
+        ...
+
+
+class MapScorer(Scorer, Protocol):
+    """A scorer that can also say where."""
+
+    def heatmap(self, a: Tensor, b: Tensor) -> Tensor:
+        """Local distances B 1 h w on the scorer's own grid over the picture, 0 = the same."""
+        ...
+
+
+def check_pair(
+    a: Tensor, b: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The pair and its mask with one batch size, as views.
+
+    Raises:
+        ValueError: names both shapes; or the first item whose mask is empty; or NaN.
+    """
+    for name, image in (("first picture", a), ("second picture", b)):
+        if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
+            raise ValueError(
+                f"The {name} must be float B 3 H W in [0, 1], got {image.dtype} "
+                f"{tuple(image.shape)}."
+            )
+        check_finite(image, name)
+    if a.shape[-2:] != b.shape[-2:]:
+        raise ValueError(
+            f"The pictures have different sizes: {a.shape[-1]}x{a.shape[-2]} and "
+            f"{b.shape[-1]}x{b.shape[-2]}. Resize or crop one of them first."
+        )
+    count = _common_batch(len(a), len(b), "pictures")
+    if mask is not None:
+        count = _common_batch(count, len(mask), "pictures and masks")
+        mask = _check_mask(mask, a).expand(count, -1, -1, -1)
+    return a.expand(count, -1, -1, -1), b.expand(count, -1, -1, -1), mask
+
+
+def _common_batch(a: int, b: int, what: str) -> int:
+    if a != b and 1 not in (a, b):
+        raise ValueError(f"The batches of {what} do not fit: {a} and {b}; give one, or as many.")
+    return max(a, b) if min(a, b) > 0 else 0
+
+
+def _check_mask(mask: Tensor, like: Tensor) -> Tensor:
+    if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[-2:] != like.shape[-2:]:
+        raise ValueError(
+            f"The mask must be B 1 {like.shape[-2]} {like.shape[-1]} like the pictures, got "
+            f"{tuple(mask.shape)}."
+        )
+    check_finite(mask, "mask")
+    empty = (mask.flatten(1).amax(1) <= 0).nonzero().flatten() if mask.numel() else torch.empty(0)
+    if len(empty):
+        raise ValueError(
+            f"The mask of item {int(empty[0])} is empty: there is nothing to compare. Paint the "
+            "region, or leave the mask out to compare whole pictures."
+        )
+    return mask.to(like)
+
+
+def only_inside(a: Tensor, b: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both pictures with the mean of the two where the mask is 0.
+
+    So nothing outside counts, neither picture is favoured, and what they share stays as context.
+    """
+    inside, mean = mask > 0, (a + b) / 2
+    return torch.where(inside, a, mean), torch.where(inside, b, mean)
