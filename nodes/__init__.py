@@ -2,14 +2,19 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .compare import Compare
 from .example import ExampleCase
 from .loaders import LoadRefiner, RefinerFromModel, RefinerParts
 from .masking import MaskBuilder
 from .refine import ReferenceRefine
+from .routes import add_routes
 from .steps import CropForRefine, RefineConditioning, Stitch
 
 
 class OmniRefinerExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        add_routes()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             LoadRefiner,
@@ -20,5 +25,6 @@ class OmniRefinerExtension(ComfyExtension):
             CropForRefine,
             RefineConditioning,
             Stitch,
+            Compare,
             ExampleCase,
         ]

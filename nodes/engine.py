@@ -13,6 +13,7 @@ import comfy.utils
 import latent_preview
 import node_helpers
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..refiner_core import sampling
@@ -86,6 +87,7 @@ class ComfyEngine:
         self, refiner: Refiner, sampler: str = OWN_SAMPLER, scheduler: str = RECIPE_SCHEDULE
     ) -> None:
         self.refiner, self.sampler, self.scheduler = refiner, sampler, scheduler
+        self._previewer: Any = None
 
     @property
     def recipe(self) -> Recipe:
@@ -130,11 +132,9 @@ class ComfyEngine:
         noise = sampling.draw_noise(tuple(draft.shape), job.seed)
         sigmas = self._sigmas(job)
         steps = len(sigmas) - 1
-        preview = self._preview(steps)
 
         def callback(i: int, x0: Tensor, x: Tensor, total: int) -> None:
             mm.throw_exception_if_processing_interrupted()
-            preview(i, x0, x, total)
             step(i + 1, steps, x0)
 
         held = job.restrict is not None
@@ -145,13 +145,15 @@ class ComfyEngine:
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=job.seed,
         )  # fmt: skip
 
-    def _preview(self, steps: int) -> Callable[[int, Tensor, Tensor, int], None]:
+    def preview(self, x0: Tensor) -> Image.Image | None:
+        """A small picture of an estimate, or None if previews are switched off."""
         own = getattr(self.refiner.vae, "preview", None)
-        if own is None:
-            return latent_preview.prepare_callback(self.refiner.model, steps)
-        bar = comfy.utils.ProgressBar(steps)
-
-        def show(i: int, x0: Tensor, x: Tensor, total: int) -> None:
-            bar.update_absolute(i + 1, total, ("JPEG", own(x0), 512))
-
-        return show
+        if own is not None:
+            return own(x0)
+        if self._previewer is None:
+            model = self.refiner.model
+            found = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+            self._previewer = found or False
+        if self._previewer is False:
+            return None
+        return self._previewer.decode_latent_to_preview_image("JPEG", x0)[1]

@@ -2,84 +2,84 @@
 
 from __future__ import annotations
 
-import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..refiner_core.difference import difference_mask
-from ..refiner_core.masks import find_regions
+from ..refiner_core.boxes import format_boxes, parse_boxes
+from ..refiner_core.geometry import Extent
+from ..refiner_core.mask_building import MaskOptions, build_mask, grown_boxes, reference_mask
 from .layout import mask_from_core, mask_to_core, to_core
-from .types import CATEGORY
-
-
-def _box_mask(like: Tensor, x: float, y: float, width: float, height: float) -> Tensor:
-    """A rectangle in relative coordinates as a mask 1 1 H W."""
-    h, w = like.shape[-2:]
-    mask = torch.zeros(1, 1, h, w)
-    mask[..., round(y * h) : round((y + height) * h), round(x * w) : round((x + width) * w)] = 1
-    return mask
+from .pictures import show_inputs, temp_mask
+from .types import CATEGORY, boxes_input
 
 
 class MaskBuilder(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        fraction = {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.005, "round": 0.0001}
         return io.Schema(
             node_id="OmniRefiner_MaskBuilder",
             display_name="Mask Builder",
             category=CATEGORY,
-            description="Builds a mask of a painted one, a box, and the difference to another "
-            "picture, then grows, fills and cleans it. Parts that are given are added up.",
-            search_aliases=["mask from difference", "grow mask", "box mask", "clean mask"],
+            description="Point at the details: draw boxes on draft and reference, add a painted mask "
+            "and the difference to another picture, grow, fill and clean. What is given adds up.",
+            search_aliases=["inpaint mask", "detail", "region", "box mask", "mask from difference",
+                "grow mask", "clean mask", "restore"],
             inputs=[
-                io.Image.Input("image", tooltip="The picture the mask belongs to."),
+                io.Image.Input("image", tooltip="The picture the mask belongs to: the draft."),
                 io.Mask.Input("mask", optional=True, tooltip="A painted mask to start from."),
                 io.Image.Input("compare_with", optional=True,
-                    tooltip="The reference or a second picture: what differs becomes the mask."),
-                io.Float.Input("box_x", tooltip="Left edge of a box, 0..1 of the width.", **fraction),
-                io.Float.Input("box_y", tooltip="Top edge of a box, 0..1 of the height.", **fraction),
-                io.Float.Input("box_width", tooltip="0 = no box; 1 = the whole width.", **fraction),
-                io.Float.Input("box_height", tooltip="0 = no box; 1 = the whole height.", **fraction),
+                    tooltip="A second picture of the same thing: what differs becomes the mask."),
+                io.Image.Input("reference", optional=True,
+                    tooltip="The picture of the true detail, to draw the paired boxes on."),
                 io.Float.Input("threshold", default=0.12, min=0.01, max=0.99, step=0.01,
-                    tooltip="Difference that counts, 0..1 of full scale."),
+                    tooltip="Difference to compare_with that counts, 0..1 of full scale."),
                 io.Boolean.Input("align", default=True,
                     tooltip="Match pose and light of compare_with before comparing."),
-                io.Int.Input("grow", default=0, min=-1024, max=1024, tooltip="Grow or shrink, px."),
+                io.Int.Input("grow", default=0, min=-1024, max=1024,
+                    tooltip="Grow (or shrink, below 0) mask and boxes, px."),
                 io.Boolean.Input("fill_holes", default=True, tooltip="Close enclosed holes."),
                 io.Int.Input("smallest", default=16, min=1, max=1 << 24,
                     tooltip="Pieces of fewer pixels are dropped."),
-                io.Boolean.Input("invert", default=False, tooltip="Swap inside and outside, last."),
+                io.Boolean.Input("invert", default=False,
+                    tooltip="Swap inside and outside, last; then no boxes are passed on."),
+                boxes_input("Boxes around the details, drawn in the node; box 1 of the image goes "
+                    "with box 1 of the reference."),
             ],
-            outputs=[io.Mask.Output(display_name="mask", tooltip="White = repair.")],
+            outputs=[
+                io.Mask.Output(display_name="mask", tooltip="White = repair."),
+                io.Mask.Output(display_name="reference_mask",
+                    tooltip="The boxes on the reference; nothing without them."),
+                io.String.Output(display_name="boxes",
+                    tooltip="The pairs of boxes, for Reference Refine: each region gets its own "
+                    "part of the reference."),
+            ],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, image: Tensor, box_x: float, box_y: float, box_width: float, box_height: float,
-        threshold: float, align: bool, grow: int, fill_holes: bool, smallest: int, invert: bool,
-        mask: Tensor | None = None, compare_with: Tensor | None = None,
+        cls, image: Tensor, threshold: float, align: bool, grow: int, fill_holes: bool,
+        smallest: int, invert: bool, mask: Tensor | None = None,
+        compare_with: Tensor | None = None, reference: Tensor | None = None, boxes: str = "",
     ) -> io.NodeOutput:  # fmt: skip
-        picture = to_core(image).cpu()[:1]
-        total = torch.zeros(1, 1, *picture.shape[-2:])
-        given = mask_to_core(mask)
-        if given is not None:
-            if given.shape[-2:] != total.shape[-2:]:
-                raise ValueError(
-                    f"The mask is {given.shape[-1]}x{given.shape[-2]} but the image is "
-                    f"{total.shape[-1]}x{total.shape[-2]}. Resize the mask first."
-                )
-            total = torch.maximum(total, given[:1])
-        if box_width > 0 and box_height > 0:
-            total = torch.maximum(total, _box_mask(picture, box_x, box_y, box_width, box_height))
-        if compare_with is not None:
-            other = to_core(compare_with).cpu()[:1]
-            found = difference_mask(picture, other, threshold=threshold, aligned=align)
-            total = torch.maximum(total, found)
-        out = torch.zeros_like(total)
-        for region in find_regions(total, grow_pixels=grow, holes=fill_holes, smallest=smallest):
-            b = region.box
-            out[..., b.y0 : b.y1, b.x0 : b.x1] = torch.maximum(
-                out[..., b.y0 : b.y1, b.x0 : b.x1], region.mask
-            )
-        result = mask_from_core(1 - out if invert else out)
-        return io.NodeOutput(result, ui=ui.PreviewMask(result, cls=cls))
+        picture, given = to_core(image).cpu()[:1], mask_to_core(mask)
+        other = None if compare_with is None else to_core(compare_with).cpu()[:1]
+        detail = other if reference is None else to_core(reference).cpu()[:1]
+        shown = show_inputs(cls, picture, detail)
+        pairs = parse_boxes(boxes)
+        options = MaskOptions(threshold, align, grow, fill_holes, smallest, invert)
+        built = build_mask(picture, None if given is None else given[:1], other, pairs, options)
+        of_reference = None
+        if reference is not None:
+            of_reference = reference_mask(pairs, Extent(reference.shape[2], reference.shape[1]))
+        grown = grown_boxes(pairs, Extent(image.shape[2], image.shape[1]), grow)
+        result = mask_from_core(built)
+        return io.NodeOutput(
+            result,
+            None if of_reference is None else mask_from_core(of_reference),
+            "" if invert else format_boxes(grown),
+            ui={
+                **ui.PreviewMask(result, cls=cls).as_dict(),
+                "omnirefiner": [{"inputs": shown, "mask": temp_mask(built)}],
+            },
+        )

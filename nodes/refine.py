@@ -5,23 +5,41 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import comfy.model_management as mm
 import comfy.samplers
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..refiner_core.pipeline import RefineOptions, RefineRequest, refine
+from ..refiner_core.boxes import parse_boxes
+from ..refiner_core.pipeline import RefineOptions, RefineRequest, RefineResult, refine
 from .engine import OWN_SAMPLER, RECIPE_SCHEDULE, ComfyEngine
 from .layout import from_core, mask_from_core, mask_to_core, to_core
-from .types import CATEGORY, Refiner, RefinerSocket
+from .live import LiveView
+from .pictures import show_inputs, temp_picture
+from .types import CATEGORY, Refiner, RefinerSocket, boxes_input
 
+MOST_SHOWN = 64  # pictures of a batch that the page is sent
 SWITCH = {"recipe": None, "on": True, "off": False}
 
 
 def _common_size(crops: list[Tensor]) -> Tensor:
     """The crops of the first crop's size as one batch (regions may have other buckets)."""
     return torch.cat([c for c in crops if c.shape == crops[0].shape])
+
+
+def _shown(inputs: dict[str, Any], request: RefineRequest, result: RefineResult) -> dict[str, Any]:
+    """What the page draws: the pictures before and after, where each was repaired, the report."""
+    pairs = []
+    for i, after in enumerate(result.image[:MOST_SHOWN]):
+        before = request.draft[min(i, len(request.draft) - 1)]
+        regions = [r for r in result.report["regions"] if r["picture"] == i]
+        pairs.append(
+            {
+                "before": temp_picture(before[None]), "after": temp_picture(after[None]),
+                "regions": [{"crop": r["crop"], "region": r["region"]} for r in regions],
+            }
+        )  # fmt: skip
+    return {"inputs": inputs, "pairs": pairs, "report": result.report}
 
 
 class ReferenceRefine(io.ComfyNode):
@@ -79,7 +97,11 @@ class ReferenceRefine(io.ComfyNode):
                 io.Combo.Input("align_reference", options=list(SWITCH), default="recipe", advanced=True,
                     tooltip="Bring the reference into the draft's pose and light first; recipe = "
                     "on for nano, off for Kontext."),
+                boxes_input("Boxes around the details, drawn in the node: box 1 of the draft takes "
+                    "its detail from box 1 of the reference. A mask narrows a box down."),
             ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The repaired draft."),
                 io.Image.Output(display_name="crop", tooltip="The repaired crop as the model made it."),
@@ -94,7 +116,7 @@ class ReferenceRefine(io.ComfyNode):
         guidance: float, sampler: str, scheduler: str, context: float, megapixels: float, grow: int,
         feather: int, model_mask: float, blend: Any, color_match: float, fix_drift: str,
         align_reference: str, mask: Tensor | None = None, reference_mask: Tensor | None = None,
-        reference_2: Tensor | None = None, reference_3: Tensor | None = None,
+        reference_2: Tensor | None = None, reference_3: Tensor | None = None, boxes: str = "",
     ) -> io.NodeOutput:  # fmt: skip
         # 0 stands for "the recipe's" in widgets, which cannot be empty.
         options = RefineOptions(
@@ -106,13 +128,15 @@ class ReferenceRefine(io.ComfyNode):
         views = [r for r in (reference, reference_2, reference_3) if r is not None]
         request = RefineRequest(
             to_core(draft).cpu(), tuple(to_core(v).cpu() for v in views), mask_to_core(mask),
-            (mask_to_core(reference_mask),), options,
+            (mask_to_core(reference_mask),), options, parse_boxes(boxes),
         )  # fmt: skip
+        shown = show_inputs(cls, request.draft, request.references[0])
         engine = ComfyEngine(refiner, sampler, scheduler)
-        result = refine(engine, request, lambda *_: mm.throw_exception_if_processing_interrupted())
+        result = refine(engine, request, LiveView(cls, engine))
         return io.NodeOutput(
             from_core(result.image, draft),
             from_core(_common_size(result.crops)),
             mask_from_core(result.mask),
             json.dumps(result.report, indent=2),
+            ui={"omnirefiner": [_shown(shown, request, result)]},
         )

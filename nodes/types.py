@@ -49,3 +49,17 @@ class RefineCrop:
 
 RefinerSocket = io.Custom("REFINER")
 RefineCropSocket = io.Custom("REFINE_CROP")
+
+
+def boxes_input(tooltip: str) -> io.String.Input:
+    """The widget `boxes`: text (see `refiner_core.boxes`) that the page lets a user draw.
+
+    Always a node's last input, so that workflows saved before it was there keep their values.
+    """
+    return io.String.Input(
+        "boxes",
+        default="",
+        optional=True,
+        tooltip=f"{tooltip} As text: JSON with fractions of width and height, 0..1.",
+        extra_dict={"widgetType": "OMNIREFINER_REGIONS"},
+    )

@@ -4,15 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from .geometry import CropPlan
 from .recipes import Recipe
 
-# (stage, step, steps, x0 estimate of the latent or None): stage is one of "plan", "encode",
-# "sample", "decode", "register", "stitch". Raising from it stops the run.
-Progress = Callable[[str, int, int, Tensor | None], None]
+
+class Stage(NamedTuple):
+    """Where a run is.
+
+    `name` one of "plan", "encode", "sample", "decode", "register", "stitch"; while sampling, `step`
+    of `steps` and the model's `estimate` of the latent; which of the `pictures` and `regions` (from
+    0); the `plan` of the region's crop, None before it is made; `image` the picture 1 3 H W as it is
+    so far.
+    """
+
+    name: str
+    step: int = 0
+    steps: int = 1
+    estimate: Tensor | None = None
+    picture: int = 0
+    pictures: int = 1
+    region: int = 0
+    regions: int = 1
+    plan: CropPlan | None = None
+    image: Tensor | None = None
+
+
+# Called at every stage and every step. Raising from it stops the run.
+Progress = Callable[[Stage], None]
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from . import __version__
 from .alignment import align, apply_alignment
+from .boxes import BoxPair, box_regions, reference_box_mask
 from .color import match_light, measure_gain, ring_error
 from .crop import Blend, box_region, crop, crop_mask, ring, stitch_into, uncrop
 from .geometry import Box, Buckets, CropPlan, Extent, plan_crop
 from .images import MAX_SIDE, check_finite
-from .interfaces import Engine, Progress, SamplingJob
+from .interfaces import Engine, Progress, SamplingJob, Stage
 from .masks import Region, bounds, find_regions, whole_region
 from .registration import grid, register, warp
 
@@ -84,7 +85,9 @@ class RefineRequest:
 
     `draft` N 3 H W in any stored type, N drafts; `references` up to three groups, each M 3 h w (all
     groups of the same M); `mask` None (everything) or K 1 H W; `reference_masks` one per group,
-    None = the whole reference. N, M and K must be equal or 1.
+    None = the whole reference. N, M and K must be equal or 1. With `boxes` each pair is a region of
+    its own, repaired from its own box of the first reference; the masks then only narrow the boxes
+    down.
     """
 
     draft: Tensor
@@ -92,6 +95,7 @@ class RefineRequest:
     mask: Tensor | None = None
     reference_masks: tuple[Tensor | None, ...] = ()
     options: RefineOptions = field(default_factory=RefineOptions)
+    boxes: tuple[BoxPair, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ def refine(
         ValueError: for every input that cannot be repaired as asked, with the values and the fix.
     """
     n = _check(request)
-    tell = progress or (lambda *_: None)
+    tell = progress or (lambda _: None)
     clock, begun = _Clock(), time.perf_counter()
     size = Extent(request.draft.shape[-1], request.draft.shape[-2])
     images: list[Tensor] = []
@@ -201,9 +205,12 @@ def refine(
         ref_masks += [None] * (len(refs) - len(ref_masks))
         regions = _regions(request, i, size)
         image, allowed = draft.clone(), torch.zeros(1, 1, size.height, size.width)
-        for region in regions:
-            job = _RegionJob(engine, request.options, clock, tell)
-            done, report = job.run(image, region, refs, ref_masks)
+        for r, region in enumerate(regions):
+            place = Stage(
+                "plan", picture=i, pictures=n, region=r, regions=len(regions), image=image
+            )
+            job = _RegionJob(engine, request.options, clock, tell, place)
+            done, report = job.run(image, region, refs, _masks_of_box(request, r, refs, ref_masks))
             b = region.box
             allowed[..., b.y0 : b.y1, b.x0 : b.x1] = torch.maximum(
                 allowed[..., b.y0 : b.y1, b.x0 : b.x1], (region.mask > 0).float()
@@ -226,6 +233,8 @@ def refine(
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+    if request.boxes and request.mask is not None:
+        report["mask_outside_boxes_px"] = _outside_boxes(request, size)
     image = images[0] if n == 1 else torch.cat(images)
     return RefineResult(image, crops, torch.cat(changed), report)
 
@@ -242,11 +251,14 @@ def _peak_memory() -> int:
 
 
 def _regions(request: RefineRequest, i: int, size: Extent) -> list[Region]:
-    if request.mask is None:
-        return [whole_region(size)]
     o = request.options
+    mask = None if request.mask is None else _pick(request.mask, i)
+    if request.boxes:
+        return box_regions(request.boxes, size, mask, grow_pixels=o.grow, holes=o.fill_holes)
+    if mask is None:
+        return [whole_region(size)]
     return find_regions(
-        _pick(request.mask, i),
+        mask,
         grow_pixels=o.grow,
         holes=o.fill_holes,
         smallest=o.smallest,
@@ -254,13 +266,43 @@ def _regions(request: RefineRequest, i: int, size: Extent) -> list[Region]:
     )
 
 
+def _outside_boxes(request: RefineRequest, size: Extent) -> int:
+    """Pixels of the masks that no box covers: they are not repaired, which the user may not expect."""
+    assert request.mask is not None
+    uncovered = request.mask > 0
+    for pair in request.boxes:
+        b = pair.draft.pixels(size)
+        uncovered[..., b.y0 : b.y1, b.x0 : b.x1] = False
+    return int(uncovered.sum())
+
+
+def _masks_of_box(
+    request: RefineRequest, r: int, references: tuple[Tensor, ...], masks: list[Tensor | None]
+) -> list[Tensor | None]:
+    """The reference masks of region `r`: the first reference's is cut to the region's box."""
+    box = request.boxes[r].reference if request.boxes else None
+    if box is None:
+        return masks
+    size = Extent(references[0].shape[-1], references[0].shape[-2])
+    return [reference_box_mask(box, size, masks[0]), *masks[1:]]
+
+
 class _RegionJob:
     """One region of one draft from plan to stitch."""
 
     def __init__(
-        self, engine: Engine, options: RefineOptions, clock: _Clock, tell: Progress
+        self,
+        engine: Engine,
+        options: RefineOptions,
+        clock: _Clock,
+        progress: Progress,
+        place: Stage,
     ) -> None:
-        self.engine, self.options, self.clock, self.tell = engine, options, clock, tell
+        self.engine, self.options, self.clock = engine, options, clock
+        self.progress, self.place = progress, place
+
+    def tell(self, stage: str, step: int = 0, steps: int = 1, x0: Tensor | None = None) -> None:
+        self.progress(self.place._replace(name=stage, step=step, steps=steps, estimate=x0))
 
     def run(
         self,
@@ -272,11 +314,12 @@ class _RegionJob:
         """Repair the region in `image` itself; the repaired crop and what was done."""
         engine, o, recipe = self.engine, self.options, self.engine.recipe
         begun = time.perf_counter()
-        self.tell("plan", 0, 1, None)
+        self.tell("plan")
         size = Extent(image.shape[-1], image.shape[-2])
         context = recipe.context if o.context is None else o.context
         aligned = recipe.align if o.align is None else o.align
         plan = plan_crop(size, region.box, recipe.buckets, context, o.megapixels)
+        self.place = self.place._replace(plan=plan)
         i = plan.inside
         check_finite(image[..., i.y0 : i.y1, i.x0 : i.x1], "draft")
         seen = crop(image, plan)
@@ -291,7 +334,7 @@ class _RegionJob:
             report.setdefault("references", []).append(found)
         begun = self.clock.run("plan", begun)
 
-        self.tell("encode", 0, 1, None)
+        self.tell("encode")
         share = recipe.prefill if aligned else 0.0
         latents = {"draft": engine.encode(prefill(seen, views[0], crop_mask(region, plan), share))}
         encoded = [engine.encode(v) for v in views]
@@ -311,15 +354,15 @@ class _RegionJob:
         )  # fmt: skip
         latent = engine.sample(job, lambda i, steps, x0: self.tell("sample", i, steps, x0))
         begun = self.clock.run("sample", begun)
-        self.tell("decode", 0, 1, None)
+        self.tell("decode")
         result = engine.decode(latent).float().clamp(0, 1)
         begun = self.clock.run("decode", begun)
 
-        self.tell("register", 0, 1, None)
+        self.tell("register")
         result, settled = settle(result, seen, region, plan, **self._settling())
         report |= settled
         begun = self.clock.run("register", begun)
-        self.tell("stitch", 0, 1, None)
+        self.tell("stitch")
         patch = uncrop(result, plan, region)
         stitch_into(image, patch, region, feather_pixels=o.feather, blend=o.blend)
         self.clock.run("stitch", begun)

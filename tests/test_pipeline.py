@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from refiner_core.boxes import BoxPair, RelativeBox
 from refiner_core.data.scenes import Scene, make_scene
 from refiner_core.engine import CoreEngine
+from refiner_core.geometry import Box, Extent
 from refiner_core.images import to_dtype
-from refiner_core.interfaces import SamplingJob
+from refiner_core.interfaces import SamplingJob, Stage
 from refiner_core.nano.engine import load_nano
 from refiner_core.pipeline import RefineOptions, RefineRequest, RefineResult, refine
 from refiner_core.recipes import NANO, Recipe
@@ -318,7 +320,7 @@ def test_the_model_mask_holds_the_surroundings(nano: CoreEngine) -> None:
 def test_the_report_is_complete_json(nano: CoreEngine) -> None:
     stages: list[str] = []
     request = request_of(scene_of(10), RefineOptions(steps=STEPS, seed=11))
-    result = refine(nano, request, lambda stage, i, n, x0: stages.append(f"{stage} {i}/{n}"))
+    result = refine(nano, request, lambda s: stages.append(f"{s.name} {s.step}/{s.steps}"))
     report = json.loads(json.dumps(result.report, allow_nan=False))
     assert {"version", "engine", "recipe", "draft", "seed", "regions", "seconds", "torch"} <= set(
         report
@@ -342,12 +344,42 @@ def test_progress_can_stop_the_run(nano: CoreEngine) -> None:
     class StopError(Exception):
         pass
 
-    def stop(stage: str, i: int, n: int, x0: Tensor | None) -> None:
-        if stage == "sample":
+    def stop(stage: Stage) -> None:
+        if stage.name == "sample":
             raise StopError
 
     with pytest.raises(StopError):
         refine(nano, request_of(scene_of(10)), stop)
+
+
+# --- boxes ---------------------------------------------------------------------------------------
+
+
+def test_each_box_takes_its_own_part_of_the_reference() -> None:
+    scene = scene_of(10)
+    left, right = RelativeBox(0.1, 0.2, 0.4, 0.6), RelativeBox(0.6, 0.3, 0.9, 0.8)
+    pairs = (BoxPair(left, RelativeBox(0, 0, 0.5, 0.5)), BoxPair(right))
+    result = refine(Plain(), request_of(scene, FAST, mask=None, reference_masks=(), boxes=pairs))
+    size = Extent(result.image.shape[-1], result.image.shape[-2])
+    first, second = result.report["regions"]
+    assert first["region"] == list(left.pixels(size))
+    assert second["region"] == list(right.pixels(size))
+    h, w = scene.reference.shape[:2]
+    part = Box(*first["references"][0]["crop"])
+    assert part.contains(Box(0, 0, w // 2, h // 2)) and part.extent.area < 0.7 * w * h
+    assert second["references"][0]["crop"] != first["references"][0]["crop"]
+    assert (
+        float(result.mask.sum()) == left.pixels(size).extent.area + right.pixels(size).extent.area
+    )
+
+
+def test_a_mask_outside_all_boxes_changes_nothing_and_is_reported() -> None:
+    scene = scene_of(10)
+    request = request_of(scene, FAST, boxes=(BoxPair(RelativeBox(0, 0, 0.05, 0.05)),))
+    result = refine(Plain(), request)
+    assert request.mask is not None
+    assert result.report["mask_outside_boxes_px"] == int((request.mask > 0).sum())
+    assert torch.equal(result.image[..., 20:, 20:], request.draft[..., 20:, 20:])
 
 
 # --- refusals ------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ def test_every_node_is_there_with_tooltips(server: Any) -> None:
         "OmniRefiner_LoadRefiner", "OmniRefiner_RefinerFromModel", "OmniRefiner_ReferenceRefine",
         "OmniRefiner_MaskBuilder", "OmniRefiner_CropForRefine", "OmniRefiner_RefineConditioning",
         "OmniRefiner_Stitch", "OmniRefiner_ExampleCase", "OmniRefiner_RefinerParts",
+        "OmniRefiner_Compare",
     }  # fmt: skip
     for name, info in found.items():
         for group in ("required", "optional"):
@@ -171,29 +172,56 @@ def test_a_model_deaf_to_the_reference_method_is_refused(server: Any) -> None:
     assert "ignores how references are laid out" in message
 
 
-def test_mask_builder_from_difference_and_box(server: Any) -> None:
+def mask_builder(**changes: Any) -> dict[str, Any]:
     settings = {
-        "box_x": 0.0, "box_y": 0.0, "box_width": 0.0, "box_height": 0.0, "threshold": 0.1,
-        "align": False, "grow": 2, "fill_holes": True, "smallest": 16, "invert": False,
+        "threshold": 0.1, "align": False, "grow": 2, "fill_holes": True, "smallest": 16,
+        "invert": False,
     }  # fmt: skip
+    return {
+        "case": node("OmniRefiner_ExampleCase", case="logo"),
+        "mask": node("OmniRefiner_MaskBuilder", image=["case", 0], **(settings | changes)),
+        "image": node("MaskToImage", mask=["mask", 0]),
+        "save": node("SaveImage", images=["image", 0], filename_prefix="mask"),
+    }
 
-    def graph(**changes: Any) -> dict[str, Any]:
-        return {
-            "case": node("OmniRefiner_ExampleCase", case="logo"),
-            "mask": node("OmniRefiner_MaskBuilder", image=["case", 0], **(settings | changes)),
-            "image": node("MaskToImage", mask=["mask", 0]),
-            "save": node("SaveImage", images=["image", 0], filename_prefix="mask"),
-        }
 
-    entry = server.run(graph(compare_with=["case", 4]))
+def test_mask_builder_from_difference_and_box(server: Any) -> None:
+    entry = server.run(mask_builder(compare_with=["case", 4]))
     found = pixels(server.saved(entry, "save")[0])[..., 0] > 127
     true = np.asarray(Image.open(CASES / "logo" / "mask.png")) > 0
     assert 0.02 * true.sum() < found.sum() and (found & ~true).sum() < 0.05 * true.sum()
-    entry = server.run(graph(box_x=0.25, box_y=0.5, box_width=0.5, box_height=0.25, grow=0))
+    drawn = '[{"draft": [0.25, 0.5, 0.75, 0.75]}]'
+    entry = server.run(mask_builder(boxes=drawn, grow=0))
     box = pixels(server.saved(entry, "save")[0])[..., 0] > 127
     assert box.sum() == pytest.approx(box.size / 8, rel=0.02)
-    entry = server.wait(server.queue(graph()))
+    entry = server.wait(server.queue(mask_builder()))
     assert "empty" in server.error(entry)
+    entry = server.wait(server.queue(mask_builder(boxes='[{"draft": [0.2, 0.2, 0.2, 0.4]}]')))
+    assert "Box 1 of the draft has no area" in server.error(entry)
+
+
+def test_pairs_of_boxes_travel_from_mask_builder_to_refine(server: Any) -> None:
+    pairs = [
+        {"draft": [0.1, 0.2, 0.3, 0.5], "reference": [0, 0, 0.4, 0.4]},
+        {"draft": [0.6, 0.5, 0.8, 0.9], "reference": [0.5, 0.5, 1, 1]},
+    ]
+    graph = repair() | {
+        "mask": node(
+            "OmniRefiner_MaskBuilder", image=["case", 0], reference=["case", 1], threshold=0.1,
+            align=False, grow=4, fill_holes=True, smallest=1, invert=False, boxes=json.dumps(pairs),
+        )
+    }  # fmt: skip
+    inputs = graph["refine"]["inputs"]
+    inputs |= {"mask": ["mask", 0], "reference_mask": ["mask", 1], "boxes": ["mask", 2]}
+    entry = server.run(graph)
+    first, second = json.loads(entry["outputs"]["report"]["text"][0])["regions"]
+    w = 640
+    assert first["region"] == [64 - 4, 85 - 4, 192 + 4, 214 + 4]
+    assert second["region"] == [round(0.6 * w) - 4, 214 - 4, round(0.8 * w) + 4, 384 + 4]
+    assert first["references"][0]["crop"] != second["references"][0]["crop"]
+    shown = entry["outputs"]["refine"]["omnirefiner"][0]
+    assert len(shown["pairs"]) == 1 and len(shown["pairs"][0]["regions"]) == 2
+    assert shown["inputs"]["draft"]["width"] == w
 
 
 def test_errors_reach_the_user(server: Any) -> None:

@@ -1,0 +1,69 @@
+"""Pictures for the page: files in ComfyUI's temp folder, and the events that name them."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+from PIL import Image
+from server import PromptServer
+from torch import Tensor
+
+from ..refiner_core.previews import to_pillow
+
+# Longest side of what the page is sent, px: to point at details, and to compare pixel by pixel.
+POINTING, COMPARING = 1024, 4096
+
+
+def temp_picture(image: Tensor, side: int = COMPARING) -> dict[str, Any]:
+    """Write the first of B 3 H W to the temp folder, no side over `side` px.
+
+    Returns what the page needs: `filename`, `subfolder`, `type` for /view, and the true `width` and
+    `height`.
+    """
+    return _write(to_pillow(image, side), image.shape[-1], image.shape[-2])
+
+
+def temp_mask(mask: Tensor, side: int = POINTING) -> dict[str, Any]:
+    """The same for the first of B 1 H W."""
+    shown = to_pillow(mask[:1].expand(-1, 3, -1, -1), side).convert("L")
+    return _write(shown, mask.shape[-1], mask.shape[-2])
+
+
+def _write(shown: Image.Image, width: int, height: int) -> dict[str, Any]:
+    folder = folder_paths.get_temp_directory()
+    os.makedirs(folder, exist_ok=True)
+    name = f"omnirefiner_{uuid.uuid4().hex[:16]}.png"
+    shown.save(os.path.join(folder, name), compress_level=1)
+    return {
+        "filename": name, "subfolder": "", "type": "temp", "width": width, "height": height,
+    }  # fmt: skip
+
+
+def tell_page(node: type[io.ComfyNode], event: str, data: dict[str, Any]) -> None:
+    """Send `omnirefiner.<event>` about a node that is running to the page that started it.
+
+    Does nothing for a node that is called outside a running prompt.
+    """
+    server = getattr(PromptServer, "instance", None)
+    if server is None or node.hidden is None:
+        return
+    server.send_sync(
+        f"omnirefiner.{event}", {"node": node.hidden.unique_id, **data}, server.client_id
+    )
+
+
+def show_inputs(
+    node: type[io.ComfyNode], draft: Tensor, reference: Tensor | None
+) -> dict[str, Any]:
+    """Send scaled previews of what a node was given, at once: boxes can be drawn on them even if
+    the run then fails. Returns them for the node's own output.
+    """
+    data = {"draft": temp_picture(draft, POINTING)}
+    if reference is not None:
+        data["reference"] = temp_picture(reference, POINTING)
+    tell_page(node, "pictures", data)
+    return data

@@ -1,0 +1,166 @@
+"""A real page of a real ComfyUI for the tests of this folder; skipped, with the reason, without."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# One server, made like that of the tests over HTTP.
+from tests.comfyui.conftest import (  # noqa: F401
+    comfyui_environment,
+    comfyui_path,
+    comfyui_python,
+    server,
+)
+
+playwright_api = pytest.importorskip(
+    "playwright.sync_api", reason="no browser tests: `pip install playwright` is missing"
+)
+
+ARTEFACTS = Path(__file__).resolve().parents[1] / "artefacts"
+_CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+# What ComfyUI's own page asks for on a fresh server and does not find: the user's settings.
+_NOT_OURS = re.compile(r"/user\.css|/api/(userdata|users)|favicon")
+# ComfyUI's default graph, shown before any workflow is opened, names a model on Hugging Face whose
+# size the page looks up; the page's own content policy blocks that.
+_DEFAULT_GRAPH = "missingModelMetadata"
+
+
+def find_chromium() -> str | None:
+    """$CHROMIUM_PATH, or a Chromium or Chrome on the PATH."""
+    named = os.environ.get("CHROMIUM_PATH")
+    if named:
+        return named
+    return next((p for p in map(shutil.which, _CHROMIUM_NAMES) if p), None)
+
+
+class Comfy:
+    """ComfyUI's page with helpers to do in it what a user does."""
+
+    def __init__(self, page: Any, server: Any, vue: bool) -> None:  # noqa: F811
+        self.page, self.server, self.vue = page, server, vue
+        self.errors: list[str] = []
+        self.external: list[str] = []
+        self.missing: list[str] = []
+        page.on("console", self._on_console)
+        page.on("pageerror", lambda e: self.errors.append(f"exception: {e}"))
+        page.on("request", self._on_request)
+        page.on("response", self._on_response)
+
+    def _on_console(self, message: Any) -> None:
+        # A failed request is listed by `missing`, with its address, which the console leaves out.
+        where = message.location.get("url", "")
+        known = message.text.startswith("Failed to load resource") or _DEFAULT_GRAPH in where
+        if message.type == "error" and not known:
+            self.errors.append(f"{message.text} @ {where}")
+
+    def _on_request(self, request: Any) -> None:
+        own = (self.server.url, self.server.url.replace("http", "ws", 1))
+        if not request.url.startswith((*own, "data:", "blob:", "about:")):
+            self.external.append(request.url)
+
+    def _on_response(self, response: Any) -> None:
+        if response.status >= 400:
+            self.missing.append(f"{response.status} {response.url.removeprefix(self.server.url)}")
+
+    @property
+    def our_failures(self) -> list[str]:
+        """Failed requests that ComfyUI's page does not make by itself."""
+        return [m for m in self.missing if not _NOT_OURS.search(m)]
+
+    def open(self) -> None:
+        """Load the page and wait until a graph can be drawn."""
+        self.page.goto(self.server.url)
+        self.page.wait_for_function(
+            "() => document.querySelector('[data-testid=queue-button]') && "
+            "window.app?.extensionManager?.workflow?.activeWorkflow",
+            timeout=90_000,
+        )
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Open a workflow as if its file was dropped on the page."""
+        self.page.evaluate("w => window.app.loadGraphData(w)", workflow)
+        self.settle()
+
+    def settle(self, milliseconds: int = 400) -> None:
+        self.page.wait_for_timeout(milliseconds)
+
+    def run(self, seconds: float = 120) -> dict[str, Any]:
+        """Press Run; the history entry of the finished prompt."""
+        before = set(self.server.get("/history"))
+        self.page.locator('[data-testid="queue-button"]').click()
+        for _ in range(int(seconds * 5)):
+            history = self.server.get("/history")
+            new = [h for k, h in history.items() if k not in before]
+            if new:
+                self.settle(600)
+                return new[0]
+            self.page.wait_for_timeout(200)
+        raise AssertionError(f"nothing ran in {seconds} s; the page said {self.errors}")
+
+    def assert_clean(self) -> None:
+        """No error in the console, no request to other machines, none that failed."""
+        assert (self.errors, self.external, self.our_failures) == ([], [], [])
+
+    def shot(self, name: str) -> Path:
+        """A screenshot in tests/artefacts."""
+        ARTEFACTS.mkdir(exist_ok=True)
+        path = ARTEFACTS / f"{name}.png"
+        self.page.screenshot(path=str(path))
+        return path
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """`chromium(width, height) -> page` in a browser with an empty profile."""
+    executable = find_chromium()
+    if executable is None:
+        pytest.skip("no browser tests: no Chromium on the PATH, and CHROMIUM_PATH is not set")
+    with playwright_api.sync_playwright() as playwright:
+        profile = tmp_path_factory.mktemp("profile")
+        context = playwright.chromium.launch_persistent_context(
+            str(profile), executable_path=executable, headless=True, args=_FLAGS,
+            viewport={"width": 1400, "height": 900},
+        )  # fmt: skip
+
+        def page(width: int = 1400, height: int = 900) -> Any:
+            made = context.new_page()
+            made.set_viewport_size({"width": width, "height": height})
+            return made
+
+        yield page
+        context.close()
+
+
+@pytest.fixture
+def open_comfy(
+    chromium: Callable[..., Any], server: Any  # noqa: F811
+) -> Iterator[Callable[..., Comfy]]:  # fmt: skip
+    """`open_comfy(vue=False, theme="dark", locale="en") -> Comfy`, a page opened with settings."""
+    opened: list[Comfy] = []
+
+    def make(vue: bool = False, theme: str = "dark", locale: str = "en", **size: int) -> Comfy:
+        settings = {
+            "Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue,
+            "Comfy.ColorPalette": theme, "Comfy.Locale": locale,
+            "Comfy.Workflow.Persist": False,
+        }  # fmt: skip
+        server.post("/settings", settings)
+        comfy = Comfy(chromium(**size), server, vue)
+        opened.append(comfy)
+        comfy.open()
+        return comfy
+
+    yield make
+    for comfy in opened:
+        comfy.page.close()

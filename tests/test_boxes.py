@@ -1,0 +1,129 @@
+"""Boxes as text and in pixels, the regions they make, and masks built of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refiner_core.boxes import (
+    BoxPair,
+    RelativeBox,
+    box_regions,
+    format_boxes,
+    parse_boxes,
+    reference_box_mask,
+)
+from refiner_core.geometry import Box, Extent
+from refiner_core.mask_building import MaskOptions, build_mask, grown_boxes, reference_mask
+
+HALF = RelativeBox(0.25, 0.25, 0.75, 0.75)
+fractions = st.floats(0, 1, allow_nan=False)
+boxes = st.tuples(fractions, fractions, fractions, fractions).map(
+    lambda v: RelativeBox(min(v[0], v[1]), min(v[2], v[3]), max(v[0], v[1]), max(v[2], v[3]))
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "valid JSON"),
+        ('{"draft": 1}', "list of pairs"),
+        ("[1]", "Box 1 must have the key draft"),
+        ('[{"reference": [0, 0, 1, 1]}]', "Box 1 must have the key draft"),
+        ('[{"draft": [0, 0, 1, 1], "colour": 1}]', "Box 1"),
+        ('[{"draft": [0, 0, 1]}]', "Box 1 of the draft must be four numbers"),
+        ('[{"draft": [0, 0, 1, true]}]', "four numbers"),
+        ('[{"draft": [0, 0, 1, 1.5]}]', "reaches outside"),
+        ('[{"draft": [0, 0, 1, NaN]}]', "reaches outside"),
+        ('[{"draft": [0, 0, 1, 1]}, {"draft": [0.5, 0.2, 0.5, 0.4]}]', "Box 2 of the draft has no"),
+        ('[{"draft": [0, 0, 1, 1], "reference": [0, 1, 1, 0]}]', "Box 1 of the reference has no"),
+        (json.dumps([{"draft": [0, 0, 1, 1]}] * 100), "There are 100 boxes; at most 64"),
+    ],
+)
+def test_text_that_is_no_list_of_boxes(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_boxes(text)
+
+
+@pytest.mark.parametrize("text", [None, "", "  ", "[]"])
+def test_no_boxes(text: str | None) -> None:
+    assert parse_boxes(text) == ()
+
+
+@given(st.lists(boxes.filter(lambda b: b.x0 < b.x1 and b.y0 < b.y1), max_size=5))
+def test_text_round_trip(drawn: list[RelativeBox]) -> None:
+    pairs = tuple(BoxPair(b, None if i % 2 else b) for i, b in enumerate(drawn))
+    assert parse_boxes(format_boxes(pairs)) == pairs
+
+
+@given(boxes, st.integers(1, 5000), st.integers(1, 5000))
+def test_pixels_lie_inside_and_have_area(box: RelativeBox, width: int, height: int) -> None:
+    pixels = box.pixels(Extent(width, height))
+    assert Box(0, 0, width, height).contains(pixels) and min(pixels.extent) >= 1
+
+
+def test_a_mask_narrows_a_box_it_reaches_and_no_other() -> None:
+    mask = torch.zeros(1, 1, 40, 40)
+    mask[..., 12:15, 12:17] = 0.5
+    mask[..., 30:, 30:] = 1  # touches no box
+    pairs = (BoxPair(HALF), BoxPair(RelativeBox(0, 0, 0.2, 0.2)))
+    narrowed, whole = box_regions(pairs, Extent(40, 40), mask)
+    assert narrowed.box == Box(12, 12, 17, 15) and float(narrowed.mask.max()) == 0.5
+    assert whole.box == Box(0, 0, 8, 8) and bool((whole.mask == 1).all())
+
+
+@pytest.mark.parametrize(
+    ("grow", "box"),
+    [(0, (10, 10, 30, 30)), (3, (7, 7, 33, 33)), (-4, (14, 14, 26, 26)), (20, (0, 0, 40, 40))],
+)
+def test_boxes_grow_and_shrink(grow: int, box: tuple[int, ...]) -> None:
+    (region,) = box_regions((BoxPair(HALF),), Extent(40, 40), grow_pixels=grow)
+    assert region.box == Box(*box)
+    assert grown_boxes((BoxPair(HALF),), Extent(40, 40), grow)[0].draft.pixels(
+        Extent(40, 40)
+    ) == Box(*box)
+
+
+def test_shrinking_a_box_away_says_so() -> None:
+    with pytest.raises(ValueError, match="Nothing is left"):
+        box_regions((BoxPair(HALF),), Extent(40, 40), grow_pixels=-10)
+
+
+def test_reference_masks() -> None:
+    size = Extent(20, 10)
+    painted = torch.zeros(1, 1, 10, 20)
+    painted[..., 4, 8] = 1
+    assert float(reference_box_mask(HALF, size, None).sum()) == 10 * 5
+    assert float(reference_box_mask(HALF, size, painted).sum()) == 1
+    assert reference_mask((BoxPair(HALF),), size) is None
+    both = reference_mask((BoxPair(HALF, HALF), BoxPair(HALF, RelativeBox(0, 0, 1, 0.1))), size)
+    assert both is not None and float(both.sum()) == 10 * 5 + 20
+
+
+def test_mask_of_paint_boxes_and_difference() -> None:
+    image = torch.zeros(1, 3, 40, 40)
+    other = image.clone()
+    other[..., 30:38, 30:38] = 1
+    painted = torch.zeros(1, 1, 40, 40)
+    painted[..., 0:4, 0:4] = 1
+    pairs = (BoxPair(RelativeBox(0.5, 0, 0.6, 0.1)),)
+    options = MaskOptions(align=False, smallest=1)
+    built = build_mask(image, painted, other, pairs, options)
+    assert built[0, 0, 2, 2] == 1 and built[0, 0, 2, 21] == 1 and built[0, 0, 34, 34] == 1
+    assert built[0, 0, 20, 20] == 0
+    inverted = build_mask(
+        image, painted, other, pairs, MaskOptions(align=False, smallest=1, invert=True)
+    )
+    assert torch.equal(inverted, 1 - built)
+
+
+def test_mask_refusals() -> None:
+    image = torch.zeros(1, 3, 40, 40)
+    with pytest.raises(ValueError, match="Nothing is marked yet"):
+        build_mask(image)
+    with pytest.raises(ValueError, match="20x20 but the image is 40x40"):
+        build_mask(image, torch.ones(1, 1, 20, 20))

@@ -1,0 +1,131 @@
+// @ts-check
+/** OmniRefiner's part of ComfyUI's page: registers the widget of its nodes and hands on events. */
+
+import { api } from "/scripts/api.js";
+import { app } from "/scripts/app.js";
+import { addStyle } from "./dom.js";
+import { loadMessages, say } from "./messages.js";
+import { migrateGraph } from "./migrate.js";
+import { Panel, PANELS } from "./panel.js";
+import { loadRecipes } from "./sources.js";
+
+const LEAST_HEIGHT = 260; // px of the widget
+const FIRST_WIDTH = 420; // px of a new node
+
+/** @type {Map<any, Panel>} panels by node */
+const panels = new Map();
+
+/**
+ * @param {any} node
+ * @param {string} name The widget's name; its value is the text of the boxes.
+ * @param {boolean} stored Whether the value belongs to the node's inputs.
+ */
+function addPanel(node, name, stored) {
+  const kind = PANELS[node.comfyClass ?? node.constructor?.comfyClass] ?? PANELS.OmniRefiner_MaskBuilder;
+  const panel = new Panel(node, kind, () => widget.callback?.(widget.value));
+  const widget = node.addDOMWidget(name, "OMNIREFINER_REGIONS", panel.root, {
+    getValue: () => panel.picker?.value ?? "",
+    setValue: (/** @type {unknown} */ text) => {
+      if (panel.picker) panel.picker.value = /** @type {any} */ (text);
+    },
+    getMinHeight: () => LEAST_HEIGHT,
+    hideOnZoom: false,
+    serialize: stored,
+  });
+  widget.serialize = stored;
+  panels.set(node, panel);
+  node.hideOutputImages = true;
+  // The classic canvas would draw previews a second time, below the widget.
+  node.onDrawBackground = () => {};
+  const { onRemoved, onExecuted } = node;
+  node.onRemoved = function () {
+    onRemoved?.apply(this, arguments);
+    panels.delete(node);
+    panel.dispose();
+  };
+  node.onExecuted = function (/** @type {any} */ output) {
+    onExecuted?.apply(this, arguments);
+    const shown = output?.omnirefiner?.[0];
+    if (shown) panel.showRun(shown);
+  };
+  return widget;
+}
+
+/**
+ * The panel of the node that an event is about; nodes in subgraphs are named "3:7".
+ * @param {unknown} id
+ * @returns {Panel | undefined}
+ */
+function panelOf(id) {
+  /** @type {any} */
+  let graph = app.rootGraph ?? app.graph;
+  let node;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById?.(Number(part));
+    graph = node?.subgraph;
+  }
+  return panels.get(node);
+}
+
+/** @param {string} text */
+function stopAll(text) {
+  for (const panel of panels.values()) {
+    if (!panel.live.root.hidden || !panel.livePicture.hidden) panel.stopped(text);
+  }
+}
+
+/** @type {string} */
+let liveUrl = "";
+
+/** @param {any} detail `{blob, nodeId}` of a preview. */
+function showPreview({ blob, displayNodeId, nodeId }) {
+  const panel = panelOf(displayNodeId ?? nodeId);
+  if (!panel) return;
+  const before = liveUrl;
+  liveUrl = URL.createObjectURL(blob);
+  panel.showLive(liveUrl);
+  if (before) URL.revokeObjectURL(before);
+}
+
+function listen() {
+  const on = (/** @type {string} */ name, /** @type {(detail: any) => void} */ act) =>
+    api.addEventListener(name, (/** @type {any} */ event) => act(event.detail));
+  on("omnirefiner.pictures", (detail) => panelOf(detail.node)?.showInputs(detail));
+  on("omnirefiner.stage", (detail) => panelOf(detail.node)?.showStage(detail));
+  on("b_preview_with_metadata", showPreview);
+  on("execution_interrupted", () => stopAll(say("stopped")));
+  on("execution_error", () => stopAll(say("failed")));
+  on("execution_success", () => stopAll(""));
+  on("reconnecting", () => stopAll(say("lost")));
+}
+
+app.registerExtension({
+  name: "OmniRefiner",
+
+  async init() {
+    addStyle();
+    await Promise.all([loadMessages(), loadRecipes()]);
+    listen();
+  },
+
+  getCustomWidgets() {
+    return {
+      OMNIREFINER_REGIONS: (/** @type {any} */ node, /** @type {string} */ name) => ({
+        widget: addPanel(node, name, true),
+      }),
+    };
+  },
+
+  /** @param {any} node */
+  nodeCreated(node) {
+    if (node.comfyClass === "OmniRefiner_Compare") addPanel(node, "view", false);
+    if (!panels.has(node)) return;
+    const size = node.computeSize();
+    node.setSize([Math.max(FIRST_WIDTH, size[0]), Math.max(node.size[1], size[1])]);
+  },
+
+  /** @param {any} graph A workflow that is about to be loaded. */
+  beforeConfigureGraph(graph) {
+    migrateGraph(graph);
+  },
+});

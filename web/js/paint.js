@@ -1,0 +1,150 @@
+// @ts-check
+/** How boxes, crops and masks look on a picture. */
+
+/** @typedef {import("./geometry.js").Box} Box */
+
+// Told apart by eye also with the common colour blindnesses, on dark and light pictures.
+const COLOURS = ["#ffb000", "#3aa0ff", "#ff5f8a", "#5fd38d", "#c38bff", "#ff7f3f", "#2fd3d3", "#e8e337"];
+
+/** @param {number} index */
+export function colourOf(index) {
+  return COLOURS[index % COLOURS.length];
+}
+
+/**
+ * @param {number[]} frame x, y, width, height of the picture
+ * @param {Box} box fractions
+ */
+function place(frame, box) {
+  return [
+    frame[0] + box[0] * frame[2],
+    frame[1] + box[1] * frame[3],
+    (box[2] - box[0]) * frame[2],
+    (box[3] - box[1]) * frame[3],
+  ];
+}
+
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {number[]} frame
+ * @param {Box} box
+ * @param {number} index
+ * @param {boolean} selected
+ */
+export function drawBox(context, frame, box, index, selected) {
+  const [x, y, w, h] = place(frame, box);
+  const colour = colourOf(index);
+  context.lineWidth = 4;
+  context.strokeStyle = "rgba(0, 0, 0, 0.55)";
+  context.strokeRect(x, y, w, h);
+  context.lineWidth = 2;
+  context.strokeStyle = colour;
+  context.strokeRect(x, y, w, h);
+  if (selected) drawHandles(context, x, y, w, h, colour);
+  drawNumber(context, x, y, String(index + 1), colour);
+}
+
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {number} x
+ * @param {number} y
+ * @param {number} w
+ * @param {number} h
+ * @param {string} colour
+ */
+function drawHandles(context, x, y, w, h, colour) {
+  context.globalAlpha = 0.14;
+  context.fillStyle = colour;
+  context.fillRect(x, y, w, h);
+  context.globalAlpha = 1;
+  context.fillStyle = "#fff";
+  context.strokeStyle = "#000";
+  context.lineWidth = 1;
+  for (const fx of [0, 0.5, 1]) {
+    for (const fy of [0, 0.5, 1]) {
+      if (fx === 0.5 && fy === 0.5) continue;
+      context.fillRect(x + fx * w - 3, y + fy * h - 3, 6, 6);
+      context.strokeRect(x + fx * w - 3, y + fy * h - 3, 6, 6);
+    }
+  }
+}
+
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {number} x
+ * @param {number} y
+ * @param {string} text
+ * @param {string} colour
+ */
+function drawNumber(context, x, y, text, colour) {
+  context.font = "bold 12px sans-serif";
+  const width = context.measureText(text).width + 10;
+  const top = y >= 17 ? y - 17 : y + 1;
+  context.fillStyle = colour;
+  context.fillRect(x - 1, top, width, 16);
+  context.fillStyle = "#000";
+  context.textAlign = "left";
+  context.fillText(text, x + 4, top + 12.5);
+}
+
+/**
+ * The crop that will be used: dashed, with the model's resolution.
+ * @param {CanvasRenderingContext2D} context
+ * @param {number[]} frame
+ * @param {{crop: Box, label: string, index: number}} outline
+ * @param {number} selected
+ */
+export function drawCrop(context, frame, outline, selected) {
+  const [x, y, w, h] = place(frame, outline.crop);
+  context.save();
+  context.globalAlpha = selected < 0 || selected === outline.index ? 0.95 : 0.45;
+  context.lineWidth = 1.2;
+  context.strokeStyle = "rgba(0, 0, 0, 0.7)";
+  context.strokeRect(x, y, w, h);
+  context.setLineDash([5, 4]);
+  context.strokeStyle = colourOf(outline.index);
+  context.strokeRect(x, y, w, h);
+  context.setLineDash([]);
+  context.font = "10px sans-serif";
+  context.textAlign = "right";
+  const width = context.measureText(outline.label).width + 6;
+  if (width < w) {
+    context.fillStyle = "rgba(0, 0, 0, 0.6)";
+    context.fillRect(x + w - width, y + h - 14, width, 14);
+    context.fillStyle = "#fff";
+    context.fillText(outline.label, x + w - 3, y + h - 3.5);
+  }
+  context.restore();
+}
+
+/**
+ * The mask the server made, as a veil over what it leaves alone.
+ * @param {CanvasRenderingContext2D} context
+ * @param {CanvasImageSource} mask White outside, with alpha (see `maskVeil`).
+ * @param {number[]} frame
+ */
+export function drawMask(context, mask, frame) {
+  context.drawImage(mask, frame[0], frame[1], frame[2], frame[3]);
+}
+
+/**
+ * A mask picture (white = inside) turned into a veil of red where it is white.
+ * @param {HTMLImageElement} picture
+ * @returns {HTMLCanvasElement}
+ */
+export function maskVeil(picture) {
+  const canvas = document.createElement("canvas");
+  canvas.width = picture.naturalWidth;
+  canvas.height = picture.naturalHeight;
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  context.drawImage(picture, 0, 0);
+  const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+  for (let i = 0; i < pixels.data.length; i += 4) {
+    pixels.data[i + 3] = pixels.data[i] * 0.45;
+    pixels.data[i] = 255;
+    pixels.data[i + 1] = 40;
+    pixels.data[i + 2] = 40;
+  }
+  context.putImageData(pixels, 0, 0);
+  return canvas;
+}

@@ -1,0 +1,260 @@
+// @ts-check
+/** One picture with boxes on it that can be drawn, moved, resized and deleted. */
+
+import { movedBox, resizedBox, boxBetween } from "./boxes.js";
+import { followDrag, pointerIn, prepareCanvas } from "./dom.js";
+import { drawBox, drawCrop, drawMask } from "./paint.js";
+
+/** @typedef {import("./geometry.js").Box} Box */
+/** @typedef {import("./geometry.js").Extent} Extent */
+/**
+ * @typedef {object} PaneModel What a pane shows and whom it tells.
+ * @property {() => (Box | null)[]} boxes One per pair; null where this picture has none.
+ * @property {() => number} selected
+ * @property {(index: number) => void} select
+ * @property {(box: Box) => void} draw A new box was drawn.
+ * @property {(index: number, box: Box, done: boolean) => void} change
+ * @property {(index: number) => void} remove
+ * @property {() => {crop: Box, label: string, index: number}[]} crops Outlines, fractions.
+ * @property {() => boolean} locked
+ */
+
+const NEAR = 7; // CSS px around an edge that take hold of it
+const LEAST_DRAG = 5; // CSS px below which a drag is a click
+
+export class Pane {
+  /**
+   * @param {PaneModel} model
+   * @param {string} label
+   */
+  constructor(model, label) {
+    this.model = model;
+    this.canvas = document.createElement("canvas");
+    Object.assign(this.canvas, { className: "omnirefiner-pane", tabIndex: 0, title: "" });
+    this.canvas.setAttribute("aria-label", label);
+    this.label = label;
+    /** @type {CanvasImageSource | null} */
+    this.picture = null;
+    /** @type {CanvasImageSource | null} */
+    this.mask = null;
+    /** @type {Extent} */
+    this.size = [1, 1];
+    this.hint = "";
+    /** @type {Box | null} */
+    this.drawing = null;
+    this.canvas.addEventListener("pointerdown", (e) => this.onPointerDown(e));
+    this.canvas.addEventListener("pointermove", (e) => this.onHover(e));
+    this.canvas.addEventListener("keydown", (e) => this.onKey(e));
+    this.canvas.addEventListener("focus", () => this.redraw());
+    this.canvas.addEventListener("blur", () => this.redraw());
+    this.observer = new ResizeObserver(() => this.redraw());
+    this.observer.observe(this.canvas);
+  }
+
+  /**
+   * @param {CanvasImageSource | null} picture
+   * @param {Extent} size The picture's true size, px.
+   */
+  show(picture, size) {
+    this.picture = picture;
+    this.size = size;
+    this.redraw();
+  }
+
+  /** Where the picture lies in the canvas, CSS px: x, y, width, height. */
+  frame() {
+    const { clientWidth: w, clientHeight: h } = this.canvas;
+    const scale = Math.min((w - 8) / this.size[0], (h - 8) / this.size[1]);
+    const [fw, fh] = [this.size[0] * scale, this.size[1] * scale];
+    return [(w - fw) / 2, (h - fh) / 2, fw, fh];
+  }
+
+  /** @param {{clientX: number, clientY: number}} event @returns {[number, number]} fractions */
+  at(event) {
+    const [x, y] = pointerIn(this.canvas, event);
+    const [left, top, width, height] = this.frame();
+    return [(x - left) / width, (y - top) / height];
+  }
+
+  /**
+   * What is under the pointer: the index of a box and the edges that are near, "" for its inside.
+   * @param {{clientX: number, clientY: number}} event
+   * @returns {{index: number, edges: string} | null}
+   */
+  hit(event) {
+    const [x, y] = this.at(event);
+    const [, , width, height] = this.frame();
+    const [nx, ny] = [NEAR / width, NEAR / height];
+    const chosen = this.model.selected();
+    const boxes = this.model.boxes();
+    const order = [chosen, ...boxes.keys()].filter((i) => boxes[i]);
+    order.sort((a, b) => Number(b === chosen) - Number(a === chosen) || b - a);
+    for (const index of order) {
+      const b = /** @type {Box} */ (boxes[index]);
+      if (x < b[0] - nx || x > b[2] + nx || y < b[1] - ny || y > b[3] + ny) continue;
+      const vertical = Math.abs(y - b[1]) < ny ? "n" : Math.abs(y - b[3]) < ny ? "s" : "";
+      const horizontal = Math.abs(x - b[0]) < nx ? "w" : Math.abs(x - b[2]) < nx ? "e" : "";
+      return { index, edges: vertical + horizontal };
+    }
+    return null;
+  }
+
+  /** @param {PointerEvent} event */
+  onHover(event) {
+    if (event.buttons) return;
+    const hit = this.picture && !this.model.locked() ? this.hit(event) : null;
+    const cursor = hit ? (hit.edges ? `${hit.edges}-resize` : "move") : "crosshair";
+    this.canvas.style.cursor = this.picture && !this.model.locked() ? cursor : "default";
+  }
+
+  /** @param {PointerEvent} event */
+  onPointerDown(event) {
+    if (event.button !== 0) return;
+    event.stopPropagation();
+    this.canvas.focus({ preventScroll: true });
+    if (!this.picture || this.model.locked()) return;
+    const hit = this.hit(event);
+    this.model.select(hit ? hit.index : -1);
+    if (hit) this.edit(event, hit);
+    else this.drawNew(event);
+  }
+
+  /**
+   * @param {PointerEvent} start
+   * @param {{index: number, edges: string}} hit
+   */
+  edit(start, { index, edges }) {
+    const [ax, ay] = this.at(start);
+    const before = /** @type {Box} */ (this.model.boxes()[index]);
+    let box = before;
+    followDrag(
+      this.canvas,
+      start,
+      (event) => {
+        const [x, y] = this.at(event);
+        const [dx, dy] = [x - ax, y - ay];
+        box = edges ? resizedBox(before, edges, dx, dy) : movedBox(before, dx, dy);
+        this.model.change(index, box, false);
+      },
+      (cancelled) => this.model.change(index, cancelled ? before : box, true),
+    );
+  }
+
+  /** @param {PointerEvent} start */
+  drawNew(start) {
+    const [ax, ay] = this.at(start);
+    const [sx, sy] = pointerIn(this.canvas, start);
+    let far = false;
+    followDrag(
+      this.canvas,
+      start,
+      (event) => {
+        const [px, py] = pointerIn(this.canvas, event);
+        far = far || Math.hypot(px - sx, py - sy) >= LEAST_DRAG;
+        this.drawing = far ? boxBetween(ax, ay, ...this.at(event)) : null;
+        this.redraw();
+      },
+      (cancelled) => {
+        const box = this.drawing;
+        this.drawing = null;
+        if (box && !cancelled) this.model.draw(box);
+        this.redraw();
+      },
+    );
+  }
+
+  /** @param {KeyboardEvent} event */
+  onKey(event) {
+    if (event.ctrlKey || event.metaKey || !this.picture || this.model.locked()) return;
+    if (!this.act(event)) return;
+    event.stopPropagation();
+    event.preventDefault();
+  }
+
+  /**
+   * @param {KeyboardEvent} event
+   * @returns {boolean} whether the key means something here
+   */
+  act(event) {
+    const index = this.model.selected();
+    const box = this.model.boxes()[index];
+    const count = this.model.boxes().length;
+    if (event.key === "Enter") this.model.draw([0.35, 0.35, 0.65, 0.65]);
+    else if (event.key === "Escape") this.model.select(-1);
+    else if (event.key.toLowerCase() === "n" && count) this.model.select((index + 1) % count);
+    else if (event.key === "Delete" || event.key === "Backspace") {
+      if (box) this.model.remove(index);
+    } else if (event.key.startsWith("Arrow")) this.nudge(event, index, box);
+    else return false;
+    return true;
+  }
+
+  /**
+   * Arrows move the selected box by one pixel of the picture, ten with Shift; with Alt they resize.
+   * @param {KeyboardEvent} event
+   * @param {number} index
+   * @param {Box | null | undefined} box
+   */
+  nudge(event, index, box) {
+    if (!box) return;
+    const step = event.shiftKey ? 10 : 1;
+    const right = Number(event.key === "ArrowRight") - Number(event.key === "ArrowLeft");
+    const down = Number(event.key === "ArrowDown") - Number(event.key === "ArrowUp");
+    const [dx, dy] = [(right * step) / this.size[0], (down * step) / this.size[1]];
+    this.model.change(
+      index,
+      event.altKey ? resizedBox(box, "se", dx, dy) : movedBox(box, dx, dy),
+      true,
+    );
+  }
+
+  redraw() {
+    if (!this.canvas.clientWidth) return;
+    const { context, width, height } = prepareCanvas(this.canvas);
+    if (!this.picture) {
+      this.drawHint(context, width, height);
+      return;
+    }
+    const frame = this.frame();
+    context.drawImage(this.picture, frame[0], frame[1], frame[2], frame[3]);
+    if (this.mask) drawMask(context, this.mask, frame);
+    const chosen = this.model.selected();
+    for (const outline of this.model.crops()) drawCrop(context, frame, outline, chosen);
+    this.model.boxes().forEach((box, i) => {
+      if (box) drawBox(context, frame, box, i, i === chosen);
+    });
+    if (this.drawing) drawBox(context, frame, this.drawing, this.model.boxes().length, true);
+  }
+
+  /**
+   * @param {CanvasRenderingContext2D} context
+   * @param {number} width
+   * @param {number} height
+   */
+  drawHint(context, width, height) {
+    context.fillStyle = getComputedStyle(this.canvas).color;
+    context.font = "12px sans-serif";
+    context.textAlign = "center";
+    const lines = wrap(context, this.hint, width - 24);
+    lines.forEach((line, i) =>
+      context.fillText(line, width / 2, height / 2 + (i - (lines.length - 1) / 2) * 17),
+    );
+  }
+}
+
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {string} text
+ * @param {number} width
+ */
+function wrap(context, text, width) {
+  /** @type {string[]} */
+  const lines = [];
+  // Chinese and Japanese have no spaces: break after any character there.
+  for (const word of text.split(/(?<=\s)|(?<=[\u3000-\u9fff\uff00-\uffef])/u)) {
+    const last = lines.length - 1;
+    if (last >= 0 && context.measureText(lines[last] + word).width <= width) lines[last] += word;
+    else lines.push(word);
+  }
+  return lines;
+}

@@ -1,0 +1,134 @@
+// @ts-check
+/** The widget inside a node: tabs for regions, result and report, and the line of a running node. */
+
+import { element } from "./dom.js";
+import { LiveLine } from "./live.js";
+import { say } from "./messages.js";
+import { Picker } from "./picker.js";
+import { ReportView } from "./report.js";
+import { Viewer } from "./viewer.js";
+
+/**
+ * @typedef {object} PanelKind
+ * @property {{draft: string[], reference: string[]} | null} inputs With a picker: its pictures.
+ * @property {boolean} result With a comparison and, if the run sends one, a report.
+ * @property {[string, string]} labels Names of the two pictures compared.
+ */
+
+/** @type {Record<string, PanelKind>} */
+export const PANELS = {
+  OmniRefiner_ReferenceRefine: {
+    inputs: { draft: ["draft"], reference: ["reference"] },
+    result: true,
+    labels: ["before", "after"],
+  },
+  OmniRefiner_MaskBuilder: {
+    inputs: { draft: ["image"], reference: ["reference", "compare_with"] },
+    result: false,
+    labels: ["before", "after"],
+  },
+  OmniRefiner_Compare: { inputs: null, result: true, labels: ["A", "B"] },
+};
+
+export class Panel {
+  /**
+   * @param {any} node
+   * @param {PanelKind} kind
+   * @param {() => void} changed
+   */
+  constructor(node, kind, changed) {
+    this.node = node;
+    this.picker = kind.inputs && new Picker(node, kind.inputs, changed);
+    const labels = /** @type {[string, string]} */ (kind.labels.map((l) => say(l)));
+    this.viewer = kind.result ? new Viewer(labels) : null;
+    this.report = kind.result && this.picker ? new ReportView() : null;
+    this.live = new LiveLine();
+    /** @type {[string, {root: HTMLElement}][]} */
+    this.pages = [];
+    if (this.picker) this.pages.push(["regions", this.picker]);
+    if (this.viewer) this.pages.push(["result", this.viewer]);
+    if (this.report) this.pages.push(["report", this.report]);
+    /** @type {string} */
+    this.page = "";
+    this.livePicture = element("img", { class: "omnirefiner-livepicture", hidden: true, alt: "" });
+    this.tabs = element("div", { class: "omnirefiner-tabs", role: "tablist" }, ...this.makeTabs());
+    this.root = element(
+      "div",
+      { class: "omnirefiner-panel" },
+      ...(this.pages.length > 1 ? [this.tabs] : []),
+      ...this.pages.map(([, page]) => page.root),
+      this.livePicture,
+      this.live.root,
+    );
+    this.open(this.pages[0][0]);
+    this.timer = this.picker ? setInterval(() => this.look(), 700) : undefined;
+  }
+
+  makeTabs() {
+    return this.pages.map(([name]) =>
+      element(
+        "button",
+        { type: "button", role: "tab", title: say(`${name}Tip`), onclick: () => this.open(name) },
+        say(name),
+      ),
+    );
+  }
+
+  /** @param {string} name */
+  open(name) {
+    this.page = name;
+    this.livePicture.hidden = true;
+    this.pages.forEach(([page, { root }], i) => {
+      root.hidden = page !== name;
+      this.tabs.children[i].setAttribute("aria-selected", String(page === name));
+    });
+    if (name === "regions") this.picker?.refresh();
+    if (name === "result") this.viewer?.redraw();
+  }
+
+  /** Notices connections and settings of other nodes, for which ComfyUI has no event. */
+  look() {
+    if (this.page === "regions" && this.root.isConnected && !document.hidden) this.picker?.refresh();
+  }
+
+  /** @param {any} inputs Pictures that a run was given. */
+  showInputs(inputs) {
+    void this.picker?.showRun(inputs);
+  }
+
+  /** @param {any} shown What the node's run sent for the page. */
+  showRun(shown) {
+    this.live.end("");
+    this.showLive(null);
+    if (shown.inputs) void this.picker?.showRun(shown.inputs, shown.mask);
+    if (shown.report) this.report?.show(shown.report);
+    if (shown.pairs && this.viewer) {
+      void this.viewer.show(shown.pairs);
+      this.open("result");
+    }
+  }
+
+  /** @param {any} event */
+  showStage(event) {
+    this.live.show(event);
+  }
+
+  /** @param {string | null} url The whole picture with the estimate in its place; null: none. */
+  showLive(url) {
+    this.livePicture.hidden = !url;
+    if (url) this.livePicture.src = url;
+    for (const [name, { root }] of this.pages) root.hidden = Boolean(url) || name !== this.page;
+  }
+
+  /** @param {string} text Why the run ended without a result; "" for no word. */
+  stopped(text) {
+    this.showLive(null);
+    this.live.end(text);
+  }
+
+  dispose() {
+    clearInterval(this.timer);
+    this.picker?.dispose();
+    this.viewer?.dispose();
+  }
+}

@@ -1,0 +1,223 @@
+// @ts-check
+/** The region picker: draft and reference side by side, with boxes that belong together. */
+
+import { formatPairs, parsePairs, withBox, withDrawn, without, MOST_BOXES } from "./boxes.js";
+import { button, element } from "./dom.js";
+import { grown, planCrop, toPixels } from "./geometry.js";
+import { say } from "./messages.js";
+import { maskVeil } from "./paint.js";
+import { Pane } from "./pane.js";
+import { isConnected, loadPicture, planningOf, rememberChange, sourceOf, viewUrl } from "./sources.js";
+
+/** @typedef {import("./geometry.js").Box} Box */
+/** @typedef {import("./geometry.js").Extent} Extent */
+/** @typedef {import("./boxes.js").Side} Side */
+/** @typedef {import("./boxes.js").Pair} Pair */
+
+/** @type {Side[]} */
+const SIDES = ["draft", "reference"];
+
+export class Picker {
+  /**
+   * @param {any} node
+   * @param {{draft: string[], reference: string[]}} inputs Names of the inputs with the pictures.
+   * @param {() => void} changed Called when the user changed the boxes.
+   */
+  constructor(node, inputs, changed) {
+    this.node = node;
+    this.inputs = inputs;
+    this.changed = changed;
+    /** @type {Pair[]} */
+    this.pairs = [];
+    this.text = "";
+    this.selected = -1;
+    /** @type {Record<Side, any>} pictures of the last run */
+    this.ran = { draft: null, reference: null };
+    /** @type {Record<Side, string>} what each pane shows or is loading */
+    this.shown = { draft: "", reference: "" };
+    this.panes = { draft: this.makePane("draft"), reference: this.makePane("reference") };
+    this.status = element("span", { class: "omnirefiner-status", role: "status" });
+    this.root = element(
+      "div",
+      { class: "omnirefiner-picker" },
+      element(
+        "div",
+        { class: "omnirefiner-panes" },
+        ...SIDES.map((side) =>
+          element("figure", {}, this.panes[side].canvas, element("figcaption", {}, say(side))),
+        ),
+      ),
+      element(
+        "div",
+        { class: "omnirefiner-bar" },
+        this.status,
+        button(say("delete"), say("deleteTip"), () => this.removeSelected()),
+        button(say("clear"), say("clearTip"), () => this.set([], -1)),
+      ),
+    );
+  }
+
+  /** @param {Side} side */
+  makePane(side) {
+    const model = {
+      boxes: () => this.pairs.map((p) => p[side]),
+      selected: () => this.selected,
+      select: (/** @type {number} */ i) => this.select(i),
+      draw: (/** @type {Box} */ box) => this.draw(side, box),
+      change: (/** @type {number} */ i, /** @type {Box} */ box, /** @type {boolean} */ done) =>
+        this.set(withBox(this.pairs, i, side, box), i, done),
+      remove: (/** @type {number} */ i) => this.set(without(this.pairs, i, side), -1),
+      crops: () => this.crops(side),
+      locked: () => this.locked,
+    };
+    return new Pane(model, say(side));
+  }
+
+  /** Whether the boxes come from another node. */
+  get locked() {
+    return isConnected(this.node, "boxes");
+  }
+
+  get value() {
+    return this.text;
+  }
+
+  set value(text) {
+    this.text = typeof text === "string" ? text : "";
+    this.pairs = parsePairs(this.text) ?? [];
+    this.selected = Math.min(this.selected, this.pairs.length - 1);
+    this.redraw();
+  }
+
+  /**
+   * @param {Pair[]} pairs
+   * @param {number} selected
+   * @param {boolean} [done] false in the middle of a drag
+   */
+  set(pairs, selected, done = true) {
+    if (this.locked) return;
+    this.pairs = pairs;
+    this.selected = selected;
+    this.redraw();
+    if (!done || formatPairs(pairs) === this.text) return;
+    this.text = formatPairs(pairs);
+    this.panes.draft.mask = null; // it was made of other boxes
+    this.changed();
+    rememberChange();
+  }
+
+  /** @param {number} index */
+  select(index) {
+    this.selected = index;
+    this.redraw();
+  }
+
+  removeSelected() {
+    if (this.pairs[this.selected]) this.set(without(this.pairs, this.selected, "draft"), -1);
+  }
+
+  /**
+   * @param {Side} side
+   * @param {Box} box
+   */
+  draw(side, box) {
+    const next = withDrawn(this.pairs, side, box, this.selected);
+    if (next) this.set(next.pairs, next.selected);
+    else this.say(side === "draft" ? say("tooMany", { most: MOST_BOXES }) : say("draftFirst"));
+  }
+
+  /**
+   * The crops that the run will take, in fractions of the picture.
+   * @param {Side} side
+   */
+  crops(side) {
+    const planning = planningOf(this.node);
+    const size = this.panes[side].size;
+    if (!planning || !this.panes[side].picture) return [];
+    const grow = side === "draft" ? planning.grow : 0;
+    return this.pairs.flatMap((pair, index) => {
+      const box = pair[side];
+      const region = box && grown(toPixels(box, size), grow, size);
+      if (!region) return [];
+      const plan = planCrop(size, region, planning.recipe, planning.context, planning.megapixels);
+      const [w, h] = size;
+      const [x0, y0, x1, y1] = plan.box;
+      /** @type {Box} */
+      const crop = [x0 / w, y0 / h, x1 / w, y1 / h];
+      return [{ crop, label: plan.target.join("×"), index }];
+    });
+  }
+
+  /** Looks again what is connected and loads what changed. */
+  refresh() {
+    for (const side of SIDES) this.refreshSide(side);
+    this.redraw();
+  }
+
+  /** @param {Side} side */
+  refreshSide(side) {
+    const name = this.inputs[side].find((n) => isConnected(this.node, n));
+    const known = name ? sourceOf(this.node, name) : null;
+    const ran = name && this.ran[side];
+    const source = known ?? (ran ? { ...ran, url: viewUrl(ran) } : null);
+    const pane = this.panes[side];
+    pane.hint = say(name ? "runOnce" : side === "draft" ? "connectDraft" : "connectReference");
+    const key = source?.url ?? "";
+    if (this.shown[side] === key) return;
+    this.shown[side] = key;
+    if (source) this.load(side, source, key);
+    else pane.show(null, [1, 1]);
+  }
+
+  /**
+   * @param {Side} side
+   * @param {import("./sources.js").Source} source
+   * @param {string} key
+   */
+  async load(side, source, key) {
+    const pane = this.panes[side];
+    try {
+      const { picture, size } = await loadPicture(source);
+      if (this.shown[side] === key) pane.show(picture, size);
+    } catch {
+      if (this.shown[side] !== key) return;
+      pane.hint = say("pictureGone");
+      pane.show(null, [1, 1]);
+    }
+  }
+
+  /**
+   * @param {{draft?: any, reference?: any}} inputs What a run was given.
+   * @param {any} [mask] The mask it made.
+   */
+  async showRun(inputs, mask) {
+    this.ran = { draft: inputs.draft ?? null, reference: inputs.reference ?? null };
+    this.refresh();
+    this.panes.draft.mask = null;
+    if (!mask) return;
+    try {
+      const { picture } = await loadPicture({ url: viewUrl(mask) });
+      this.panes.draft.mask = maskVeil(picture);
+    } catch {
+      this.panes.draft.mask = null; // the server forgot its temporary files; the boxes still tell
+    }
+    this.redraw();
+  }
+
+  /** @param {string} text */
+  say(text) {
+    this.status.textContent = text;
+  }
+
+  redraw() {
+    for (const side of SIDES) this.panes[side].redraw();
+    if (parsePairs(this.text) === null) this.say(say("unreadable"));
+    else if (this.locked) this.say(say("fromNode"));
+    else if (!this.pairs.length) this.say(say("howTo"));
+    else this.say(say("count", { count: this.pairs.length }));
+  }
+
+  dispose() {
+    for (const side of SIDES) this.panes[side].observer.disconnect();
+  }
+}

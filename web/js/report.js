@@ -1,0 +1,153 @@
+// @ts-check
+/** What a run did, readable: the node's report as rows, and as JSON to copy. */
+
+import { button, element } from "./dom.js";
+import { say } from "./messages.js";
+
+/** @typedef {[string, string]} Row */
+
+/** @param {number[]} box */
+const boxText = (box) => `${box[0]}, ${box[1]} – ${box[2]}, ${box[3]}`;
+/** @param {number} value */
+const signed = (value) => (value > 0 ? "+" : "") + value;
+
+/**
+ * @param {any} drift
+ * @returns {string}
+ */
+function driftText(drift) {
+  if (!drift?.measured) return say("notMeasured");
+  const found = `${signed(drift.dx)}, ${signed(drift.dy)} px, × ${drift.zoom}`;
+  return `${found} · ${say(drift.corrected ? "corrected" : "leftAlone")}`;
+}
+
+/**
+ * @param {any} region
+ * @returns {Row[]}
+ */
+function regionRows(region) {
+  /** @type {Row[]} */
+  const rows = [
+    [say("region"), boxText(region.region)],
+    [say("crop"), `${boxText(region.crop)} → ${region.bucket} (× ${region.scale})`],
+    [say("drift"), driftText(region.drift)],
+  ];
+  if (region.color) rows.push([say("colour"), `× ${region.color.gain.join(", ")}`]);
+  for (const [i, reference] of (region.references ?? []).entries()) {
+    const aligned = reference.alignment;
+    const how = aligned ? ` · ${aligned.method ?? ""} ${aligned.score ?? ""}` : "";
+    rows.push([`${say("reference")} ${i + 1}`, `${boxText(reference.crop)}${how}`]);
+  }
+  return rows;
+}
+
+/**
+ * Candidates of one region, best first, if the run made several.
+ * @param {any} region
+ * @returns {Row[]}
+ */
+function candidateRows(region) {
+  const candidates = region.candidates;
+  if (!Array.isArray(candidates)) return [];
+  return candidates.map((c, i) => [`${say("candidate")} ${i + 1}`, shortText(c)]);
+}
+
+/** @param {any} value @returns {string} */
+function shortText(value) {
+  if (value === null || typeof value !== "object") return String(value);
+  return Object.entries(value)
+    .map(([k, v]) => `${k} ${typeof v === "number" ? Number(v.toFixed(4)) : shortText(v)}`)
+    .join(", ");
+}
+
+/**
+ * @param {any} report
+ * @returns {{title: string, rows: Row[]}[]}
+ */
+export function reportSections(report) {
+  const engine = report.engine ?? {};
+  /** @type {Row[]} */
+  const general = [
+    [say("recipe"), `${report.recipe} · ${engine.weights ?? engine.kind ?? ""}`],
+    [say("sampler"), [engine.sampler, engine.scheduler].filter(Boolean).join(" · ")],
+    [say("seed"), String(report.seed)],
+    [say("pictures"), report.draft],
+    [say("seconds"), secondsText(report)],
+  ];
+  if (report.mask_outside_boxes_px) {
+    general.push([say("outsideBoxes"), `${report.mask_outside_boxes_px} px`]);
+  }
+  const regions = (report.regions ?? []).map((/** @type {any} */ region, /** @type {number} */ i) => ({
+    title: `${say("region")} ${i + 1}`,
+    rows: [...regionRows(region), ...candidateRows(region)],
+  }));
+  return [{ title: say("run"), rows: general.filter((r) => r[1]) }, ...regions];
+}
+
+/** @param {any} report */
+function secondsText(report) {
+  const stages = Object.entries(report.seconds ?? {}).map(
+    ([stage, s]) => `${say(stage)} ${Number(s).toFixed(2)}`,
+  );
+  return `${Number(report.seconds_total ?? 0).toFixed(2)} (${stages.join(", ")})`;
+}
+
+export class ReportView {
+  constructor() {
+    /** @type {any} */
+    this.report = null;
+    this.table = element("div", { class: "omnirefiner-table", tabindex: 0 });
+    this.status = element("span", { class: "omnirefiner-status", role: "status" });
+    this.root = element(
+      "div",
+      { class: "omnirefiner-report" },
+      this.table,
+      element(
+        "div",
+        { class: "omnirefiner-bar" },
+        this.status,
+        button(say("copyJson"), say("copyJsonTip"), () => void this.copy()),
+      ),
+    );
+  }
+
+  /** @param {any} report */
+  show(report) {
+    this.report = report;
+    this.status.textContent = "";
+    this.table.replaceChildren(
+      ...reportSections(report).map(({ title, rows }) =>
+        element(
+          "section",
+          {},
+          element("h4", {}, title),
+          element(
+            "dl",
+            {},
+            ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]),
+          ),
+        ),
+      ),
+    );
+  }
+
+  async copy() {
+    const text = JSON.stringify(this.report, null, 2);
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      copyBySelection(text); // a page that is not served securely has no clipboard
+    }
+    this.status.textContent = say("copied");
+  }
+}
+
+/** @param {string} text */
+function copyBySelection(text) {
+  const area = element("textarea", { style: "position: fixed; opacity: 0" });
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}
