@@ -1,10 +1,22 @@
 """A pool of worker processes that is safe beside torch."""
 
 import multiprocessing
+import os
+import threading
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import wait
 
 
-def _one_thread() -> None:
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a worker"
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _start_worker() -> None:
+    # A killed parent closes nothing: its workers would wait for the next job for ever.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
@@ -17,5 +29,5 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
     an OpenMP pool whose threads it does not have, and its first tensor operation hangs.
     """
     return ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     )

@@ -108,7 +108,7 @@ def photographs(held_out: bool = False) -> tuple[Image.Image, ...]:
     return tuple(found)
 
 
-def _background(rng: np.random.Generator, size: tuple[int, int], held_out: bool) -> Image.Image:
+def draw_background(rng: np.random.Generator, size: tuple[int, int], held_out: bool) -> Image.Image:
     photos = photographs(held_out)
     photo = photos[int(rng.integers(len(photos)))]
     w, h = size
@@ -122,7 +122,7 @@ def _background(rng: np.random.Generator, size: tuple[int, int], held_out: bool)
     return crop
 
 
-def _pose(
+def draw_pose(
     rng: np.random.Generator,
     texture: Texture,
     canvas: tuple[int, int],
@@ -175,7 +175,7 @@ def _polygon_mask(size: tuple[int, int], points: np.ndarray) -> np.ndarray:
     return np.asarray(image)
 
 
-def _user_mask(
+def _rough_mask(
     rng: np.random.Generator, size: tuple[int, int], quad: np.ndarray, rough: bool
 ) -> np.ndarray:
     """What a person would paint over the quad: its outline grown, its box, or an ellipse."""
@@ -245,14 +245,14 @@ def make_scene(
     rng = np.random.default_rng(np.random.SeedSequence([seed, 2511_19990]))
     share = rng.uniform(*fill)
     texture = draw_texture(rng, max(24, int(1.3 * share * canvas[1] * 1.4)), kind)
-    pose = _pose(rng, texture, canvas, share, turn=0.35, jitter=0.06)
-    light, back = random_light(rng), _background(rng, canvas, held_out)
+    pose = draw_pose(rng, texture, canvas, share, turn=0.35, jitter=0.06)
+    light, back = random_light(rng), draw_background(rng, canvas, held_out)
     defocus, grain = float(rng.uniform(0, 0.8)), float(rng.uniform(0, 2.5))
     target_pixels = _render(texture, pose, back, light, defocus)
     noise_seed = int(rng.integers(1 << 31))
     target = _camera_noise(np.random.default_rng(noise_seed), target_pixels, grain)
     quad = hom.apply(pose, hom.corners(texture.box))
-    mask = _user_mask(rng, canvas, quad, rough_masks)
+    mask = _rough_mask(rng, canvas, quad, rough_masks)
 
     names = [*DEGRADATIONS, "swap", "swap", "swap", "swap", "identity"]
     name = degradation or str(rng.choice(names))
@@ -266,17 +266,17 @@ def make_scene(
     ref_scale = rng.uniform(0.9, 1.5) * share
     ref_canvas = (max(24, int(canvas[0] * ref_scale * 1.7)),
                   max(24, int(canvas[1] * ref_scale * 1.7)))  # fmt: skip
-    ref_pose = _pose(rng, texture, ref_canvas, rng.uniform(0.5, 0.8), turn=0.2, jitter=0.035)
+    ref_pose = draw_pose(rng, texture, ref_canvas, rng.uniform(0.5, 0.8), turn=0.2, jitter=0.035)
     reference = _camera_noise(
         rng,
         _render(
-            texture, ref_pose, _background(rng, ref_canvas, held_out), random_light(rng),
+            texture, ref_pose, draw_background(rng, ref_canvas, held_out), random_light(rng),
             float(rng.uniform(0, 0.5)),
         ),
         float(rng.uniform(0, 1.5)),
     )  # fmt: skip
     ref_quad = hom.apply(ref_pose, hom.corners(texture.box))
-    reference_mask = _user_mask(rng, ref_canvas, ref_quad, rough_masks)
+    reference_mask = _rough_mask(rng, ref_canvas, ref_quad, rough_masks)
     return Scene(
         target, draft, mask, reference, reference_mask, pose @ np.linalg.inv(ref_pose),
         texture.kind, texture.label, name, strength, seed,

@@ -80,6 +80,7 @@ def manifest_entry(triplet: Triplet, shard: str) -> dict[str, Any]:
     """A triplet's line of the manifest."""
     height, width = triplet.draft.shape[:2]
     return {
+        **triplet.info,
         "id": triplet.id,
         "split": split_of(shard),
         "shard": shard,
@@ -88,7 +89,6 @@ def manifest_entry(triplet: Triplet, shard: str) -> dict[str, Any]:
         "box": mask_box(triplet.mask),
         "mask_area": round(float((triplet.mask > 0).mean()), 5),
         "prompt": triplet.prompt,
-        **triplet.info,
     }
 
 
