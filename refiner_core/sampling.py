@@ -8,6 +8,7 @@ refiner.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,21 @@ from . import flow
 # model(x, sigma, **extra_args) -> x0
 DenoiserCall = Callable[..., Tensor]
 StepCallback = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A stochastic step as it was taken: what a policy gradient needs to judge it again.
+
+    `x` at level `t`, `x_next` at `t_next`; `mean` and `log_prob` of the policy that took it.
+    """
+
+    t: float
+    t_next: float
+    x: Tensor
+    x_next: Tensor
+    mean: Tensor
+    log_prob: Tensor
 
 
 def draw_noise(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -31,7 +47,29 @@ def draw_noise(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
-def sample(
+def advance(
+    model: DenoiserCall,
+    x: Tensor,
+    t: float,
+    t_next: float,
+    extra_args: Mapping[str, Any] | None = None,
+    *,
+    kind: flow.StepKind = "ode",
+    eta: float = 0.0,
+    noise: Tensor | None = None,
+    x_next: Tensor | None = None,
+) -> tuple[flow.Step, Tensor]:
+    """One step of the model from `t` to `t_next`, and its x0 estimate.
+
+    Sampling draws it with `noise`; training takes it again with `x_next` and gets, from unchanged
+    weights, the same log-probability to the last bit.
+    """
+    denoised = model(x, x.new_full((len(x),), t), **(extra_args or {}))
+    v = flow.velocity_from_x0(x, denoised, t)
+    return flow.step(x, v, t, t_next, eta=eta, kind=kind, noise=noise, x_next=x_next), denoised
+
+
+def sample(  # noqa: PLR0913 (the first six are k-diffusion's)
     model: DenoiserCall,
     x: Tensor,
     sigmas: Tensor,
@@ -43,6 +81,7 @@ def sample(
     eta: float = 0.0,
     window: tuple[int, int] | None = None,
     noise_seed: int = 0,
+    record: Callable[[Transition], None] | None = None,
 ) -> Tensor:
     """Run the process from `sigmas[0]` to `sigmas[-1]`.
 
@@ -56,20 +95,22 @@ def sample(
         kind, eta: the stochastic step; with eta 0 (or kind "ode") Euler's.
         window: `(first, end)` steps that are stochastic, None = all; the rest and the last are ODE.
         noise_seed: seed of the noise that stochastic steps add.
+        record: called with every stochastic step taken.
     """
-    extra_args = extra_args or {}
     generator = torch.Generator("cpu").manual_seed(noise_seed)
     levels = [float(s) for s in sigmas]
     for i, (t, t_next) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
-        denoised = model(x, x.new_full((len(x),), t), **extra_args)
-        if callback is not None:
-            callback({"x": x, "i": i, "sigma": t, "sigma_hat": t, "denoised": denoised})
-        v = flow.velocity_from_x0(x, denoised, t)
         random = eta > 0 and kind != "ode" and (window is None or window[0] <= i < window[1])
         noise = torch.randn(x.shape, generator=generator).to(x) if random else None
-        x = flow.step(
-            x, v, t, t_next, eta=eta if random else 0.0, kind=kind if random else "ode", noise=noise
-        ).x
+        done, denoised = advance(
+            model, x, t, t_next, extra_args,
+            kind=kind if random else "ode", eta=eta if random else 0.0, noise=noise,
+        )  # fmt: skip
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": t, "sigma_hat": t, "denoised": denoised})
+        if record is not None and done.log_prob is not None:
+            record(Transition(t, t_next, x, done.x, done.mean, done.log_prob))
+        x = done.x
     return x
 
 

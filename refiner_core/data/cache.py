@@ -73,6 +73,16 @@ def draw_crop(seed: int, bucket: tuple[int, int], family: str, misalignment: flo
     return np.concatenate([scene.target, scene.draft, reference, scene.mask[..., None]], axis=-1)
 
 
+def cut_window(rng: np.random.Generator, crop: np.ndarray, side: int) -> np.ndarray:
+    """A square of a crop H W 10 that lies on its mask, `side` pixels wide, at random."""
+    h, w = crop.shape[:2]
+    ys, xs = np.nonzero(crop[..., 9])
+    at = int(rng.integers(len(ys)))
+    y = int(np.clip(ys[at] - rng.integers(side // 4, 3 * side // 4 + 1), 0, h - side))
+    x = int(np.clip(xs[at] - rng.integers(side // 4, 3 * side // 4 + 1), 0, w - side))
+    return crop[y : y + side, x : x + side]
+
+
 def agrees(crop: np.ndarray) -> float:
     """How far reference and target agree over the mask once fine detail is blurred away, PSNR in dB.
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import flow
+from ..data.cache import cut_window
 from ..kontext import Conditioning, velocity, zero_text
 from ..nano.codec import BLOCK, BlockCodec
 from ..nano.initialisation import initialise, nano_config
@@ -90,18 +91,9 @@ class CropReader:
             crops = [shard[int(i)] for i in rng.integers(0, len(shard), count)]
         for _ in range(count if window else 0):
             shard = self.shards[int(rng.integers(len(self.shards)))]
-            crops.append(_window(rng, shard[int(rng.integers(len(shard)))], window))
+            crops.append(cut_window(rng, shard[int(rng.integers(len(shard)))], window))
         square = crops[0].shape[0] == crops[0].shape[1]
         return torch.stack([_augment(rng, c, square) for c in crops])
-
-
-def _window(rng: np.random.Generator, crop: np.ndarray, side: int) -> np.ndarray:
-    h, w = crop.shape[:2]
-    ys, xs = np.nonzero(crop[..., 9])
-    at = int(rng.integers(len(ys)))
-    y = int(np.clip(ys[at] - rng.integers(side // 4, 3 * side // 4 + 1), 0, h - side))
-    x = int(np.clip(xs[at] - rng.integers(side // 4, 3 * side // 4 + 1), 0, w - side))
-    return crop[y : y + side, x : x + side]
 
 
 def _augment(rng: np.random.Generator, crop: np.ndarray, square: bool) -> Tensor:

@@ -1,0 +1,109 @@
+"""A run's state in one safetensors file, written whole or not at all.
+
+Learning weights, their copies, the optimiser's moments and a few numbers: with batches and noise
+drawn from (seed, step), that is everything a run needs to go on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..images import atomic_path
+from .trainable import Trainable
+
+
+def save_checkpoint(
+    path: Path, trainable: Trainable, optimizer: torch.optim.Optimizer, facts: dict[str, Any]
+) -> None:
+    """Write the state; an earlier checkpoint stays until the new one is complete.
+
+    Raises:
+        OSError: the disk is full or not writable; the earlier checkpoint is untouched.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, p in trainable.parameters.items():
+        tensors[f"now.{name}"] = p.detach()
+        for key, value in optimizer.state.get(p, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer:{key}.{name}"] = value
+    for role, copy in trainable.copies.items():
+        tensors |= {f"copy:{role}.{name}": value for name, value in copy.items()}
+    tensors = {k: v.cpu().contiguous() for k, v in tensors.items()}
+    try:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, {"facts": json.dumps(facts)})
+    except SafetensorError as e:
+        raise OSError(
+            f"The checkpoint {path} could not be written: {e}. Earlier ones are kept."
+        ) from e
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The numbers saved beside the weights.
+
+    Raises:
+        ValueError: not a checkpoint of this program.
+    """
+    try:
+        with safe_open(path, "pt") as f:
+            metadata = f.metadata() or {}
+    except SafetensorError as e:
+        raise ValueError(f"The checkpoint {path} cannot be read: {e}.") from e
+    if "facts" not in metadata:
+        raise ValueError(f"{path} is not a training checkpoint. Choose another --out folder.")
+    return json.loads(metadata["facts"])
+
+
+def load_checkpoint(
+    path: Path, trainable: Trainable, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Put the saved state back; returns the facts.
+
+    Raises:
+        ValueError: the checkpoint is of another model or of another set of weights.
+    """
+    facts = read_facts(path)
+    with safe_open(path, "pt") as f:
+        shapes = {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}  # noqa: SIM118
+        _check_same(path, shapes, trainable)
+        for name, p in trainable.parameters.items():
+            p.data.copy_(f.get_tensor(f"now.{name}"))
+        trainable.copies = {}
+        states: dict[str, dict[str, Tensor]] = {}
+        for key in shapes:
+            kind, _, name = key.partition(".")
+            head, _, label = kind.partition(":")
+            where = trainable.parameters.get(name)
+            if where is None or head == "now":
+                continue
+            tensor = f.get_tensor(key)
+            if head == "copy":
+                trainable.copies.setdefault(label, {})[name] = tensor.to(where.device)
+            else:
+                # Adam's step counter stays on the CPU, as the optimiser itself keeps it.
+                place = where.device if tensor.ndim else torch.device("cpu")
+                states.setdefault(name, {})[label] = tensor.to(place)
+    for name, p in trainable.parameters.items():
+        if name in states:
+            optimizer.state[p] = states[name]
+    return facts
+
+
+def _check_same(path: Path, shapes: dict[str, tuple[int, ...]], trainable: Trainable) -> None:
+    expected = {f"now.{n}": tuple(p.shape) for n, p in trainable.parameters.items()}
+    found = {k: v for k, v in shapes.items() if k.startswith("now.")}
+    if expected == found:
+        return
+    odd = next(k for k in [*expected, *found] if expected.get(k) != found.get(k))
+    raise ValueError(
+        f"The checkpoint {path} is of another model or another rank: {odd.removeprefix('now.')} is "
+        f"{found.get(odd, 'missing')} there and {expected.get(odd, 'missing')} here. Give the "
+        "settings it was started with, or another --out folder."
+    )

@@ -1,0 +1,255 @@
+"""Stage 2: group-relative policy optimisation of the sampler, and DiffusionNFT behind the same loop.
+
+An epoch draws groups of samples, scores them against the truth, turns the scores into advantages
+among siblings, and takes a few optimiser steps on them (arXiv 2511.19990 figure 2, 2505.05470).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import flow
+from ..engine import Codec
+from ..kontext import Conditioning
+from ..sampling import Transition, advance
+from .advantages import group_advantages
+from .config import GrpoConfig
+from .objective import (
+    clip_range,
+    gaussian_kl,
+    log_ratio,
+    nft_loss,
+    nft_share,
+    policy_loss,
+)
+from .optimizers import make_optimizer
+from .policy import Policy
+from .reward import Reward
+from .rollout import Rollout, case_order, case_seed, roll_out
+from .trainable import Trainable
+from .views import View, Views, stack
+from .workers import Workers
+
+TextOf = Callable[[str], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A rollout with its samples' rewards and, later, advantages."""
+
+    rollout: Rollout
+    case: int
+    group: int
+    seed: int
+    rewards: dict[str, Tensor]
+
+
+class GrpoTrainer:
+    """One policy and what it learns from.
+
+    Args:
+        config: the settings.
+        policy: the network.
+        trainable: its weights; copies "old" and "ref" are made here when they are missing.
+        views: training cases with pixels.
+        codec: to look at samples.
+        reward: what they are worth.
+        text: embeddings of a prompt.
+        schedule: noise levels for a crop of (height, width) latent pixels.
+        indices: position indices of the clean latents.
+        workers: the processes that share the work.
+    """
+
+    def __init__(
+        self, config: GrpoConfig, policy: Policy, trainable: Trainable, views: Views, codec: Codec,
+        reward: Reward, text: TextOf, schedule: Callable[[tuple[int, int]], Tensor],
+        indices: tuple[int, ...], workers: Workers | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.policy, self.trainable = config, policy, trainable
+        self.views, self.codec, self.reward = views, codec, reward
+        self.text, self.schedule, self.indices = text, schedule, indices
+        self.workers = workers or Workers()
+        self.optimizer = make_optimizer(trainable, config.optimizer)
+        for role in ("old", "ref", "ema"):
+            trainable.keep(role)
+        self.epoch = 0
+        self.updates = 0
+        if config.rollout.groups % self.workers.count:
+            raise ValueError(
+                f"rollout.groups = {config.rollout.groups} cannot be dealt to "
+                f"{self.workers.count} processes evenly."
+            )
+
+    # --- samples ---------------------------------------------------------------------------------
+
+    def collect(self) -> list[Judged]:
+        """Draw and score this epoch's samples; each process its share of the groups."""
+        settings = self.config.rollout
+        picked = case_order(len(self.views), settings.groups, self.config.run.seed, self.epoch)
+        out: list[Judged] = []
+        for group in range(self.workers.rank, settings.groups, self.workers.count):
+            out += self._group(group, picked[group])
+        return out
+
+    def _group(self, group: int, case: int) -> list[Judged]:
+        view, run = self.views[case], self.config.run
+        assert view.pixels is not None
+        sigmas = self.schedule(view.shape[0])
+        judged = []
+        for part in range(0, self.config.rollout.group, run.micro_batch):
+            first = 0 if self.config.rollout.same_noise else part
+            seed = case_seed(run.seed, self.epoch, group, first)
+            done = self._sample(view, sigmas, seed)
+            images = self.codec.decode(done.x0).float().clamp(0, 1)
+            rewards = {k: v.cpu() for k, v in self.reward(images, view.pixels).items()}
+            judged.append(Judged(done, case, group, seed, rewards))
+        return judged
+
+    def _sample(self, view: View, sigmas: Tensor, seed: int) -> Rollout:
+        count = self.config.run.micro_batch
+        batch = stack(
+            [view] * count, [self.text(view.prompt)] * count, self.indices,
+            self.config.rollout.guidance, self.policy.device,
+        )  # fmt: skip
+        if self.config.objective.algorithm == "nft":
+            with self.trainable.using("old"):
+                return roll_out(self.policy, batch, sigmas, self.config.rollout, seed)
+        return roll_out(self.policy, batch, sigmas, self.config.rollout, seed)
+
+    def advantages(self, judged: list[Judged]) -> tuple[list[Tensor], list[bool]]:
+        """Advantages of every rollout's samples, and which rollouts are worth learning from."""
+        o = self.config.objective
+        groups = torch.cat([torch.full((len(j.rollout.x0),), j.group) for j in judged])
+        rewards = {k: torch.cat([j.rewards[k] for j in judged]) for k in judged[0].rewards}
+        unknown = o.rewards.keys() - rewards.keys()
+        if unknown:
+            raise ValueError(
+                f"objective.rewards names {', '.join(sorted(unknown))}; this reward has "
+                f"{', '.join(rewards)}."
+            )
+        value, alive = group_advantages(
+            rewards, groups, o.rewards, combine=o.combine, spread=o.spread, floor=o.floor
+        )
+        sizes = [len(j.rollout.x0) for j in judged]
+        return list(value.split(sizes)), [bool(a.any()) for a in alive.split(sizes)]
+
+    # --- learning --------------------------------------------------------------------------------
+
+    def step(self) -> dict[str, float]:
+        """One epoch; figures for the log."""
+        if self.config.objective.algorithm == "grpo":
+            self.trainable.keep("old")
+        judged = self.collect()
+        values, alive = self.advantages(judged)
+        figures = self._reward_figures(judged)
+        figures["dropped"] = self.workers.mean(1 - sum(alive) / len(alive))
+        sums: dict[str, float] = {}
+        updates = self.config.objective.updates
+        for part in range(updates):
+            mine = [
+                (j, a) for j, a, keep in zip(judged, values, alive, strict=True)
+                if keep and j.group % updates == part
+            ]  # fmt: skip
+            for key, value in self._update(mine).items():
+                sums[key] = sums.get(key, 0.0) + value / updates
+        if self.config.objective.algorithm == "nft":
+            self.trainable.blend("old", min(0.001 * (self.epoch + 1), 0.5))
+        self.epoch += 1
+        return figures | sums
+
+    def _reward_figures(self, judged: list[Judged]) -> dict[str, float]:
+        out = {}
+        for name in judged[0].rewards:
+            values = torch.cat([j.rewards[name] for j in judged])
+            out[f"reward/{name}"] = self.workers.mean(float(values.mean()))
+            groups: dict[int, list[Tensor]] = {}
+            for j in judged:
+                groups.setdefault(j.group, []).append(j.rewards[name])
+            spread = [float(torch.cat(g).std()) for g in groups.values()]
+            out[f"spread/{name}"] = self.workers.mean(sum(spread) / len(spread))
+        return out
+
+    def _update(self, samples: list[tuple[Judged, Tensor]]) -> dict[str, float]:
+        """One optimiser step on some rollouts: the mean over all their samples and levels."""
+        total = self.workers.sum(float(sum(len(a) for _, a in samples)))
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
+        if total == 0:
+            return {**sums, "norm": 0.0}
+        learn = self._learn_nft if self.config.objective.algorithm == "nft" else self._learn_grpo
+        for judged, advantage in samples:
+            found = learn(judged, advantage.to(self.policy.device), len(advantage) / total)
+            for key, value in found.items():
+                sums[key] += value
+        sums = {k: self.workers.sum(v) for k, v in sums.items()}
+        self.workers.sum_gradients(self.trainable.parameters.values())
+        parameters = self.trainable.parameters.values()
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip))
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self.updates += 1
+            self._average()
+        else:
+            self.workers.say(f"epoch {self.epoch}: the gradient is not finite; update skipped.")
+        return {**sums, "norm": norm}
+
+    def _average(self) -> None:
+        o = self.config.optimizer
+        if o.ema and self.updates % o.ema_every == 0:
+            n = self.updates // o.ema_every
+            self.trainable.blend("ema", min(o.ema, (1 + n) / (10 + n)))
+
+    def _learn_grpo(self, judged: Judged, advantage: Tensor, share: float) -> dict[str, float]:
+        done, o = judged.rollout, self.config.objective
+        clip = clip_range(o.clip, done.x0[0].numel())
+        sums = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
+        for taken in done.transitions:
+            weight = share / len(done.transitions)
+            anchor = taken.mean
+            if o.kl and o.kl_to == "ref":
+                with torch.no_grad(), self.trainable.using("ref"):
+                    anchor = self._again(taken, done.batch.conditioning).mean
+            step = self._again(taken, done.batch.conditioning)
+            ratios = log_ratio(step, taken.log_prob, taken.mean, o.guard)
+            found = policy_loss(ratios, advantage, clip)
+            kl = gaussian_kl(step.mean, anchor, step.std).mean()
+            ((found.loss + o.kl * kl) * weight).backward()
+            for key, value in (("loss", found.loss), ("kl", kl), ("clipped", found.clipped)):
+                sums[key] += float(value) * weight
+        return sums
+
+    def _again(self, taken: Transition, conditioning: Conditioning) -> flow.Step:
+        r = self.config.rollout
+        return advance(
+            self.policy, taken.x, taken.t, taken.t_next, {"conditioning": conditioning},
+            kind=r.kind, eta=r.eta, x_next=taken.x_next,
+        )[0]  # fmt: skip
+
+    def _learn_nft(self, judged: Judged, advantage: Tensor, share: float) -> dict[str, float]:
+        done, o = judged.rollout, self.config.objective
+        x0, conditioning = done.x0, done.batch.conditioning
+        generator = torch.Generator().manual_seed(judged.seed ^ 0x2545F491)
+        levels = self.schedule((x0.shape[-2], x0.shape[-1]))[:-1]
+        sums = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
+        for _ in range(o.nft_levels):
+            weight = share / o.nft_levels
+            pick = torch.randint(len(levels), (len(x0),), generator=generator)
+            t = levels[pick].to(x0)
+            noise = torch.randn(x0.shape, generator=generator).to(x0)
+            x = flow.interpolate(x0, noise, t)
+            with torch.no_grad(), self.trainable.using("old"):
+                v_old = self.policy.velocity(x, t, conditioning)
+            with torch.no_grad(), self.trainable.using("ref"):
+                v_ref = self.policy.velocity(x, t, conditioning) if o.kl else v_old
+            v = self.policy.velocity(x, t, conditioning)
+            loss = nft_loss(v, v_old, x, t, x0, nft_share(advantage), o.nft_beta).mean()
+            kl = (v - v_ref).square().mean()
+            ((loss + o.kl * kl) * weight).backward()
+            sums["loss"] += float(loss.detach()) * weight
+            sums["kl"] += float(kl.detach()) * weight
+        return sums

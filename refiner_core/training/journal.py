@@ -1,0 +1,85 @@
+"""What a run says about itself: `log.jsonl` always, TensorBoard or Weights & Biases if asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+Board = Literal["none", "tensorboard", "wandb"]
+
+
+class Journal:
+    """Writes rows of numbers and pictures; does nothing on a process that is not the main one.
+
+    Raises:
+        ModuleNotFoundError: the board that was asked for is not installed.
+    """
+
+    def __init__(self, out: Path, board: Board = "none", active: bool = True) -> None:
+        self.path, self.active = out / "log.jsonl", active
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        if active and board == "tensorboard":
+            self._tensorboard = _tensorboard(out)
+        if active and board == "wandb":
+            self._wandb = _wandb(out)
+
+    def row(self, step: int, values: Mapping[str, float | int | str]) -> None:
+        """One line of figures."""
+        if not self.active:
+            return
+        with self.path.open("a") as stream:
+            stream.write(json.dumps({"step": step, **values}) + "\n")
+        numbers = {k: v for k, v in values.items() if not isinstance(v, str)}
+        if self._tensorboard is not None:
+            for key, value in numbers.items():
+                self._tensorboard.add_scalar(key, value, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """A picture, uint8 H W 3, also in `samples/<name>-<step>.png`."""
+        if not self.active:
+            return
+        from PIL import Image
+
+        folder = self.path.parent / "samples"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{name}-{step:06d}.png")
+        if self._tensorboard is not None:
+            self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb  # pyright: ignore[reportMissingImports]
+
+            self._wandb.log({name: wandb.Image(pixels)}, step=step)
+
+    def close(self) -> None:
+        """Flush what is open."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as e:
+        raise ModuleNotFoundError(
+            "TensorBoard is not installed: pip install tensorboard, or set run.board = 'none'."
+        ) from e
+    return SummaryWriter(str(out / "tensorboard"))
+
+
+def _wandb(out: Path) -> Any:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError as e:
+        raise ModuleNotFoundError(
+            "Weights & Biases is not installed: pip install wandb, or set run.board = 'tensorboard'."
+        ) from e
+    return wandb.init(project="omnirefiner", dir=str(out))

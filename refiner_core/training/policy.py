@@ -1,0 +1,45 @@
+"""The network as training calls it: a module of its velocity, and a denoiser of that."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+
+from .. import flow
+from ..kontext import Conditioning, velocity
+
+
+class VelocityNet(nn.Module):
+    """The transformer as a function of (x, t, conditioning), for wrappers of data parallelism."""
+
+    def __init__(self, transformer: FluxTransformer2DModel) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        return velocity(self.transformer, x, t, conditioning)
+
+
+class Policy:
+    """A denoiser in the samplers' call shape whose network runs in `precision`, states in float32."""
+
+    def __init__(self, net: nn.Module, device: torch.device, precision: str = "fp32") -> None:
+        self.net, self.device, self.precision = net, device, precision
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The network's arithmetic."""
+        with torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16"):
+            yield
+
+    def velocity(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The velocity at `x`, float32."""
+        with self.autocast():
+            return self.net(x, t, conditioning).float()
+
+    def __call__(self, x: Tensor, sigma: Tensor, *, conditioning: Conditioning) -> Tensor:
+        return flow.x0_from_velocity(x, self.velocity(x, sigma, conditioning), sigma)

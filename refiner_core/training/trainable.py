@@ -1,0 +1,155 @@
+"""The weights that learn, and named copies of them that can take their place for a while.
+
+A refiner is trained as a LoRA on a frozen base or, for a small one, with all its weights. Either
+way GRPO needs the same weights three times: as they learn, as they were when the samples were
+drawn ("old") and as stage 1 left them ("ref"); and their running average ("ema") is what is saved.
+Copies share one base and cost a LoRA's size each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+
+from ..lora import read_lora
+
+# Attention and feed-forward of both kinds of block, as the paper's figure 2 says; the single
+# blocks' proj_out is their attention output and feed-forward in one. The final layer is left out.
+LORA_TARGETS = (
+    r"(transformer_blocks\.\d+\."
+    r"(attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
+    r"|ff(_context)?\.net\.(0\.proj|2))"
+    r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out))"
+)
+_ADAPTER = "default"
+
+
+class Trainable:
+    """Learning parameters by name, and copies of their values by role.
+
+    `rank` and `alpha` of the LoRA they form, None when they are the model's own weights.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], rank: int | None = None, alpha: float = 0.0
+    ) -> None:
+        self.parameters = dict(parameters)
+        self.rank, self.alpha = rank, alpha
+        self.copies: dict[str, dict[str, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return sum(p.numel() for p in self.parameters.values())
+
+    def keep(self, role: str) -> None:
+        """Copy the present values under `role`, replacing an earlier copy."""
+        self.copies[role] = {n: p.detach().clone() for n, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def blend(self, role: str, decay: float) -> None:
+        """Move a copy towards the present values: `decay * copy + (1 - decay) * present`."""
+        for name, p in self.parameters.items():
+            self.copies[role][name].lerp_(p.detach(), 1 - decay)
+
+    @contextlib.contextmanager
+    def using(self, role: str) -> Iterator[None]:
+        """Run the block with a copy in place of the learning values (no gradients inside)."""
+        self._swap(role)
+        try:
+            yield
+        finally:
+            self._swap(role)
+
+    def _swap(self, role: str) -> None:
+        copy = self.copies[role]
+        for name, p in self.parameters.items():
+            p.data, copy[name] = copy[name], p.data
+
+    def lora_pairs(self, role: str | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+        """(A, B) by diffusers module path, of a copy or of the learning values.
+
+        Raises:
+            ValueError: the parameters are not a LoRA.
+        """
+        if self.rank is None:
+            raise ValueError("All weights were trained; there is no LoRA to take out.")
+        values = self.copies[role] if role else self.parameters
+        pairs: dict[str, dict[str, Tensor]] = {}
+        for name, value in values.items():
+            module, _, half = name.rpartition(".")
+            pairs.setdefault(module, {})[half] = value
+        return {m: (p["lora_A"], p["lora_B"]) for m, p in pairs.items()}
+
+
+def all_weights(model: FluxTransformer2DModel) -> Trainable:
+    """Every weight of the model learns."""
+    model.requires_grad_(True)
+    return Trainable(dict(model.named_parameters()))
+
+
+def _needs_peft() -> None:
+    try:
+        import peft  # noqa: F401
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError(
+            "Training a LoRA needs peft: pip install 'omnirefiner[train]'."
+        ) from e
+
+
+def add_lora(model: FluxTransformer2DModel, rank: int, alpha: float, seed: int = 0) -> Trainable:
+    """Freeze the model and put a fresh LoRA on its attention and feed-forward (B = 0).
+
+    Raises:
+        ModuleNotFoundError: peft is not installed.
+    """
+    _needs_peft()
+    from peft import LoraConfig
+
+    model.requires_grad_(False)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType] (any number works)
+        init_lora_weights="gaussian",
+        target_modules=LORA_TARGETS,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.add_adapter(config, adapter_name=_ADAPTER)
+    found: dict[str, nn.Parameter] = {}
+    for name, p in model.named_parameters():
+        if f".{_ADAPTER}.weight" in name:
+            p.data = p.data.float()
+            found[name.removesuffix(f".{_ADAPTER}.weight")] = p
+    return Trainable(found, rank, alpha)
+
+
+def continue_lora(model: FluxTransformer2DModel, path: str | Path) -> Trainable:
+    """Freeze the model and go on training the LoRA of a file, at its rank.
+
+    Raises:
+        ValueError: not a LoRA of this model's attention and feed-forward, or of uneven rank.
+    """
+    lora = read_lora(path)
+    trainable = add_lora(model, lora.rank, lora.rank)
+    pairs = trainable.lora_pairs()
+    lost, extra = pairs.keys() - lora.factors.keys(), lora.factors.keys() - pairs.keys()
+    if lost or extra:
+        odd = sorted(lost or extra)
+        raise ValueError(
+            f"{path} changes {len(lora.factors)} modules and training {len(pairs)}; "
+            f"{'missing' if lost else 'left over'}: {', '.join(odd[:3])}. Merge it into the base "
+            "(omnirefiner merge) and train a new LoRA on that."
+        )
+    for name, (a, b) in pairs.items():
+        factors = lora.factors[name]
+        if len(factors) != 1 or factors[0].a.shape != a.shape or factors[0].b.shape != b.shape:
+            raise ValueError(
+                f"{path}: the factors of {name} do not fit a LoRA of rank {lora.rank}."
+            )
+        a.data.copy_(factors[0].a)
+        b.data.copy_(factors[0].b.float() * factors[0].scale)
+    return trainable

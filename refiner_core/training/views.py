@@ -1,0 +1,165 @@
+"""Training cases as the model sees them: clean latents, a mask, a text, and for rewards the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data.cache import cut_window
+from ..engine import Codec
+from ..kontext import Conditioning
+from ..pipeline import prefill
+
+Shape = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What a reward compares with, at the crop's size.
+
+    `target`, `draft`, `reference` 1 3 H W and `mask` 1 1 H W, float32 in [0, 1].
+    """
+
+    target: Tensor
+    draft: Tensor
+    reference: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """One case.
+
+    `target` 1 C h w the truth's latent; `references` clean latents in the recipe's order; `mask`
+    1 1 h w the region in latent pixels, 0 or 1; `prompt` to encode; `pixels` or None.
+    """
+
+    id: str
+    prompt: str
+    target: Tensor
+    references: tuple[Tensor, ...]
+    mask: Tensor
+    pixels: Pixels | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """Latent sizes (h, w) of target and references: views of one shape make a batch."""
+        return tuple((z.shape[-2], z.shape[-1]) for z in (self.target, *self.references))
+
+
+class Views(Protocol):
+    """Cases by number; `shapes[i]` is known without reading case i."""
+
+    def __len__(self) -> int: ...
+    @property
+    def shapes(self) -> Sequence[Shape]: ...
+    def __getitem__(self, index: int) -> View: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views of one shape, stacked: `target` B C h w, `mask` B 1 h w, the rest in `conditioning`."""
+
+    target: Tensor
+    mask: Tensor
+    conditioning: Conditioning
+
+
+def stack(
+    views: Sequence[View],
+    texts: Sequence[tuple[Tensor, Tensor]],
+    indices: tuple[int, ...],
+    guidance: float | None,
+    device: torch.device,
+) -> Batch:
+    """Views of one shape and their text embeddings as a batch on `device`."""
+    references = tuple(
+        torch.cat(group).to(device) for group in zip(*(v.references for v in views), strict=True)
+    )
+    text, pooled = (torch.cat([t[i] for t in texts]).to(device) for i in (0, 1))
+    conditioning = Conditioning(references, indices, text, pooled, guidance)
+    target = torch.cat([v.target for v in views]).to(device)
+    return Batch(target, torch.cat([v.mask for v in views]).to(device), conditioning)
+
+
+def latent_region(mask: Tensor, size: tuple[int, int], grow: int = 0) -> Tensor:
+    """A pixel mask 1 1 H W as latent pixels 1 1 h w: any covered pixel counts, grown by `grow`."""
+    small = (F.adaptive_max_pool2d(mask, size) > 0.5).float()
+    return F.max_pool2d(small, 2 * grow + 1, 1, grow) if grow else small
+
+
+def epoch_batches(shapes: Sequence[Shape], batch: int, seed: int, epoch: int) -> list[list[int]]:
+    """The batches of one pass over the data, each of one shape, in random order.
+
+    Every case comes at least once; the last batch of a shape is filled up from its beginning.
+    It follows from (seed, epoch) alone, so that a resumed run meets the same batches.
+    """
+    rng = np.random.default_rng([seed, epoch, 17])
+    by_shape: dict[Shape, list[int]] = {}
+    for i, shape in enumerate(shapes):
+        by_shape.setdefault(shape, []).append(i)
+    batches: list[list[int]] = []
+    for members in by_shape.values():
+        order = [members[i] for i in rng.permutation(len(members))]
+        for at in range(0, len(order), batch):
+            part = order[at : at + batch]
+            while len(part) < batch:
+                part += order[: batch - len(part)]
+            batches.append(part)
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+class CropViews:
+    """Cases out of cached crops (`data.cache`): aligned references, encoded as they are read.
+
+    `share` of the aligned reference is laid over the draft's region first, as inference does;
+    `start`, `stop` choose a part of the cases; `window` cuts a square of that side (pixels) on the
+    region, always the same one of a case, 0 takes the whole crop.
+
+    Raises:
+        FileNotFoundError: no crops in the folder.
+    """
+
+    def __init__(
+        self, folder: Path, codec: Codec, share: float, *,
+        start: int = 0, stop: int | None = None, window: int = 0,
+    ) -> None:  # fmt: skip
+        paths = sorted(folder.glob("*.npy"))
+        if not paths:
+            raise FileNotFoundError(
+                f"No training crops (*.npy) in {folder}: build the cache first."
+            )
+        self._shards = [np.load(p, mmap_mode="r") for p in paths]
+        cases = [(s, i) for s, shard in enumerate(self._shards) for i in range(len(shard))]
+        self._cases, self._names = cases[start:stop], [p.stem for p in paths]
+        self._codec, self._share, self._window = codec, share, window
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        if self._window:
+            return [((self._window // 4, self._window // 4),) * 3] * len(self._cases)
+        sizes = [(s.shape[1] // 4, s.shape[2] // 4) for s in self._shards]
+        return [(sizes[s],) * 3 for s, _ in self._cases]
+
+    def __getitem__(self, index: int) -> View:
+        shard, at = self._cases[index]
+        crop = np.array(self._shards[shard][at])
+        if self._window:
+            crop = np.array(cut_window(np.random.default_rng([shard, at, 3]), crop, self._window))
+        x = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 255
+        target, draft, reference, mask = x[:, :3], x[:, 3:6], x[:, 6:9], (x[:, 9:] > 0).float()
+        seen = prefill(draft, reference, mask, self._share)
+        z, a, b = (self._codec.encode(p) for p in (target, seen, reference))
+        region = latent_region(mask, (z.shape[-2], z.shape[-1]))
+        pixels = Pixels(target, draft, reference, mask)
+        return View(f"{self._names[shard]}-{at}", "", z, (a, b), region, pixels)
