@@ -230,7 +230,10 @@ def parse_lora_argument(text: str) -> tuple[Path, float]:
 
 
 def save_lora(
-    path: str | Path, pairs: Mapping[str, tuple[Tensor, Tensor]], alpha: float | None = None
+    path: str | Path,
+    pairs: Mapping[str, tuple[Tensor, Tensor]],
+    alpha: float | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a LoRA as `transformer.<path>.lora_A.weight` and `.lora_B.weight`.
 
@@ -238,6 +241,7 @@ def save_lora(
         path: a `.safetensors` file; replaced as a whole.
         pairs: (A r x in, B out x r) by diffusers module path.
         alpha: the training's alpha; `alpha / r` is folded into B, since ComfyUI knows no metadata.
+        metadata: what to note in the file's header beside the format.
 
     Raises:
         ValueError: nothing to write, another suffix, or a pair whose ranks differ.
@@ -255,4 +259,4 @@ def save_lora(
         out[f"transformer.{name}.lora_A.weight"] = a.detach().cpu().clone().contiguous()
         out[f"transformer.{name}.lora_B.weight"] = (b.detach().cpu() * scale).contiguous()
     with atomic_path(path) as temporary:
-        save_file(out, temporary, {"format": "pt"})
+        save_file(out, temporary, {"format": "pt", **(metadata or {})})

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from . import train_stages
+
 
 def add_parser(commands: Any) -> None:
     """Add the command's options."""
@@ -25,6 +27,7 @@ def add_parser(commands: Any) -> None:
     nano.add_argument("--threads", type=int, default=0, help="torch threads; 0 = all")
     nano.add_argument("--seed", type=int, default=0)
     nano.set_defaults(run=run)
+    train_stages.add_parsers(kinds)
     evaluate = kinds.add_parser("evaluate-nano", help="the held-out table of the model card")
     evaluate.add_argument(
         "--count", type=int, default=256, help="held-out scenes; default: %(default)s"

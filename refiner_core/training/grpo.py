@@ -220,7 +220,7 @@ class GrpoTrainer:
             kl = gaussian_kl(step.mean, anchor, step.std).mean()
             ((found.loss + o.kl * kl) * weight).backward()
             for key, value in (("loss", found.loss), ("kl", kl), ("clipped", found.clipped)):
-                sums[key] += float(value) * weight
+                sums[key] += float(torch.as_tensor(value).detach()) * weight
         return sums
 
     def _again(self, taken: Transition, conditioning: Conditioning) -> flow.Step:

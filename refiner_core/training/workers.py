@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class Workers:
@@ -38,13 +39,44 @@ class Workers:
         return self.sum(value) / self.count
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up every process's gradients (a missing one counts as zero)."""
+        """Add up every process's gradients, in one message (a missing one counts as zero)."""
         if self.count == 1:
             return
-        for p in parameters:
-            gradient: Tensor = torch.zeros_like(p) if p.grad is None else p.grad
-            p.grad = self.accelerator.reduce(gradient, "sum")
+        learning = list(parameters)
+        flat = torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in learning]
+        )
+        parts = self.accelerator.reduce(flat, "sum").split([p.numel() for p in learning])
+        for p, part in zip(learning, parts, strict=True):
+            p.grad = part.view_as(p)
 
     def wait(self) -> None:
         if self.count > 1:
             self.accelerator.wait_for_everyone()
+
+
+def find_workers(device: torch.device) -> Workers:
+    """The processes that `accelerate launch` started, or this one alone.
+
+    Raises:
+        ModuleNotFoundError: several processes and accelerate is not installed.
+        ValueError: a launch that shards the model; every process here holds all of it.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return Workers()
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedType
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError(
+            "Training on several processes needs accelerate: pip install 'omnirefiner[train]'."
+        ) from e
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if accelerator.distributed_type not in plain:
+        raise ValueError(
+            f"The launch asks for {accelerator.distributed_type.value}; a LoRA on a frozen base is "
+            "trained data-parallel only. Configure accelerate for MULTI_GPU (or MULTI_CPU), and "
+            "use model.quantize for cards that cannot hold the base."
+        )
+    return Workers(accelerator)

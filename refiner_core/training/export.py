@@ -1,0 +1,72 @@
+"""What a run leaves behind: a LoRA that diffusers and ComfyUI load alike, or whole weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .. import __version__
+from ..engine import CoreEngine
+from ..images import atomic_path
+from ..lora import save_lora
+from .trainable import Trainable
+
+_BLOCKS, _BLOCK = 64, 1 << 16
+
+
+def fingerprint(path: Path) -> str:
+    """16 hex digits that tell weight files apart without reading all of 24 GB: the size and 64
+    evenly spaced blocks of 64 KiB of every file.
+    """
+    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name if path.is_dir() else ''}:{size}".encode())
+        with file.open("rb") as stream:
+            for i in range(_BLOCKS):
+                stream.seek(max(0, (size - _BLOCK) * i // (_BLOCKS - 1)))
+                digest.update(stream.read(_BLOCK))
+    return digest.hexdigest()[:16]
+
+
+def describe(engine: CoreEngine, facts: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of an exported file: strings only, as safetensors wants them."""
+    plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    return {"format": "pt", "recipe": engine.recipe.name, "version": __version__, **plain}
+
+
+def export(
+    path: Path, engine: CoreEngine, trainable: Trainable, role: str | None, facts: Mapping[str, Any]
+) -> Path:
+    """Write a LoRA (alpha folded in), or for full training the weights in bf16.
+
+    Args:
+        path: a `.safetensors` file, replaced as a whole.
+        role: the copy to write ("ema"), None = the learning values.
+        facts: what to say in the metadata about base, data and training.
+    """
+    metadata = describe(engine, facts)
+    if trainable.rank is not None:
+        save_lora(path, trainable.lora_pairs(role), trainable.alpha, metadata)
+        return path
+    values = trainable.copies[role] if role else trainable.parameters
+    tensors = {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in values.items()}
+    tensors |= _codec(engine)
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+    return path
+
+
+def _codec(engine: CoreEngine) -> dict[str, Tensor]:
+    """The small codec that a nano carries in its own file; a FLUX autoencoder stays where it is."""
+    if not isinstance(engine.codec, nn.Module):
+        return {}
+    return {f"codec.{k}": v.cpu().contiguous() for k, v in engine.codec.named_buffers()}

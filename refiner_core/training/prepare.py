@@ -1,0 +1,257 @@
+"""Triplets to training views: framed as inference frames them, encoded once, kept on disk.
+
+A view is one safetensors file; a set of them is complete when its `views.json` is there. An
+interrupted preparation goes on where it stopped, and a triplet that cannot be used is noted in
+`skipped.jsonl` with the reason and left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..crop import crop, crop_mask
+from ..data.shards import TripletSet
+from ..data.triplets import Triplet
+from ..engine import CoreEngine, TextEncoder
+from ..geometry import Box, CropPlan, Extent, plan_crop
+from ..images import atomic_path
+from ..masks import Region, bounds
+from ..pipeline import prefill, reference_view
+from ..recipes import Recipe
+from .config import DataSettings
+from .views import Pixels, Shape, View, latent_region
+from .workers import Workers
+
+_PIXELS = ("target", "draft", "reference", "mask")
+
+
+def _tensor(image: np.ndarray) -> Tensor:
+    x = torch.from_numpy(np.ascontiguousarray(image))
+    return x[None, None].float() / 255 if x.ndim == 2 else x.permute(2, 0, 1)[None]
+
+
+def _region(mask: Tensor, rng: np.random.Generator) -> Region:
+    """The mask's own region; of an empty mask some box, so that the crop is placed at random."""
+    box = bounds(mask)
+    if box is None:
+        h, w = mask.shape[-2:]
+        side = max(8, int(min(h, w) * rng.uniform(0.2, 0.5)))
+        x, y = (int(rng.integers(0, max(1, v - side + 1))) for v in (w, h))
+        box = Box(x, y, min(w, x + side), min(h, y + side))
+    return Region(box, mask[..., box.y0 : box.y1, box.x0 : box.x1].contiguous())
+
+
+def frame(
+    triplet: Triplet, recipe: Recipe, data: DataSettings, number: int
+) -> tuple[Pixels, CropPlan]:
+    """View `number` of a triplet in pixels, as the pipeline frames a repair (see `DataSettings`).
+
+    The crop's context, the reference's mirror and colours follow from (id, number).
+
+    Raises:
+        ValueError: the triplet has no target, or cannot be framed.
+    """
+    if triplet.target is None:
+        raise ValueError(f"{triplet.id} has no target; nothing can be learnt from it.")
+    name = hashlib.sha256(f"{triplet.id}/{number}".encode()).digest()[:8]
+    rng = np.random.default_rng(int.from_bytes(name, "big"))
+    draft, target, mask = (_tensor(a) for a in (triplet.draft, triplet.target, triplet.mask))
+    region = _region(mask, rng)
+    size = Extent(draft.shape[-1], draft.shape[-2])
+    context = float(rng.uniform(*data.context))
+    plan = plan_crop(size, region.box, recipe.buckets, context, data.megapixels)
+    seen, inside = crop(draft, plan), crop_mask(region, plan)
+    reference_mask = None if triplet.reference_mask is None else _tensor(triplet.reference_mask)
+    if reference_mask is not None and bounds(reference_mask) is None:
+        reference_mask = None
+    around = inside if bool(inside.any()) else torch.ones_like(inside)
+    reference, _ = reference_view(
+        _tensor(triplet.reference), reference_mask, seen, around, recipe.buckets,
+        context=context, megapixels=data.megapixels, aligned=recipe.align,
+    )  # fmt: skip
+    if data.flip and not recipe.align and rng.random() < 0.5:
+        reference = reference.flip(-1)
+    if data.jitter:
+        gain = torch.from_numpy(np.exp(rng.normal(0, data.jitter, (1, 3, 1, 1)))).float()
+        reference = (reference * gain).clamp(0, 1)
+    return Pixels(crop(target, plan), seen, reference, (inside > 0).float()), plan
+
+
+def encode(pixels: Pixels, engine: CoreEngine, data: DataSettings) -> dict[str, Tensor]:
+    """The latents of a framed view, on the CPU: target, draft and reference (half), mask."""
+    recipe = engine.recipe
+    share = recipe.prefill if recipe.align else 0.0
+    seen = prefill(pixels.draft, pixels.reference, pixels.mask, share)
+    images = {"target": pixels.target, "draft": seen, "reference": pixels.reference}
+    out = {k: engine.encode(v).cpu().half() for k, v in images.items()}
+    size = (out["target"].shape[-2], out["target"].shape[-1])
+    out["mask"] = latent_region(pixels.mask, size, data.grow).to(torch.uint8)
+    return out
+
+
+class PreparedViews:
+    """Views out of a prepared folder (`Views`); reads one file at a time."""
+
+    def __init__(self, folder: Path, order: tuple[str, ...], names: Sequence[str]) -> None:
+        self.folder, self.order = folder, order
+        listed: dict[str, Any] = json.loads((folder / "views.json").read_text())
+        self.names = [n for n in names if n in listed]
+        self._shapes: list[Shape] = [tuple((h, w) for h, w in listed[name]) for name in self.names]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        return self._shapes
+
+    def prompts(self) -> set[str]:
+        """Every prompt that the views speak."""
+        found = set()
+        for name in self.names:
+            with safe_open(self.folder / f"{name}.safetensors", "pt") as f:
+                found.add((f.metadata() or {})["prompt"])
+        return found
+
+    def __getitem__(self, index: int) -> View:
+        path = self.folder / f"{self.names[index]}.safetensors"
+        try:
+            sd = load_file(path)
+        except Exception as e:
+            raise ValueError(
+                f"The prepared view {path} is damaged ({e}). Delete it to redo it."
+            ) from e
+        with safe_open(path, "pt") as f:
+            facts = f.metadata() or {}
+        pixels = None
+        if "pixels.target" in sd:
+            pixels = Pixels(*(sd[f"pixels.{k}"].float() / 255 for k in _PIXELS))
+        references = tuple(sd[role].float() for role in self.order)
+        return View(
+            facts["id"],
+            facts["prompt"],
+            sd["target"].float(),
+            references,
+            sd["mask"].float(),
+            pixels,
+        )
+
+
+def fingerprint(engine: CoreEngine, data: DataSettings, source: str, pixels: bool) -> str:
+    """What a preparation depends on, as 12 hex digits: a changed setting never meets old views."""
+    facts = [repr(engine.recipe), asdict(data), engine.source, source, pixels]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def prepare(
+    triplets: TripletSet,
+    chosen: Sequence[int],
+    engine: CoreEngine,
+    data: DataSettings,
+    folder: Path,
+    workers: Workers,
+    *,
+    pixels: bool,
+) -> list[str]:
+    """Frame and encode every view of the triplets that `folder` lacks; the names of them all.
+
+    Args:
+        chosen: numbers of the triplets to prepare.
+        pixels: keep the pixels beside the latents, for rewards.
+
+    Raises:
+        ValueError: no triplet could be used.
+    """
+    from tqdm.auto import tqdm
+
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [(i, k) for i in chosen for k in range(data.views)]
+    names = {i: str(triplets.entries[i]["id"]) for i in chosen}
+    if not (folder / "views.json").exists():
+        mine = wanted[workers.rank :: workers.count]
+        for i, k in tqdm(mine, "preparing views", disable=not workers.main, leave=False):
+            path = folder / f"{names[i]}-{k}.safetensors"
+            if not path.exists():
+                _prepare_one(triplets, i, k, engine, data, path, pixels)
+        workers.wait()
+        if workers.main:
+            _finish(folder, engine.recipe.order, bool(wanted))
+        workers.wait()
+    return [f"{names[i]}-{k}" for i, k in wanted]
+
+
+def _prepare_one(
+    triplets: TripletSet, index: int, number: int, engine: CoreEngine, data: DataSettings,
+    path: Path, keep: bool,
+) -> None:  # fmt: skip
+    try:
+        triplet = triplets[index]
+        seen, _ = frame(triplet, engine.recipe, data, number)
+        tensors = encode(seen, engine, data)
+    except ValueError as e:
+        with (path.parent / "skipped.jsonl").open("a") as stream:
+            stream.write(json.dumps({"view": path.stem, "reason": str(e)}) + "\n")
+        return
+    if keep:
+        tensors |= {
+            f"pixels.{k}": (getattr(seen, k) * 255).round().to(torch.uint8) for k in _PIXELS
+        }
+    prompt = engine.recipe.text(triplet.prompt or None)
+    with atomic_path(path) as temporary:
+        save_file(
+            {k: v.contiguous() for k, v in tensors.items()},
+            temporary,
+            {"id": triplet.id, "prompt": prompt},
+        )
+
+
+def _finish(folder: Path, order: tuple[str, ...], wanted: bool) -> None:
+    listed = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as f:
+            shapes = [f.get_slice(k).get_shape()[-2:] for k in ("target", *order)]
+        listed[path.stem] = shapes
+    if wanted and not listed:
+        log = folder / "skipped.jsonl"
+        reason = log.read_text().splitlines()[-1] if log.exists() else "there are no triplets"
+        raise ValueError(f"No training view could be made. The last reason: {reason}")
+    with atomic_path(folder / "views.json") as temporary:
+        temporary.write_text(json.dumps(listed))
+
+
+class TextCache:
+    """Text embeddings on disk: a prompt is encoded once, and the encoders can then be let go."""
+
+    def __init__(self, encoder: TextEncoder, length: int, folder: Path) -> None:
+        self.encoder: TextEncoder | None = encoder
+        self.length, self.folder = length, folder
+        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """Text 1 L D and pooled 1 P, float32."""
+        if prompt not in self._known:
+            self._known[prompt] = self._load(prompt)
+        return self._known[prompt]
+
+    def _load(self, prompt: str) -> tuple[Tensor, Tensor]:
+        key = hashlib.sha256(f"{self.length}/{prompt}".encode()).hexdigest()[:24]
+        path = self.folder / f"text-{key}.safetensors"
+        if not path.exists():
+            assert self.encoder is not None, "a prompt that was not there when views were prepared"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            text, pooled = self.encoder(prompt, self.length)
+            with atomic_path(path) as temporary:
+                save_file({"text": text.contiguous(), "pooled": pooled.contiguous()}, temporary)
+        sd = load_file(path)
+        return sd["text"].float(), sd["pooled"].float()

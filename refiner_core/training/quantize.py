@@ -1,0 +1,63 @@
+"""Stores the frozen base in fewer bits while a LoRA trains on it; the LoRA stays float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import nn
+
+from .config import Quantize
+
+
+def _missing(package: str, setting: str) -> ModuleNotFoundError:
+    return ModuleNotFoundError(
+        f"model.quantize = {setting!r} needs {package}: pip install {package}. Or set it to 'none'."
+    )
+
+
+def quantize(model: FluxTransformer2DModel, kind: Quantize) -> None:
+    """Quantise the linear layers of the blocks: int8 and fp8 by torchao, nf4 by bitsandbytes.
+
+    bitsandbytes packs a weight when the model is moved to a GPU.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed; says how to get it.
+    """
+    if kind == "none":
+        return
+    if kind == "nf4":
+        _nf4(model)
+        return
+    try:
+        from torchao import quantization as ao  # pyright: ignore[reportMissingImports]
+    except ImportError as e:
+        raise _missing("torchao", kind) from e
+    chosen = ao.Int8WeightOnlyConfig() if kind == "int8" else ao.Float8WeightOnlyConfig()
+    ao.quantize_(model, chosen, filter_fn=_in_a_block)
+
+
+def _in_a_block(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.Linear) and "transformer_blocks." in name
+
+
+def _nf4(model: FluxTransformer2DModel) -> None:
+    try:
+        import bitsandbytes  # pyright: ignore[reportMissingImports]
+    except ImportError as e:
+        raise _missing("bitsandbytes", "nf4") from e
+    linear: Any = bitsandbytes.nn.Linear4bit
+    found = [(n, m) for n, m in model.named_modules() if _in_a_block(m, n)]
+    for name, module in found:
+        assert isinstance(module, nn.Linear)
+        packed = linear(
+            module.in_features, module.out_features, module.bias is not None,
+            compute_dtype=torch.bfloat16, quant_type="nf4",
+        )  # fmt: skip
+        packed.weight = bitsandbytes.nn.Params4bit(
+            module.weight.data, requires_grad=False, quant_type="nf4"
+        )
+        packed.bias = module.bias
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, packed)

@@ -1,0 +1,240 @@
+"""Opens a training run: base, weights that learn, data, processes, log; saves and resumes it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.shards import MANIFEST, TripletSet
+from ..engine import CoreEngine
+from ..geometry import Extent
+from ..load import load_engine, pick_device
+from ..nano import NANO_WEIGHTS
+from ..recipes import KONTEXT, OMNIREFINER, Recipe
+from ..vae import FluxCodec
+from .checkpoint import load_checkpoint, save_checkpoint
+from .config import DataSettings, GrpoConfig, ModelSettings, SftConfig
+from .export import export, fingerprint
+from .journal import Journal
+from .policy import Policy, VelocityNet
+from .prepare import PreparedViews, TextCache, prepare
+from .prepare import fingerprint as preparation
+from .quantize import quantize
+from .samples import look
+from .trainable import Trainable, add_lora, all_weights, continue_lora
+from .views import Views
+from .workers import Workers, find_workers
+
+CHECKPOINT = "checkpoint.safetensors"
+REFINER = "refiner.safetensors"
+
+
+@dataclass
+class Session:
+    """Everything a trainer needs, and where it writes."""
+
+    engine: CoreEngine
+    trainable: Trainable
+    policy: Policy
+    views: Views
+    held_out: Views
+    text: TextCache
+    workers: Workers
+    journal: Journal
+    out: Path
+    facts: dict[str, Any]
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.engine.recipe
+
+    def schedule(self, size: tuple[int, int], steps: int | None = None) -> Tensor:
+        """The recipe's noise levels for a latent of (height, width)."""
+        factor = self.recipe.latent_factor
+        return self.recipe.sigmas(Extent(size[1] * factor, size[0] * factor), steps)
+
+    def look(self, role: str | None) -> tuple[dict[str, float], np.ndarray]:
+        """Figures and a picture of the held-out cases, by a copy of the weights or as they are."""
+        views = self.held_out
+
+        def run() -> tuple[dict[str, float], np.ndarray]:
+            return look(
+                self.policy, views, self.engine.codec, self.text, self.schedule,
+                self.recipe.indices, self.recipe.guidance,
+            )  # fmt: skip
+
+        if role is None:
+            return run()
+        with self.trainable.using(role):
+            return run()
+
+    def save(
+        self, kind: str, step: int, optimizer: torch.optim.Optimizer, extra: dict[str, Any]
+    ) -> None:
+        """Write the checkpoint and the refiner as it is now (main process only)."""
+        if not self.workers.main:
+            return
+        facts = {**self.facts, **extra, "kind": kind, "step": step}
+        save_checkpoint(self.out / CHECKPOINT, self.trainable, optimizer, facts)
+        role = "ema" if "ema" in self.trainable.copies else None
+        export(self.out / REFINER, self.engine, self.trainable, role, facts)
+
+    def resume(self, kind: str, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Continue from the run's checkpoint if there is one; its facts.
+
+        Raises:
+            ValueError: it is of another kind of training, another base or other weights.
+        """
+        path = self.out / CHECKPOINT
+        if not path.exists():
+            return None
+        facts = load_checkpoint(path, self.trainable, optimizer)
+        for key, mine in (("kind", kind), ("base_fingerprint", self.facts["base_fingerprint"])):
+            if facts.get(key) != mine:
+                raise ValueError(
+                    f"The checkpoint {path} has {key} {facts.get(key)}, this run {mine}. Give "
+                    "another --out folder, or the settings it was started with."
+                )
+        return facts
+
+
+def load_base(model: ModelSettings) -> CoreEngine:
+    """The base on the CPU, with the recipe it is to be trained for.
+
+    Raises:
+        ValueError: as `load_engine`.
+    """
+    engine = load_engine(
+        model.base, device="cpu", recipe=model.recipe, clip_l=model.clip_l, t5=model.t5,
+        vae=model.vae, tokenizers=model.tokenizers,
+    )  # fmt: skip
+    if model.recipe is None and engine.recipe is KONTEXT:
+        engine.recipe = OMNIREFINER  # a bare Kontext is where an OmniRefiner starts from
+    return engine
+
+
+def move_codec(engine: CoreEngine, device: torch.device) -> None:
+    """Put the codec, and what the engine encodes, on a device."""
+    engine.device = device
+    codec = engine.codec
+    module: Any = codec.vae if isinstance(codec, FluxCodec) else codec
+    if isinstance(module, nn.Module):
+        module.to(device)
+
+
+def make_trainable(engine: CoreEngine, model: ModelSettings, seed: int) -> Trainable:
+    """Put the weights that learn on the engine's transformer and everything on its device."""
+    net = engine.model
+    if model.train == "lora":
+        net.requires_grad_(False)
+        if model.precision == "bf16":
+            net.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+        quantize(net, model.quantize)
+    net.to(engine.device)  # pyright: ignore[reportArgumentType]
+    if model.checkpointing:
+        net.enable_gradient_checkpointing()
+    if model.train == "full":
+        return all_weights(net)
+    if model.lora:
+        return continue_lora(net, model.lora)
+    return add_lora(net, model.rank, model.alpha, seed)
+
+
+def split_data(folder: Path, held_out: int) -> tuple[TripletSet, list[int], list[int]]:
+    """A data set with the numbers of triplets to train on and of those to hold out.
+
+    Held out are those of its "validation" split, or without one the last of all.
+
+    Raises:
+        ValueError: no data, or nothing is left to train on.
+    """
+    data = TripletSet(folder)
+    splits = [e.get("split") for e in data.entries]
+    marked = [i for i, split in enumerate(splits) if split == "validation"][:held_out]
+    rest = [i for i, split in enumerate(splits) if split in ("train", None)]
+    if not marked:
+        at = len(rest) - min(held_out, len(rest) // 2)
+        rest, marked = rest[:at], rest[at:]
+    if not rest:
+        raise ValueError(f"There is no triplet to train on in {folder}.")
+    return data, rest, marked
+
+
+def manifest_hash(folder: Path) -> str:
+    """16 hex digits of a data set's manifest, or of its file names and sizes."""
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        content = manifest.read_bytes()
+    else:
+        content = str(sorted((p.name, p.stat().st_size) for p in folder.glob("*.*"))).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def prepare_views(
+    engine: CoreEngine, data: DataSettings, folder: Path, out: Path, workers: Workers, pixels: bool
+) -> tuple[PreparedViews, PreparedViews, TextCache]:
+    """The training and the held-out views of a data set, and the texts they speak of."""
+    triplets, train, held = split_data(folder, data.held_out)
+    order = engine.recipe.order
+    source = manifest_hash(folder)
+    texts = TextCache(engine.text, engine.recipe.text_tokens, out / "cache" / "texts")
+    found = []
+    for names, keep in ((train, pixels), (held, True)):
+        place = out / "cache" / preparation(engine, data, f"{source}/{len(names)}", keep)
+        views = prepare(triplets, names, engine, data, place, workers, pixels=keep)
+        found.append(PreparedViews(place, order, views))
+    for prompt in sorted({"", *found[0].prompts(), *found[1].prompts()}):
+        texts(prompt)
+    texts.encoder = None
+    return found[0], found[1], texts
+
+
+def open_session(
+    config: SftConfig | GrpoConfig, data: Path, out: Path, device: str, *, pixels: bool
+) -> Session:
+    """Load the base, prepare the data, and put the weights that learn on it.
+
+    Args:
+        data: a folder of triplet shards.
+        out: the run's folder; a run that is there already goes on.
+        device: auto, cpu, cuda or cuda:N.
+        pixels: keep the training views' pixels, for rewards.
+
+    Raises:
+        ValueError: settings, base or data that cannot be used.
+    """
+    where = pick_device(device)
+    workers = find_workers(where)
+    if workers.accelerator is not None:
+        where = workers.accelerator.device
+    out.mkdir(parents=True, exist_ok=True)
+    engine = load_base(config.model)
+    move_codec(engine, where)
+    views, held, text = prepare_views(engine, config.data, data, out, workers, pixels)
+    return assemble(config, engine, views, held, text, out, workers, manifest_hash(data))
+
+
+def assemble(
+    config: SftConfig | GrpoConfig, engine: CoreEngine, views: Views, held_out: Views, text: TextCache,
+    out: Path, workers: Workers, data_hash: str,
+) -> Session:  # fmt: skip
+    """A session of parts that are there already."""
+    trainable = make_trainable(engine, config.model, config.run.seed)
+    policy = Policy(VelocityNet(engine.model), engine.device, config.model.precision)
+    base = NANO_WEIGHTS if config.model.base == "nano" else Path(config.model.base).expanduser()
+    facts = {
+        "base_fingerprint": fingerprint(base),
+        "data_manifest": data_hash,
+        "settings": json.loads(json.dumps(asdict(config))),
+    }
+    journal = Journal(out, config.run.board, workers.main)
+    return Session(
+        engine, trainable, policy, views, held_out, text, workers, journal, out, facts
+    )  # fmt: skip

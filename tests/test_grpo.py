@@ -1,0 +1,404 @@
+"""Group-relative policy optimisation: the invariants its mathematics promises, and a toy that learns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from refiner_core import flow
+from refiner_core.kontext import Conditioning
+from refiner_core.sampling import Transition, advance, draw_noise, sample
+from refiner_core.training.advantages import group_advantages
+from refiner_core.training.config import GRPO_PRESETS, GrpoConfig, RolloutSettings
+from refiner_core.training.grpo import GrpoTrainer
+from refiner_core.training.objective import (
+    clip_range,
+    gaussian_kl,
+    log_ratio,
+    nft_loss,
+    nft_share,
+    policy_loss,
+)
+from refiner_core.training.policy import Policy
+from refiner_core.training.reward import pixel_reward
+from refiner_core.training.rollout import case_order, place_window, roll_out
+from refiner_core.training.settings import build, merged
+from refiner_core.training.trainable import Trainable
+from refiner_core.training.views import Batch, Pixels, View
+
+CPU = torch.device("cpu")
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- a toy: 8 numbers, two cases, a small network -------------------------------------------------
+
+
+class Toy(nn.Module):
+    """A velocity network over B 2 2 2 states that sees its case's answer only as a hint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(17, 64), nn.Tanh(), nn.Linear(64, 8))
+
+    def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        hint = conditioning.references[0].expand(len(x), 2, 2, 2)
+        t = t.reshape(-1, 1).expand(len(x), 1)
+        return self.body(torch.cat([x.flatten(1), hint.flatten(1), t], 1)).reshape(x.shape)
+
+
+class ToyViews:
+    """Two cases; the answer is 0.8 in one, 0.3 in the other."""
+
+    shapes = (((2, 2), (2, 2)),) * 2
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> View:
+        answer = torch.full((1, 2, 2, 2), (0.8, 0.3)[index])
+        pixels = Pixels(answer, answer, answer, torch.ones(1, 1, 2, 2))
+        return View(f"toy{index}", "", answer, (answer,), torch.ones(1, 1, 2, 2), pixels)
+
+
+class ToyCodec:
+    def decode(self, latents: Tensor) -> Tensor:
+        return 0.5 + latents / 6
+
+    def encode(self, images: Tensor) -> Tensor:
+        return 6 * (images - 0.5)
+
+
+def toy_reward(images: Tensor, pixels: Pixels) -> dict[str, Tensor]:
+    return {"pixel": -(images - pixels.target).abs().flatten(1).mean(1)}
+
+
+TOY: dict[str, Any] = {
+    "rollout": {"groups": 4, "group": 16, "steps": 6, "window": 2, "guidance": None},
+    "objective": {"rewards": {"pixel": 1.0}, "kl": 0.0, "clip": 0.02, "updates": 2},
+    "optimizer": {"rate": 1e-2, "clip": 10.0},
+    "run": {"micro_batch": 16, "max_steps": 40},
+}
+
+
+def toy(**over: Any) -> GrpoTrainer:
+    torch.manual_seed(0)
+    net = Toy()
+    policy = Policy(net, CPU)
+    empty = (torch.zeros(1, 1, 1), torch.zeros(1, 1))
+    return GrpoTrainer(
+        build(GrpoConfig, merged(TOY, over)), policy, Trainable(dict(net.named_parameters())),
+        ToyViews(), ToyCodec(), toy_reward, lambda _: empty, lambda _: flow.sigmas(6, 0.6), (1,),
+    )  # fmt: skip
+
+
+def reward_of(trainer: GrpoTrainer) -> float:
+    """Mean reward of deterministic samples."""
+    values = []
+    for i in range(2):
+        view = trainer.views[i]
+        c = Conditioning(view.references, (1,), torch.zeros(1, 1, 1), torch.zeros(1, 1))
+        x = draw_noise((64, 2, 2, 2), i)
+        with torch.no_grad():
+            x = sample(trainer.policy, x, flow.sigmas(6, 0.6), {"conditioning": c})
+        assert view.pixels is not None
+        images = trainer.codec.decode(x).clamp(0, 1)
+        values.append(float(toy_reward(images, view.pixels)["pixel"].mean()))
+    return sum(values) / 2
+
+
+# Rewards are negative: what is left of the first one. DanceGRPO's noise is small early on.
+@pytest.mark.parametrize(
+    ("kind", "eta", "left"), [("flow", 0.7, 0.6), ("dance", 0.3, 0.95), ("cps", 0.8, 0.6)]
+)
+def test_the_toy_learns_from_rewards_alone(kind: str, eta: float, left: float) -> None:
+    trainer = toy(rollout={"kind": kind, "eta": eta})
+    before = reward_of(trainer)
+    figures = [trainer.step() for _ in range(30)]
+    assert all(math.isfinite(f["loss"]) and f["kl"] >= 0 for f in figures)
+    assert reward_of(trainer) > left * before
+
+
+def test_the_toy_learns_with_diffusion_nft() -> None:
+    trainer = toy(objective={"algorithm": "nft", "nft_levels": 2})
+    before = reward_of(trainer)
+    for _ in range(30):
+        trainer.step()
+    assert reward_of(trainer) > 0.7 * before
+
+
+def test_divergence_holds_the_policy_back() -> None:
+    def drift(kl: float) -> float:
+        trainer = toy(objective={"kl": kl, "kl_to": "ref"})
+        for _ in range(15):
+            trainer.step()
+        moved = zip(
+            trainer.trainable.parameters.values(),
+            trainer.trainable.copies["ref"].values(),
+            strict=True,
+        )
+        return sum(float((p.detach() - r).square().sum()) for p, r in moved)
+
+    assert drift(30.0) < 0.7 * drift(0.0)
+
+
+def test_an_epoch_is_reproducible_and_only_learning_weights_move() -> None:
+    a, b = toy(), toy()
+    old = {k: v.clone() for k, v in a.trainable.copies["ref"].items()}
+    assert a.step() == b.step()
+    assert all(
+        torch.equal(p, q)
+        for p, q in zip(a.policy.net.parameters(), b.policy.net.parameters(), strict=True)
+    )
+    assert all(torch.equal(old[k], v) for k, v in a.trainable.copies["ref"].items())
+    assert any(not torch.equal(old[k], p) for k, p in a.trainable.parameters.items())
+
+
+# --- rollouts -------------------------------------------------------------------------------------
+
+
+def toy_batch(count: int = 4) -> Batch:
+    c = Conditioning((normal(1, 1, 2, 2, 2),), (1,), torch.zeros(1, 1, 1), torch.zeros(1, 1))
+    return Batch(torch.zeros(count, 2, 2, 2), torch.ones(count, 1, 2, 2), c)
+
+
+def test_random_steps_lie_in_the_window_and_the_last_is_never_one() -> None:
+    policy, sigmas = toy().policy, flow.sigmas(6, 0.6)
+    levels = [float(s) for s in sigmas]
+    for seed in range(8):
+        first, end = place_window(6, 2, seed)
+        done = roll_out(policy, toy_batch(), sigmas, RolloutSettings(window=2), seed)
+        assert [(t.t, t.t_next) for t in done.transitions] == [
+            (levels[i], levels[i + 1]) for i in range(first, end)
+        ]
+        assert end <= 3
+        again = roll_out(policy, toy_batch(), sigmas, RolloutSettings(window=2), seed)
+        assert torch.equal(done.x0, again.x0)
+
+
+def test_a_case_comes_again_only_after_all_others() -> None:
+    seen = [case_order(6, 4, 0, epoch) for epoch in range(3)]
+    flat = sum(seen, [])
+    assert sorted(flat[:6]) == sorted(flat[6:]) == list(range(6))
+    assert case_order(6, 4, 0, 1) == seen[1]
+    assert case_order(6, 4, 1, 0) != seen[0] or case_order(6, 4, 1, 1) != seen[1]
+
+
+def replay(policy: Policy, taken: Transition, conditioning: Conditioning) -> flow.Step:
+    step, _ = advance(
+        policy, taken.x, taken.t, taken.t_next, {"conditioning": conditioning},
+        kind="flow", eta=0.7, x_next=taken.x_next,
+    )  # fmt: skip
+    return step
+
+
+@pytest.mark.parametrize("guard", ["offset", "scaled", "off"])
+def test_a_replay_with_the_same_weights_changes_nothing(guard: Any) -> None:
+    trainer = toy()
+    batch = toy_batch()
+    done = roll_out(trainer.policy, batch, flow.sigmas(6, 0.6), RolloutSettings(), 3)
+    advantages = torch.tensor([1.0, -2.0, 0.5, 0.5])
+    for taken in done.transitions:
+        step = replay(trainer.policy, taken, batch.conditioning)
+        ratios = log_ratio(step, taken.log_prob, taken.mean, guard)
+        assert float(ratios.abs().max()) == 0.0
+        kl = gaussian_kl(step.mean, taken.mean, step.std)
+        assert float(kl.abs().max()) == 0.0
+        loss = policy_loss(ratios, advantages, 0.01).loss
+        assert float(loss) == pytest.approx(-float(advantages.mean()))
+        net = trainer.policy.net
+        found = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)
+        assert step.log_prob is not None
+        scale = step.std if guard == "scaled" else 1.0
+        wanted = torch.autograd.grad(
+            -(advantages * step.log_prob * scale).mean(), list(net.parameters())
+        )
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+# --- advantages -----------------------------------------------------------------------------------
+
+GROUPS = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
+REWARD = torch.tensor([0.1, 0.5, 0.9, 0.2, 0.2, 0.5, 0.4, 0.4])
+
+
+def test_advantages_are_relative_to_siblings() -> None:
+    value, alive = group_advantages({"r": REWARD}, GROUPS, {"r": 1.0})
+    for g in range(3):
+        assert float(value[g == GROUPS].sum()) == pytest.approx(0, abs=1e-6)
+    assert alive.tolist() == [True] * 6 + [False] * 2
+    assert value[6:].tolist() == [0, 0]
+    shifted, _ = group_advantages({"r": 3 * REWARD + GROUPS}, GROUPS, {"r": 1.0})
+    torch.testing.assert_close(shifted, value)
+    order = torch.tensor([5, 2, 0, 7, 4, 1, 6, 3])
+    mixed, _ = group_advantages({"r": REWARD[order]}, GROUPS[order], {"r": 1.0})
+    torch.testing.assert_close(mixed, value[order])
+
+
+def test_every_reward_counts_by_its_weight_not_by_its_spread() -> None:
+    small = 0.01 * REWARD.flip(0)[torch.tensor([5, 6, 7, 2, 1, 0, 3, 4])]
+    both = {"a": REWARD, "b": small}
+    each, _ = group_advantages(both, GROUPS, {"a": 1.0, "b": 1.0})
+    alone = [group_advantages({k: v}, GROUPS, {k: 1.0})[0] for k, v in both.items()]
+    torch.testing.assert_close(each, (alone[0] + alone[1]) / 2)
+    summed, _ = group_advantages(both, GROUPS, {"a": 1.0, "b": 1.0}, combine="sum")
+    assert float((summed - alone[0]).abs().max()) < 0.1
+    ignored, _ = group_advantages(both, GROUPS, {"a": 1.0})
+    torch.testing.assert_close(ignored, alone[0])
+
+
+def test_advantages_are_clamped_and_can_share_the_batchs_spread() -> None:
+    reward = torch.zeros(64)
+    reward[0] = 1.0
+    value, _ = group_advantages({"r": reward}, torch.zeros(64, dtype=torch.long), {"r": 1.0})
+    assert float(value.max()) == 5.0
+    batch, _ = group_advantages({"r": REWARD}, GROUPS, {"r": 1.0}, spread="batch")
+    ratio = batch[:6] / group_advantages({"r": REWARD}, GROUPS, {"r": 1.0})[0][:6]
+    assert float(ratio[:3].std()) == pytest.approx(0, abs=1e-5)
+    assert float(ratio[0]) != pytest.approx(float(ratio[3]))
+
+
+# --- objective ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("advantage", "logratio", "moves"),
+    [
+        (1.0, 0.1, False),
+        (-1.0, -0.1, False),
+        (1.0, -0.1, True),
+        (-1.0, 0.1, True),
+        (1.0, 0.0, True),
+    ],
+)
+def test_the_clip_takes_the_gradient_of_what_went_far_enough(
+    advantage: float, logratio: float, moves: bool
+) -> None:
+    ratio = torch.tensor([logratio], requires_grad=True)
+    found = policy_loss(ratio, torch.tensor([advantage]), 0.05)
+    found.loss.backward()
+    assert ratio.grad is not None
+    assert bool(ratio.grad[0] != 0) == moves
+    assert found.clipped == (0.0 if moves else 1.0)
+
+
+def test_clip_is_flow_grpos_at_512_px() -> None:
+    assert clip_range(0.026, 64 * 1024) == pytest.approx(1e-4, rel=0.02)
+
+
+def test_divergence_is_torchs_and_flat_where_equal() -> None:
+    mean, other = normal(0, 3, 4, 5), normal(1, 3, 4, 5)
+    normals = [torch.distributions.Normal(m, torch.tensor(0.3)) for m in (mean, other)]
+    expected = torch.distributions.kl_divergence(*normals).flatten(1).mean(1)
+    torch.testing.assert_close(gaussian_kl(mean, other, 0.3), expected)
+    same = mean.clone().requires_grad_()
+    gaussian_kl(same, mean, 0.3).sum().backward()
+    assert same.grad is not None
+    assert float(same.grad.abs().max()) == 0
+
+
+@pytest.mark.parametrize("kind", ["flow", "dance", "cps"])
+def test_guard_centres_the_log_ratio(kind: flow.StepKind) -> None:
+    d, n, t, t2 = 64, 4000, 0.7, 0.55
+    x, v = normal(0, 1, d).expand(n, d), normal(1, 1, d)
+    eta = {"flow": 0.7, "dance": 0.3, "cps": 0.8}[kind]
+    noise = normal(2, n, d)
+    old = flow.step(x, v.expand(n, d), t, t2, eta=eta, kind=kind, noise=noise)
+    other = (v + 0.3 * normal(3, 1, d)).expand(n, d)
+    new = flow.step(x, other, t, t2, eta=eta, kind=kind, x_next=old.x)
+    assert old.log_prob is not None
+    apart = float(gaussian_kl(new.mean, old.mean, new.std)[0])
+    plain = log_ratio(new, old.log_prob, old.mean, "off")
+    error = 4 * float(plain.std()) / math.sqrt(n)
+    assert float(plain.mean()) == pytest.approx(-apart, abs=error)
+    assert float(plain.mean()) < -2 * error
+    guarded = log_ratio(new, old.log_prob, old.mean, "offset")
+    assert float(guarded.mean()) == pytest.approx(0, abs=error)
+
+
+def test_nft_pulls_by_how_good_a_sample_is() -> None:
+    x0, noise, t = normal(0, 4, 2, 3, 3), normal(1, 4, 2, 3, 3), torch.tensor([0.3, 0.5, 0.7, 0.9])
+    x = flow.interpolate(x0, noise, t)
+    old = normal(2, 4, 2, 3, 3)
+    share = nft_share(torch.tensor([5.0, 0.0, -5.0, 2.5]))
+    assert share.tolist() == [1.0, 0.5, 0.0, 0.75]
+
+    def gradient(s: Tensor, beta: float) -> Tensor:
+        v = old.clone().requires_grad_()
+        nft_loss(v, old, x, t, x0, s, beta).sum().backward()
+        assert v.grad is not None
+        return v.grad
+
+    plain = gradient(torch.ones(4), 1.0)
+    for beta in (1.0, 0.1):
+        wanted = (2 * share - 1).reshape(-1, 1, 1, 1) * plain
+        torch.testing.assert_close(gradient(share, beta), wanted, rtol=1e-4, atol=1e-6)
+    assert float(gradient(torch.full((4,), 0.5), 1.0).abs().max()) < 1e-6
+
+
+# --- the reward -----------------------------------------------------------------------------------
+
+
+def pictures() -> Pixels:
+    g = torch.Generator().manual_seed(0)
+    target, draft, reference = (torch.rand(1, 3, 16, 16, generator=g) for _ in range(3))
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 4:12, 4:12] = 1
+    return Pixels(target, torch.where(mask > 0, draft, target), reference, mask)
+
+
+def test_the_truth_is_worth_one_and_the_draft_a_third() -> None:
+    p = pictures()
+    perfect, broken = pixel_reward(p.target, p), pixel_reward(p.draft, p)
+    assert {k: float(v) for k, v in perfect.items()} == {"pixel": 1, "gradient": 1, "background": 1}
+    assert float(broken["pixel"]) == pytest.approx(math.exp(-1))
+    assert float(broken["background"]) == 1
+    fine = pixel_reward(p.target, replace(p, draft=p.target))
+    assert float(fine["pixel"]) == 1
+
+
+def test_each_part_looks_at_its_own_place() -> None:
+    p = pictures()
+    outside = p.target + 0.3 * (1 - p.mask)
+    assert float(pixel_reward(outside, p)["pixel"]) == 1
+    assert float(pixel_reward(outside, p)["background"]) < 0.1
+    blurred = p.target * (1 - p.mask) + p.mask * p.target.mean()
+    assert float(pixel_reward(blurred, p)["gradient"]) < 0.7
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GRPO_PRESETS)
+def test_presets_are_settings(name: str) -> None:
+    build(GrpoConfig, GRPO_PRESETS[name])
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"rollout": {"groups": 5}}, "groups = 5 cannot be dealt into objective.updates = 2"),
+        ({"run": {"micro_batch": 5}}, "micro_batch = 5 must divide rollout.group = 16"),
+        ({"rollout": {"steps": 1}}, "the last step is never random"),
+        ({"objective": {"rewards": {"pixel": 0.0}}}, "nothing to climb"),
+        ({"objective": {"clips": 1.0}}, "nearest is objective.clip"),
+        ({"rollout": {"kind": "sde"}}, "must be one of flow, dance, cps"),
+    ],
+)
+def test_bad_settings(over: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(GrpoConfig, merged(TOY, over))
+
+
+def test_an_unknown_reward_is_named() -> None:
+    trainer = toy(objective={"rewards": {"dreamsim": 1.0}})
+    with pytest.raises(ValueError, match="dreamsim.*this reward has pixel"):
+        trainer.step()
