@@ -7,22 +7,24 @@ and weak at finding the place; this step does the finding.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor
 from torch.nn import functional as F
 
+from .agreement import Agreement, climb
 from .homography import from_points
+from .outline import is_upright, mask_box_corners, quadrilateral
 from .registration import MotionModel, register, warp
 
 _ACCEPT = 0.15  # weighted correlation of the compared features below which a fit is not believed
 _GREY = 0.5
-_QUAD = 0.94  # share of a mask its largest inscribed quadrilateral must cover to be its outline
+_MOST_TURN = 60  # degrees between draft and reference
+_ZOOMS = np.geomspace(0.84, 1.19, 36)  # of one outline against the other
+_FINEST = 192  # px of the shorter side at which the last fit is made
 _RING = 0.3  # of the region's shorter side: how far around it the surface is expected to go on
 
 
@@ -31,7 +33,8 @@ class Alignment:
     """What was found.
 
     `matrix` draft crop -> reference crop in normalised coordinates; `score` correlation over the
-    region; `method` "registered", "boxes" (masks only) or "none"; `turn` degrees and `zoom` of the
+    region; `method` "registered", "outlines" (the masks' corners only) or "boxes" (the masks' place
+    and size only); `turn` degrees and `zoom` of the
     reference against the draft.
     """
 
@@ -64,54 +67,43 @@ def _moments(mask: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([mx, my]), torch.stack([torch.stack([xx, xy]), torch.stack([xy, yy])])
 
 
-def _quad(mask: Tensor) -> np.ndarray | None:
-    """The mask's four corners (4 2, pixels around the crop's centre) if it is a quadrilateral."""
-    h, w = mask.shape[-2:]
-    ys, xs = np.nonzero(mask[0, 0].numpy() > 0.5)
-    points = np.c_[xs + 0.5 - w / 2, ys + 0.5 - h / 2]
-    if len(points) < 16 or np.ptp(xs) < 4 or np.ptp(ys) < 4:
+def _outline_maps(mask: Tensor, reference_mask: Tensor) -> Tensor | None:
+    """Maps (N 3 3) that lay one mask's four corners on the other's, each way round and at several
+    zooms: people outline the same thing more or less generously. None: not both are quadrilaterals,
+    or one is an upright box, which may lie around a thing of any shape.
+    """
+    a, b = quadrilateral(mask), quadrilateral(reference_mask)
+    if a is None or b is None or is_upright(a) or is_upright(b):
         return None
-    try:
-        hull = points[ConvexHull(points).vertices]
-    except QhullError:  # all on one line
-        return None
-    if len(hull) < 4:
-        return None
-    if len(hull) > 28:
-        hull = hull[np.linspace(0, len(hull), 28, endpoint=False).astype(int)]
-    fours = np.array(list(itertools.combinations(range(len(hull)), 4)))
-    quads = hull[fours]
-    ahead = np.roll(quads, -1, axis=1)
-    areas = 0.5 * np.abs((quads[..., 0] * ahead[..., 1] - quads[..., 1] * ahead[..., 0]).sum(1))
-    best = int(areas.argmax())
-    if areas[best] < _QUAD * len(points):
-        return None
-    return quads[best]
-
-
-def _quad_starts(mask: Tensor, reference_mask: Tensor) -> list[np.ndarray]:
-    """Homographies (centred pixels) that map corners on corners, for each way round them."""
-    a, b = _quad(mask), _quad(reference_mask)
-    if a is None or b is None:
-        return []
+    to_pixels, from_pixels = _pixel_frames(mask, reference_mask)
+    middle = a.mean(0)
     found = []
     for turn in range(4):
-        target = np.roll(b, turn, axis=0)
-        matrix = from_points(a, target)
+        matrix = from_points(a, np.roll(b, turn, axis=0))
         angle = math.degrees(math.atan2(matrix[1, 0] - matrix[0, 1], matrix[0, 0] + matrix[1, 1]))
-        if abs(angle) <= 60:
-            found.append(matrix)
-    return found
+        if abs(angle) > _MOST_TURN:
+            continue
+        for zoom in _ZOOMS:
+            scaled = np.diag([zoom, zoom, 1.0])
+            scaled[:2, 2] = middle * (1 - zoom)
+            found.append(from_pixels.numpy() @ matrix @ scaled @ to_pixels.numpy())
+    return torch.from_numpy(np.stack([m / m[2, 2] for m in found])) if found else None
+
+
+def _pixel_frames(mask: Tensor, reference_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised to centred pixels of the draft's crop; centred pixels of the reference's back."""
+    (h, w), (rh, rw) = mask.shape[-2:], reference_mask.shape[-2:]
+    return (
+        torch.diag(torch.tensor([w / 2, h / 2, 1.0], dtype=torch.float64)),
+        torch.diag(torch.tensor([2 / rw, 2 / rh, 1.0], dtype=torch.float64)),
+    )
 
 
 def _starts(mask: Tensor, reference_mask: Tensor) -> list[Tensor]:
     """First guesses draft -> reference: mask onto mask, turned and zoomed a little either way."""
-    h, w = mask.shape[-2:]
-    rh, rw = reference_mask.shape[-2:]
     center, spread = _moments(mask)
     ref_center, ref_spread = _moments(reference_mask)
-    to_pixels = torch.diag(torch.tensor([w / 2, h / 2, 1.0], dtype=torch.float64))
-    from_pixels = torch.diag(torch.tensor([2 / rw, 2 / rh, 1.0], dtype=torch.float64))
+    to_pixels, from_pixels = _pixel_frames(mask, reference_mask)
     size = float(ref_spread.det() / spread.det()) ** 0.25
 
     def affine(linear: Tensor) -> Tensor:
@@ -137,10 +129,7 @@ def _starts(mask: Tensor, reference_mask: Tensor) -> list[Tensor]:
     root = evecs @ torch.diag(evals.rsqrt()) @ evecs.T
     ref_root = ref_evecs @ torch.diag(ref_evals.sqrt()) @ ref_evecs.T
     guesses.append(ref_root @ root)
-    quads = [
-        from_pixels @ torch.from_numpy(q) @ to_pixels for q in _quad_starts(mask, reference_mask)
-    ]
-    return quads + [affine(g) for g in guesses if bool(torch.isfinite(g).all())]
+    return [affine(g) for g in guesses if bool(torch.isfinite(g).all())]
 
 
 def _turn_zoom(matrix: Tensor, draft: Tensor, reference: Tensor) -> tuple[float, float]:
@@ -176,6 +165,18 @@ def _sane(matrix: Tensor, start: Tensor, mask: Tensor) -> bool:
     return after > 0 and 0.35 < after / max(before, 1e-9) < 2.8
 
 
+def _witnesses(mask: Tensor) -> Tensor:
+    """Where to look, and how much it counts: the broken detail is the worst witness, the unbroken
+    surface around it counts double.
+    """
+    ys, xs = (mask[0, 0] > 0.5).nonzero(as_tuple=True)
+    reach = max(2, round(_RING * min(float(ys.max() - ys.min()), float(xs.max() - xs.min()))))
+    side = 2 * reach + 1  # one axis after the other: a square window of 150 px would take seconds
+    around = F.max_pool2d(mask, (side, 1), 1, (reach, 0))
+    around = F.max_pool2d(around, (1, side), 1, (0, reach))
+    return around - 0.5 * mask
+
+
 def align(
     draft: Tensor,
     mask: Tensor,
@@ -195,20 +196,30 @@ def align(
     """
     # A thin stroke is faint at the model's size: its strongest pixel counts as whole.
     mask, reference_mask = mask / mask.amax(), reference_mask / reference_mask.amax()
-    starts = _starts(mask, reference_mask)
-    # The broken detail is the worst witness: the unbroken surface around it counts double.
-    ys, xs = (mask[0, 0] > 0.5).nonzero(as_tuple=True)
-    reach = max(2, round(_RING * min(float(ys.max() - ys.min()), float(xs.max() - xs.min()))))
-    side = 2 * reach + 1  # one axis after the other: a square window of 150 px would take seconds
-    around = F.max_pool2d(mask, (side, 1), 1, (reach, 0))
-    around = F.max_pool2d(around, (1, side), 1, (0, reach))
-    weight = around - 0.5 * mask
-    found = register(draft, reference, weight, model, starts, guide=(mask, reference_mask))
-    if found.score >= _ACCEPT and _sane(found.matrix, starts[0], mask):
-        turn, zoom = _turn_zoom(found.matrix, draft, reference)
-        return Alignment(found.matrix, found.score, "registered", turn, zoom)
-    turn, zoom = _turn_zoom(starts[0], draft, reference)
-    return Alignment(starts[0], found.score, "boxes", turn, zoom)
+    weight = _witnesses(mask)
+    agreement = Agreement(draft, reference, weight, _FINEST)
+    outlines = _outline_maps(mask, reference_mask)
+    if outlines is None:
+        trust, starts = None, _starts(mask, reference_mask)
+        found = register(draft, reference, weight, model, starts, guide=(mask, reference_mask))
+        start, method = starts[0], "boxes"
+        believed = found.score >= _ACCEPT and _sane(found.matrix, start, mask)
+    else:
+        start, method = outlines[int(agreement(outlines).argmax())], "outlines"
+        trust = start.numpy()
+        found = register(draft, reference, weight, model, [start], finest=_FINEST, coarsest=_FINEST)
+        believed = True
+    matrix = start
+    if believed:
+        guesses = torch.stack([found.matrix, start])
+        guess = guesses[int(agreement(guesses).argmax())].numpy()
+        climbed, _ = climb(
+            agreement, guess, mask_box_corners(mask), (mask.shape[-2], mask.shape[-1]), trust=trust
+        )
+        if _sane(torch.from_numpy(climbed), start, mask):
+            matrix, method = torch.from_numpy(climbed / climbed[2, 2]), "registered"
+    turn, zoom = _turn_zoom(matrix, draft, reference)
+    return Alignment(matrix, found.score, method, turn, zoom)
 
 
 def apply_alignment(reference: Tensor, alignment: Alignment, height: int, width: int) -> Tensor:

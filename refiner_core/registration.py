@@ -109,7 +109,7 @@ def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:
     return gx, gy
 
 
-_PICTURE = 3  # channels of `_features`
+PICTURE_CHANNELS = 3  # channels of `_features`
 _SHARES = (0.6, 1.0, 1.0)
 
 
@@ -159,9 +159,9 @@ def _sizes(height: int, width: int, finest: int, coarsest: int) -> list[tuple[in
 
 
 @dataclass(frozen=True)
-class _Level:
+class Level:
     """One pyramid level: channels of the fixed and the moving picture and each channel's weight
-    map, all at the level's size. The first `_PICTURE` channels are the picture's (see `_features`),
+    map, all at the level's size. The first `PICTURE_CHANNELS` channels are the picture's (see `_features`),
     the last one, if there is one more, is the guide.
     """
 
@@ -170,7 +170,7 @@ class _Level:
     weights: Tensor
 
 
-def _cost(level: _Level, matrix: Tensor) -> tuple[list[Tensor], Tensor] | None:
+def _cost(level: Level, matrix: Tensor) -> tuple[list[Tensor], Tensor] | None:
     """Residuals and weights of every channel, robust, with the moving picture's gradients."""
     h, w = level.fixed.shape[-2:]
     gx, gy = _gradient(level.moving)
@@ -187,22 +187,22 @@ def _cost(level: _Level, matrix: Tensor) -> tuple[list[Tensor], Tensor] | None:
         value, dx, dy = stack[c], stack[n + c], stack[2 * n + c]
         target = level.fixed[0, c].flatten().double()
         gain = torch.ones((), dtype=torch.float64)
-        if c < _PICTURE:  # light: the best gain and bias are taken out, a mask has neither
+        if c < PICTURE_CHANNELS:  # light: the best gain and bias are taken out, a mask has neither
             value = value - (wt * value).sum() / wt.sum()
             target = target - (wt * target).sum() / wt.sum()
             gain = (wt * value * target).sum() / ((wt * value * value).sum() + 1e-9)
             gain = gain.clamp(0.2, 5.0)
         residual = target - gain * value
-        if c < _PICTURE:  # one unit for all channels: the fixed picture's own spread
+        if c < PICTURE_CHANNELS:  # one unit for all channels: the fixed picture's own spread
             spread = ((wt * target * target).sum() / wt.sum()).sqrt() + 1e-3
             residual, gain = residual / spread, gain / spread
         scale = 1.5 * ((wt * residual * residual).sum() / wt.sum()).sqrt() + 1e-6
-        weights.append(wt / (1 + (residual / scale) ** 2) ** 2 if c < _PICTURE else wt)
+        weights.append(wt / (1 + (residual / scale) ** 2) ** 2 if c < PICTURE_CHANNELS else wt)
         rows.append(torch.stack([residual, gain * dx, gain * dy]))
     return rows, torch.stack(weights)
 
 
-def _refine(level: _Level, start: Tensor, generators: list[Tensor], rounds: int) -> Tensor:
+def _refine(level: Level, start: Tensor, generators: list[Tensor], rounds: int) -> Tensor:
     """Damped Gauss-Newton at one level on `fixed - gain * moving(matrix) - bias`."""
     h, w = level.fixed.shape[-2:]
     points = grid(h, w)
@@ -250,10 +250,13 @@ def _refine(level: _Level, start: Tensor, generators: list[Tensor], rounds: int)
     return kept
 
 
-def _levels(
+def pyramid(
     fixed: Tensor, moving: Tensor, weight: Tensor, guide: tuple[Tensor, Tensor] | None,
     finest: int, coarsest: int,
-) -> list[_Level]:  # fmt: skip
+) -> list[Level]:  # fmt: skip
+    """What is compared at every size, coarse to fine: the shorter side from about `coarsest` to
+    `finest` px. Arguments as for `register`.
+    """
     sizes = _sizes(fixed.shape[-2], fixed.shape[-1], finest, coarsest)
     aspect = moving.shape[-1] / moving.shape[-2]
     levels = []
@@ -263,7 +266,7 @@ def _levels(
         sigma = max(1.5, 0.12 * min(h, w))
         f = _features(_level(fixed.float(), (h, w)), sigma)
         m = _features(_level(moving.float(), size), sigma)
-        share = torch.tensor(_SHARES).reshape(1, _PICTURE, 1, 1)
+        share = torch.tensor(_SHARES).reshape(1, PICTURE_CHANNELS, 1, 1)
         weights = _level(weight.float(), (h, w)) * share
         if guide is not None:
             # The guide leads the coarse levels and fades out: a mask is rough, a picture is not.
@@ -271,11 +274,11 @@ def _levels(
             f = torch.cat([f, blur(_level(guide[0].float(), (h, w)), 1.5)], 1)
             m = torch.cat([m, blur(_level(guide[1].float(), size), 1.5)], 1)
             weights = torch.cat([weights, torch.full_like(weights[:, :1], guiding)], 1)
-        levels.append(_Level(f, m, weights))
+        levels.append(Level(f, m, weights))
     return levels
 
 
-def _scores(level: _Level, matrices: Tensor, guide_share: float) -> Tensor:
+def _scores(level: Level, matrices: Tensor, guide_share: float) -> Tensor:
     """Correlation of the pictures under each matrix, plus `guide_share` of the guides' overlap."""
     n = len(matrices)
     soft = level.moving
@@ -286,13 +289,16 @@ def _scores(level: _Level, matrices: Tensor, guide_share: float) -> Tensor:
     seen = inside * weight
     share = seen.flatten(1).sum(1) / weight.sum().clamp_min(1e-6)
     per_channel = torch.stack(
-        [correlation(fixed[:, c : c + 1], warped[:, c : c + 1], seen) for c in range(_PICTURE)]
+        [
+            correlation(fixed[:, c : c + 1], warped[:, c : c + 1], seen)
+            for c in range(PICTURE_CHANNELS)
+        ]
     )
     shares = torch.tensor(_SHARES).reshape(-1, 1)
     score = (per_channel * shares).sum(0) / shares.sum()
     score = score * share.sqrt()
-    if guide_share and level.fixed.shape[1] > _PICTURE:
-        a, b = level.fixed[:, _PICTURE:], warped[:, _PICTURE:] * inside
+    if guide_share and level.fixed.shape[1] > PICTURE_CHANNELS:
+        a, b = level.fixed[:, PICTURE_CHANNELS:], warped[:, PICTURE_CHANNELS:] * inside
         overlap = torch.minimum(a, b).flatten(1).sum(1) / torch.maximum(a, b).flatten(1).sum(1)
         score = score + guide_share * overlap
     return score
@@ -319,7 +325,7 @@ def register(
     `guide` holds rough masks of the same thing in both pictures, 1 1 H W each: they pull the
     coarse levels and count in every choice. Coordinates are normalised: sizes may differ.
     """
-    levels = _levels(fixed, moving, weight, guide, finest, coarsest)
+    levels = pyramid(fixed, moving, weight, guide, finest, coarsest)
     starts = starts or [_EYE]
     share = 0.5 if guide is not None else 0.0
     first = levels[min(1, len(levels) - 1)]
