@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _FP8 = {
@@ -183,3 +183,28 @@ def read_folder(folder: Path, dtype: torch.dtype | None, what: str) -> dict[str,
     for file in folder_files(folder, what):
         out |= read_weights(file, dtype, what)
     return out
+
+
+def fill(model: nn.Module, sd: Mapping[str, Tensor], source: str) -> None:
+    """Give a model built on the meta device its weights, without copying them.
+
+    Raises:
+        ValueError: keys missing, left over or of another shape; the first few and their number.
+    """
+    own = model.state_dict()
+    _report(source, "are missing", [k for k in own if k not in sd])
+    _report(source, "belong to no part of the model", [k for k in sd if k not in own])
+    wrong = [
+        f"{k} {tuple(sd[k].shape)} instead of {tuple(v.shape)}"
+        for k, v in own.items()
+        if sd[k].shape != v.shape
+    ]
+    _report(source, "have the wrong shape", wrong)
+    model.load_state_dict(dict(sd), assign=True)
+    model.eval().requires_grad_(False)
+
+
+def _report(source: str, what: str, keys: Sequence[str]) -> None:
+    if keys:
+        few = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
+        raise ValueError(f"{source}: {len(keys)} weights {what}: {few}.")

@@ -8,16 +8,16 @@ transformer is named for what it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from diffusers import FluxTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from .keys import bfl_to_diffusers, diffusers_to_bfl, is_bfl, strip_prefix
-from .weight_files import folder_files, read_folder, read_header, read_weights
+from .weight_files import fill, folder_files, read_folder, read_header, read_weights
 
 __all__ = [
     "bfl_to_diffusers",
@@ -82,31 +82,6 @@ def flux_config(sd: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _depth(sd: Mapping[str, Tensor], prefix: str) -> int:
     return len({k[len(prefix) :].split(".")[0] for k in sd if k.startswith(prefix)})
-
-
-def fill(model: nn.Module, sd: Mapping[str, Tensor], source: str) -> None:
-    """Give a model built on the meta device its weights, without copying them.
-
-    Raises:
-        ValueError: keys missing, left over or of another shape; the first few and their number.
-    """
-    own = model.state_dict()
-    _report(source, "are missing", [k for k in own if k not in sd])
-    _report(source, "belong to no part of the model", [k for k in sd if k not in own])
-    wrong = [
-        f"{k} {tuple(sd[k].shape)} instead of {tuple(v.shape)}"
-        for k, v in own.items()
-        if sd[k].shape != v.shape
-    ]
-    _report(source, "have the wrong shape", wrong)
-    model.load_state_dict(dict(sd), assign=True)
-    model.eval().requires_grad_(False)
-
-
-def _report(source: str, what: str, keys: Sequence[str]) -> None:
-    if keys:
-        few = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
-        raise ValueError(f"{source}: {len(keys)} weights {what}: {few}.")
 
 
 def _architecture(keys: Mapping[str, object]) -> str:

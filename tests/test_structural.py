@@ -79,7 +79,7 @@ def test_gradient_leads_back() -> None:
     before.sum().backward()
     assert y.grad is not None and bool(torch.isfinite(y.grad).all())
     step = (y - 0.5 * y.grad / y.grad.abs().max()).detach()
-    assert float(SCORER.distance(x, step, mask)) < float(before)
+    assert float(SCORER.distance(x, step, mask)) < float(before.detach())
 
 
 @pytest.mark.parametrize("side", [1, 2, 7, 11, 23])

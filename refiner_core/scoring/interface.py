@@ -40,13 +40,12 @@ class MapScorer(Scorer, Protocol):
         ...
 
 
-def check_pair(
-    a: Tensor, b: Tensor, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The pair and its mask with one batch size, as views.
+def check_pictures(a: Tensor, b: Tensor, any_size: bool = False) -> int:
+    """The number of pairs two batches make.
 
     Raises:
-        ValueError: names both shapes; or the first item whose mask is empty; or NaN.
+        ValueError: not pictures, NaN, batches that do not fit, or (without `any_size`) two sizes;
+            names both.
     """
     for name, image in (("first picture", a), ("second picture", b)):
         if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
@@ -55,12 +54,23 @@ def check_pair(
                 f"{tuple(image.shape)}."
             )
         check_finite(image, name)
-    if a.shape[-2:] != b.shape[-2:]:
+    if a.shape[-2:] != b.shape[-2:] and not any_size:
         raise ValueError(
             f"The pictures have different sizes: {a.shape[-1]}x{a.shape[-2]} and "
             f"{b.shape[-1]}x{b.shape[-2]}. Resize or crop one of them first."
         )
-    count = _common_batch(len(a), len(b), "pictures")
+    return _common_batch(len(a), len(b), "pictures")
+
+
+def check_pair(
+    a: Tensor, b: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The pair and its mask with one batch size, as views.
+
+    Raises:
+        ValueError: as `check_pictures`; the mask has another size; or it is empty, for which item.
+    """
+    count = check_pictures(a, b)
     if mask is not None:
         count = _common_batch(count, len(mask), "pictures and masks")
         mask = _check_mask(mask, a).expand(count, -1, -1, -1)
@@ -68,9 +78,9 @@ def check_pair(
 
 
 def _common_batch(a: int, b: int, what: str) -> int:
-    if a != b and 1 not in (a, b):
+    if min(a, b) < 1 or (a != b and 1 not in (a, b)):
         raise ValueError(f"The batches of {what} do not fit: {a} and {b}; give one, or as many.")
-    return max(a, b) if min(a, b) > 0 else 0
+    return max(a, b)
 
 
 def _check_mask(mask: Tensor, like: Tensor) -> Tensor:
@@ -80,7 +90,7 @@ def _check_mask(mask: Tensor, like: Tensor) -> Tensor:
             f"{tuple(mask.shape)}."
         )
     check_finite(mask, "mask")
-    empty = (mask.flatten(1).amax(1) <= 0).nonzero().flatten() if mask.numel() else torch.empty(0)
+    empty = (mask.flatten(1).amax(1) <= 0).nonzero().flatten()
     if len(empty):
         raise ValueError(
             f"The mask of item {int(empty[0])} is empty: there is nothing to compare. Paint the "

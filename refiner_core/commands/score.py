@@ -1,0 +1,91 @@
+"""`omnirefiner score`: how far apart two pictures are."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command's options."""
+    p = commands.add_parser("score", help="say how far apart two pictures are")
+    p.add_argument("a", metavar="A", help="a picture")
+    p.add_argument("b", metavar="B", help="the picture it is compared with")
+    p.add_argument(
+        "--metric", choices=("dreamsim", "structural"), default="structural",
+        help="dreamsim needs --weights; structural is MS-SSIM and edges, without weights (default)",
+    )  # fmt: skip
+    p.add_argument(
+        "--weights", metavar="FILE",
+        help="DreamSim's safetensors, made by `omnirefiner convert dreamsim`",
+    )  # fmt: skip
+    p.add_argument("--mask", metavar="FILE", help="white = compare only this, in A's frame")
+    p.add_argument(
+        "--sizes", choices=("refuse", "stretch", "crop"), default="refuse",
+        help="if the sizes differ: stop, resize B to A's, or cover A with B and cut",
+    )  # fmt: skip
+    p.add_argument("--heatmap", metavar="FILE", help="write where they differ, drawn over A")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing heatmap")
+    p.add_argument("--device", default="cpu", help="cpu or cuda; default: %(default)s")
+    p.add_argument("--json", action="store_true", help="print JSON")
+    p.set_defaults(run=run)
+
+
+def _scorer(metric: str, weights: str | None, device: str) -> Any:
+    if metric == "structural":
+        if weights is not None:
+            raise ValueError("--weights go with --metric dreamsim; structural has none.")
+        from ..scoring.structural import StructuralScorer
+
+        return StructuralScorer()
+    if weights is None:
+        from ..scoring.dreamsim_release import release_url
+
+        raise ValueError(
+            f"DreamSim needs --weights FILE.safetensors. Download {release_url('ensemble')} and run: "
+            "omnirefiner convert dreamsim dreamsim_ensemble_checkpoint.zip OUT.safetensors"
+        )
+    from ..scoring.dreamsim import DreamSimScorer
+    from ..scoring.dreamsim_files import load_dreamsim
+
+    return DreamSimScorer(load_dreamsim(weights, device))
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Print the distance.
+
+    Raises:
+        ValueError: an input that cannot be used.
+    """
+    import torch
+
+    from ..images import (
+        Picture,
+        check_picture_output,
+        load_mask,
+        load_picture,
+        save_picture,
+        to_dtype,
+        to_float,
+    )
+    from ..scoring.comparison import compare, draw_heat
+
+    out = check_picture_output(chosen.heatmap, chosen.overwrite) if chosen.heatmap else None
+    a, b = (to_float(load_picture(p).pixels) for p in (chosen.a, chosen.b))
+    mask = load_mask(chosen.mask) if chosen.mask else None
+    scorer = _scorer(chosen.metric, chosen.weights, chosen.device)
+    with torch.inference_mode():
+        result = compare(scorer, a, b, mask, sizes=chosen.sizes, heatmap=out is not None)
+    if out is not None:
+        assert result.heat is not None
+        drawn = Picture(to_dtype(draw_heat(a, result.heat), torch.uint8))
+        save_picture(drawn, out, chosen.overwrite)
+    if not chosen.json:
+        print(result.summary())
+        return
+    report = {
+        "metric": scorer.name, "distance": result.distance, "similarity": 1 - result.distance,
+        "a": chosen.a, "b": chosen.b, "mask": chosen.mask, "weights": chosen.weights,
+    }  # fmt: skip
+    print(json.dumps(report))
