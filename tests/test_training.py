@@ -18,7 +18,7 @@ from refiner_core.data.cache import CacheSpec, build_cache
 from refiner_core.data.scenes import photographs
 from refiner_core.nano.codec import BlockCodec
 from refiner_core.nano.engine import load_codec
-from refiner_core.training.loss import masked_flow_loss, sample_times
+from refiner_core.training.loss import masked_flow_loss
 from refiner_core.training.nano import CropReader, NanoConfig, Stage, Trainer, latent_mask
 
 
@@ -92,16 +92,6 @@ def test_the_loss_is_float32_and_has_a_gradient_everywhere() -> None:
     loss.backward()
     assert predicted.grad is not None
     assert bool((predicted.grad != 0).all())
-
-
-def test_times() -> None:
-    g = torch.Generator().manual_seed(0)
-    t = sample_times(20000, g, mean=2.0, std=1.2, uniform=0.0)
-    assert float(t.min()) >= 0.02
-    assert float(t.max()) <= 1
-    assert float(t.median()) == pytest.approx(1 / (1 + math.exp(-2)), abs=0.01)
-    flat = sample_times(20000, g, mean=2.0, std=1.2, uniform=1.0)
-    assert float(flat.mean()) == pytest.approx(0.51, abs=0.01)
 
 
 # --- codec ---------------------------------------------------------------------------------------

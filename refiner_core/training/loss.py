@@ -36,13 +36,3 @@ def masked_flow_loss(
     outside = (error * (1 - mask)).mean((1, 2, 3))
     loss = torch.where(area > 0, region * inside + background * outside, error.mean((1, 2, 3)))
     return (loss if weight is None else loss * weight).mean()
-
-
-def sample_times(
-    batch: int, generator: torch.Generator, *, mean: float, std: float, uniform: float
-) -> Tensor:
-    """Noise levels `B`: `sigmoid(N(mean, std))`, and a share `uniform` spread evenly over (0, 1]."""
-    normal = torch.sigmoid(torch.randn(batch, generator=generator) * std + mean)
-    flat = torch.rand(batch, generator=generator) * 0.98 + 0.02
-    pick = torch.rand(batch, generator=generator) < uniform
-    return torch.where(pick, flat, normal).clamp(0.02, 1.0)

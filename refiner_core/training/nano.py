@@ -26,7 +26,8 @@ from ..data.cache import cut_window
 from ..kontext import Conditioning, velocity, zero_text
 from ..nano.codec import BLOCK, BlockCodec
 from ..nano.initialisation import initialise, nano_config
-from .loss import masked_flow_loss, sample_times
+from .loss import masked_flow_loss
+from .times import draw_times
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ class Trainer:
         """The training loss of crops `B 10 h w`."""
         config = self.config
         z, draft, reference = (self.codec.encode(x[:, i : i + 3]) for i in (0, 3, 6))
-        t = sample_times(
+        t = draw_times(
             len(x), generator,
             mean=config.time_mean, std=config.time_std, uniform=config.time_uniform,
         )  # fmt: skip

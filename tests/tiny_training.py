@@ -1,0 +1,101 @@
+"""A training run in miniature for the tests, also as a program that can be killed or launched twice.
+
+`python -m tests.tiny_training OUT STEPS [NAME=VALUE ...]` trains a tiny FLUX's LoRA for STEPS.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
+
+from refiner_core.engine import CoreEngine
+from refiner_core.recipes import OMNIREFINER
+from refiner_core.training.config import SftConfig
+from refiner_core.training.prepare import TextCache
+from refiner_core.training.run import train_sft
+from refiner_core.training.session import Session, assemble
+from refiner_core.training.settings import build, merged, parse_assignments
+from refiner_core.training.views import View
+from refiner_core.training.workers import find_workers
+
+SETTINGS: dict[str, Any] = {
+    "model": {"rank": 3, "alpha": 6.0},
+    "loss": {"reference_dropout": 0.3, "caption_dropout": 0.3},
+    "optimizer": {"rate": 1e-2, "ema": 0.9},
+    "run": {"max_steps": 6, "batch": 4, "micro_batch": 2, "save_every": 1, "sample_every": 0},
+}
+
+
+def tiny_flux() -> FluxTransformer2DModel:
+    """Two blocks of width 32, with guidance, random weights of a size that does something."""
+    model = FluxTransformer2DModel(
+        num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=12, pooled_projection_dim=10, axes_dims_rope=(4, 6, 6),
+        guidance_embeds=True,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        p.data.normal_(0, 0.1, generator=generator)
+    return model.eval()
+
+
+class FlatCodec:
+    """16 channels at an eighth of the size: the mean colour of a block, repeated."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        small = torch.nn.functional.avg_pool2d(images, 8)
+        return small.repeat(1, 6, 1, 1)[:, :16] * 2 - 1
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return torch.nn.functional.interpolate(latents[:, :3] / 2 + 0.5, scale_factor=8)
+
+
+class TinyViews:
+    """Ten cases of two shapes, random latents."""
+
+    def __init__(self) -> None:
+        sizes = [(4, 6), (6, 4)]
+        self.shapes = [((h, w), (h, w), (4, 4)) for h, w in (sizes[i % 2] for i in range(10))]
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, index: int) -> View:
+        g = torch.Generator().manual_seed(index)
+        target, draft, reference = (
+            torch.randn(1, 16, h, w, generator=g) for h, w in self.shapes[index]
+        )
+        mask = (torch.rand(1, 1, *self.shapes[index][0], generator=g) < 0.4).float()
+        return View(f"tiny{index}", "a word", target, (draft, reference), mask)
+
+
+def tiny_engine() -> CoreEngine:
+    """A tiny OmniRefiner."""
+
+    def text(prompt: str, length: int) -> tuple[Tensor, Tensor]:
+        g = torch.Generator().manual_seed(len(prompt))
+        return torch.randn(1, 5, 12, generator=g), torch.randn(1, 10, generator=g)
+
+    return CoreEngine(OMNIREFINER, tiny_flux(), FlatCodec(), text)
+
+
+def tiny_session(config: SftConfig, out: Path) -> Session:
+    """An open run on it."""
+    out.mkdir(parents=True, exist_ok=True)
+    engine = tiny_engine()
+    text = TextCache(engine.text, 5, out / "texts")
+    workers = find_workers(torch.device("cpu"))
+    return assemble(config, engine, TinyViews(), TinyViews(), text, out, workers, "none")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    chosen = merged(SETTINGS, parse_assignments(sys.argv[3:]))
+    chosen = merged(chosen, {"run": {"max_steps": int(sys.argv[2])}})
+    settings = build(SftConfig, chosen)
+    train_sft(settings, tiny_session(settings, Path(sys.argv[1])))
