@@ -6,6 +6,7 @@ from .compare import Compare
 from .example import ExampleCase
 from .loaders import LoadRefiner, RefinerFromModel, RefinerParts
 from .masking import MaskBuilder
+from .pick import PickBest
 from .refine import ReferenceRefine
 from .routes import add_routes
 from .steps import CropForRefine, RefineConditioning, Stitch
@@ -21,6 +22,7 @@ class OmniRefinerExtension(ComfyExtension):
             RefinerFromModel,
             RefinerParts,
             ReferenceRefine,
+            PickBest,
             MaskBuilder,
             CropForRefine,
             RefineConditioning,

@@ -109,7 +109,15 @@ class ComfyEngine:
         if self.scheduler == RECIPE_SCHEDULE:
             return job.sigmas
         process = self.refiner.model.get_model_object("model_sampling")
-        return comfy.samplers.calculate_sigmas(process, self.scheduler, len(job.sigmas) - 1).cpu()
+        asked = len(job.sigmas) - 1
+        sigmas = comfy.samplers.calculate_sigmas(process, self.scheduler, asked).cpu()
+        if len(sigmas) - 1 != asked and (job.begin or job.end is not None):
+            raise ValueError(
+                f"The scheduler {self.scheduler} makes {len(sigmas) - 1} steps where {asked} were "
+                "asked for, so candidates cannot be dropped on the way. Set prune_at to 0 or take "
+                "another scheduler."
+            )
+        return sigmas
 
     def _sampler(self) -> Any:
         if self.sampler == OWN_SAMPLER:
@@ -129,24 +137,40 @@ class ComfyEngine:
             refiner.probed = True
         positive = reference_conditioning(text, list(job.references), job.guidance)
         draft = job.references[self.recipe.order.index("draft")]
-        noise = sampling.draw_noise(tuple(draft.shape), job.seed)
         sigmas = self._sigmas(job)
         steps = len(sigmas) - 1
+        sigmas = sigmas[job.begin : (steps if job.end is None else job.end) + 1]
 
         def callback(i: int, x0: Tensor, x: Tensor, total: int) -> None:
             mm.throw_exception_if_processing_interrupted()
-            step(i + 1, steps, x0)
+            step(job.begin + i + 1, steps, refiner.model.model.process_latent_out(x0.float()))
 
         held = job.restrict is not None
-        return comfy.sample.sample_custom(
-            refiner.model, noise, 1.0, self._sampler(), sigmas, positive, [],
-            draft if held else torch.zeros_like(draft),
-            noise_mask=job.restrict, callback=callback,
+        clean = draft if held else torch.zeros_like(draft)
+        latent = comfy.sample.sample_custom(
+            refiner.model, self._noise(job, sigmas, draft, held), 1.0, self._sampler(), sigmas,
+            positive, [], clean, noise_mask=job.restrict, callback=callback,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=job.seed,
         )  # fmt: skip
+        return latent if sigmas[-1] == 0 else self._state(latent, sigmas)
+
+    def _noise(self, job: SamplingJob, sigmas: Tensor, draft: Tensor, held: bool) -> Tensor:
+        """The noise from which ComfyUI's `sigma * noise + (1 - sigma) * clean` makes the start."""
+        if job.start is None:
+            return sampling.draw_noise(tuple(draft.shape), job.seed)
+        if job.begin == 0:
+            return job.start
+        sigma = float(sigmas[0])
+        clean = self.refiner.model.model.process_latent_in(draft) if held else 0.0
+        return (job.start - (1 - sigma) * clean) / sigma
+
+    def _state(self, latent: Tensor, sigmas: Tensor) -> Tensor:
+        """The network's own latents at a noise level over 0: ComfyUI's scalings undone."""
+        return self.refiner.model.model.process_latent_in(latent) * (1 - sigmas[-1])
 
     def preview(self, x0: Tensor) -> Image.Image | None:
         """A small picture of an estimate, or None if previews are switched off."""
+        x0 = self.refiner.model.model.process_latent_in(x0)
         own = getattr(self.refiner.vae, "preview", None)
         if own is not None:
             return own(x0)

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ..refiner_core.boxes import parse_boxes
 from ..refiner_core.pipeline import RefineOptions, RefineRequest, RefineResult, refine
+from ..refiner_core.scoring.interface import Scorer
 from .engine import OWN_SAMPLER, RECIPE_SCHEDULE, ComfyEngine
 from .layout import from_core, mask_from_core, mask_to_core, to_core
 from .live import LiveView
 from .pictures import show_inputs, temp_picture
-from .types import CATEGORY, Refiner, RefinerSocket, boxes_input
+from .types import CATEGORY, Refiner, RefinerSocket, ScorerSocket, boxes_input
 
 MOST_SHOWN = 64  # pictures of a batch that the page is sent
 SWITCH = {"recipe": None, "on": True, "off": False}
@@ -97,6 +98,16 @@ class ReferenceRefine(io.ComfyNode):
                 io.Combo.Input("align_reference", options=list(SWITCH), default="recipe", advanced=True,
                     tooltip="Bring the reference into the draft's pose and light first; recipe = "
                     "on for nano, off for Kontext."),
+                io.Int.Input("candidates", default=1, min=1, max=64, optional=True,
+                    tooltip="Begin so many repairs (seeds from seed on) and return the best; 1 = one "
+                    "plain run. Each dropped early costs a part of a run."),
+                io.Int.Input("keep", default=1, min=1, max=64, optional=True, advanced=True,
+                    tooltip="How many candidates run to the end, 1 to candidates."),
+                io.Int.Input("prune_at", default=-1, min=-1, max=1000, optional=True, advanced=True,
+                    tooltip="Drop the worse half of the candidates every so many steps; 0 = never, "
+                    "-1 = every quarter of the steps."),
+                ScorerSocket.Input("scorer", optional=True,
+                    tooltip="Tells candidates apart; unconnected: MS-SSIM + edges (no weights)."),
                 boxes_input("Boxes around the details, drawn in the node: box 1 of the draft takes "
                     "its detail from box 1 of the reference. A mask narrows a box down."),
             ],
@@ -117,6 +128,7 @@ class ReferenceRefine(io.ComfyNode):
         feather: int, model_mask: float, blend: Any, color_match: float, fix_drift: str,
         align_reference: str, mask: Tensor | None = None, reference_mask: Tensor | None = None,
         reference_2: Tensor | None = None, reference_3: Tensor | None = None, boxes: str = "",
+        candidates: int = 1, keep: int = 1, prune_at: int = -1, scorer: Scorer | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         # 0 stands for "the recipe's" in widgets, which cannot be empty.
         options = RefineOptions(
@@ -124,6 +136,7 @@ class ReferenceRefine(io.ComfyNode):
             context=context or None, megapixels=megapixels or None, grow=grow, feather=feather,
             model_mask=model_mask, blend=blend, drift=SWITCH[fix_drift],
             color_match=None if color_match < 0 else color_match, align=SWITCH[align_reference],
+            candidates=candidates, keep=keep, prune_at=None if prune_at < 0 else prune_at,
         )  # fmt: skip
         views = [r for r in (reference, reference_2, reference_3) if r is not None]
         request = RefineRequest(
@@ -132,7 +145,7 @@ class ReferenceRefine(io.ComfyNode):
         )  # fmt: skip
         shown = show_inputs(cls, request.draft, request.references[0])
         engine = ComfyEngine(refiner, sampler, scheduler)
-        result = refine(engine, request, LiveView(cls, engine))
+        result = refine(engine, request, LiveView(cls, engine), scorer)
         return io.NodeOutput(
             from_core(result.image, draft),
             from_core(_common_size(result.crops)),

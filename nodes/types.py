@@ -49,6 +49,7 @@ class RefineCrop:
 
 RefinerSocket = io.Custom("REFINER")
 RefineCropSocket = io.Custom("REFINE_CROP")
+ScorerSocket = io.Custom("SCORER")  # carries a `refiner_core.scoring.interface.Scorer`
 
 
 def boxes_input(tooltip: str) -> io.String.Input:

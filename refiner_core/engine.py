@@ -53,14 +53,16 @@ class CoreEngine:
             job.references, job.indices, text.to(self.device), pooled.to(self.device), job.guidance
         )
         clean = job.references[self.recipe.order.index("draft")]
-        x = draw_noise(tuple(clean.shape), job.seed).to(self.device)
+        x = draw_noise(tuple(clean.shape), job.seed) if job.start is None else job.start
+        x = x.to(self.device)
         model = Denoiser(self.model)
         if job.restrict is not None:
             model = restrict(model, clean, job.restrict.to(clean))
         steps = len(job.sigmas) - 1
+        end = steps if job.end is None else job.end
         return sample(
-            model, x, job.sigmas, {"conditioning": conditioning},
-            lambda d: step(d["i"] + 1, steps, d["denoised"]),
+            model, x, job.sigmas[job.begin : end + 1], {"conditioning": conditioning},
+            lambda d: step(job.begin + d["i"] + 1, steps, d["denoised"]),
         )  # fmt: skip
 
     def describe(self) -> dict[str, str]:

@@ -39,11 +39,13 @@ Progress = Callable[[Stage], None]
 
 @dataclass(frozen=True)
 class SamplingJob:
-    """One latent to be sampled.
+    """Latents to be sampled, one or a batch.
 
-    `references` clean latents `1 C h w`, draft first, in the recipe's order, with their position
-    `indices`; `sigmas` the noise levels; `prompt` the final text; `guidance` or None; `seed` of the
-    initial noise; `restrict` None, or a mask `1 1 H W` outside which the draft's latent is kept.
+    `references` clean latents `B C h w`, draft first, in the recipe's order, with their position
+    `indices`; `sigmas` the noise levels of the whole run; `prompt` the final text; `guidance` or
+    None; `seed` of the initial noise; `restrict` None, or a mask `1 1 H W` outside which the
+    draft's latent is kept; `start` None, or the latents `B C h w` at step `begin` (at step 0: the
+    noise); `begin` and `end` the steps to run, None = to the last.
     """
 
     references: tuple[Tensor, ...]
@@ -53,6 +55,9 @@ class SamplingJob:
     guidance: float | None
     seed: int
     restrict: Tensor | None
+    start: Tensor | None = None
+    begin: int = 0
+    end: int | None = None
 
 
 class Engine(Protocol):
@@ -70,7 +75,11 @@ class Engine(Protocol):
         ...
 
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
-        """Run the job from pure noise; `step(i, steps, x0)` after each step."""
+        """Run the job's steps and return the latents there.
+
+        `step(i, steps, x0)` is called after each step, counted from the whole run's first, with
+        the estimate as `decode` takes it.
+        """
         ...
 
     def describe(self) -> dict[str, str]:

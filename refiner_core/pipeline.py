@@ -25,11 +25,15 @@ from .images import MAX_SIDE, check_finite
 from .interfaces import Engine, Progress, SamplingJob, Stage
 from .masks import Region, bounds, find_regions, whole_region
 from .registration import grid, register, warp
+from .scoring.interface import Scorer
+from .scoring.structural import StructuralScorer
+from .search import Candidate, rounds, search
 
 _DRIFT_LEAST = 0.5  # px at the model's size: less is not worth a resampling
 _DRIFT_MOST = 0.06  # of the crop's side: more is not drift but another picture
 _ZOOM_MOST = 0.05
 _RING_LEAST = 0.05  # share of the crop outside the region below which drift is not measured
+MAX_CANDIDATES = 64
 _SMALLEST_REFERENCE = 8  # px: less than one token of any recipe
 
 
@@ -42,7 +46,8 @@ class RefineOptions:
     px; `feather` blend width inside the mask's edge in px; `fill_holes`; `smallest` piece of mask
     in px; `split` False repairs all pieces in one crop; `model_mask` 0..1, how firmly sampling is
     held to the draft outside the region (0 = free); `blend`; `drift` correct shift and zoom;
-    `color_match` strength 0..1; `align` the reference first.
+    `color_match` strength 0..1; `align` the reference first; `candidates` to choose the best of,
+    halved every `prune_at` steps (None = a quarter of the steps, 0 = never) down to `keep`.
     """
 
     prompt: str | None = None
@@ -62,17 +67,25 @@ class RefineOptions:
     drift: bool | None = None
     color_match: float | None = None
     align: bool | None = None
+    candidates: int = 1
+    keep: int = 1
+    prune_at: int | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("guidance", 0, 100), ("feather", 0, 1024), ("grow", -1024, 1024),
             ("model_mask", 0, 1), ("color_match", 0, 1), ("smallest", 1, 1 << 30),
+            ("candidates", 1, MAX_CANDIDATES), ("prune_at", 0, 1000),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} must be between {low} and {high}, got {value}.")
         if self.steps is not None and not 1 <= self.steps <= 1000:
             raise ValueError(f"steps must be between 1 and 1000, got {self.steps}.")
+        if not 1 <= self.keep <= self.candidates:
+            raise ValueError(
+                f"keep must be from 1 to the number of candidates ({self.candidates}), got {self.keep}."
+            )
         if self.blend not in get_args(Blend):
             raise ValueError(
                 f"blend must be one of {', '.join(get_args(Blend))}, got {self.blend!r}."
@@ -183,9 +196,18 @@ class _Clock:
 
 @torch.inference_mode()
 def refine(
-    engine: Engine, request: RefineRequest, progress: Progress | None = None
+    engine: Engine,
+    request: RefineRequest,
+    progress: Progress | None = None,
+    scorer: Scorer | None = None,
 ) -> RefineResult:
     """Repair every region of every draft.
+
+    Args:
+        engine: the weights.
+        request: what to repair, and how.
+        progress: told of every stage and step.
+        scorer: tells candidates apart; None = the one without weights.
 
     Raises:
         ValueError: for every input that cannot be repaired as asked, with the values and the fix.
@@ -209,7 +231,7 @@ def refine(
             place = Stage(
                 "plan", picture=i, pictures=n, region=r, regions=len(regions), image=image
             )
-            job = _RegionJob(engine, request.options, clock, tell, place)
+            job = _RegionJob(engine, request.options, clock, tell, place, scorer)
             done, report = job.run(image, region, refs, _masks_of_box(request, r, refs, ref_masks))
             b = region.box
             allowed[..., b.y0 : b.y1, b.x0 : b.x1] = torch.maximum(
@@ -287,6 +309,18 @@ def _masks_of_box(
     return [reference_box_mask(box, size, masks[0]), *masks[1:]]
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A region as the model gets to see it: the crop's `plan`, the draft's crop `draft`, the
+    region's `mask` in it and one view per reference, all float at the model's size.
+    """
+
+    plan: CropPlan
+    draft: Tensor
+    mask: Tensor
+    views: tuple[Tensor, ...]
+
+
 class _RegionJob:
     """One region of one draft from plan to stitch."""
 
@@ -297,9 +331,12 @@ class _RegionJob:
         clock: _Clock,
         progress: Progress,
         place: Stage,
+        scorer: Scorer | None,
     ) -> None:
         self.engine, self.options, self.clock = engine, options, clock
         self.progress, self.place = progress, place
+        self.scorer = scorer or StructuralScorer()
+        self.aligned = engine.recipe.align if options.align is None else options.align
 
     def tell(self, stage: str, step: int = 0, steps: int = 1, x0: Tensor | None = None) -> None:
         self.progress(self.place._replace(name=stage, step=step, steps=steps, estimate=x0))
@@ -312,61 +349,136 @@ class _RegionJob:
         masks: list[Tensor | None],
     ) -> tuple[Tensor, dict[str, Any]]:
         """Repair the region in `image` itself; the repaired crop and what was done."""
-        engine, o, recipe = self.engine, self.options, self.engine.recipe
         begun = time.perf_counter()
         self.tell("plan")
+        seen, report = self._look(image, region, references, masks)
+        begun = self.clock.run("plan", begun)
+
+        self.tell("encode")
+        latents = self._encode(seen, self._share)
+        begun = self.clock.run("encode", begun)
+
+        job = self._job(region, seen.plan, latents)
+        if self.options.candidates == 1:
+            latent = self.engine.sample(job, self._sampled)
+            begun = self.clock.run("sample", begun)
+            self.tell("decode")
+            result = self.engine.decode(latent).float().clamp(0, 1)
+            begun = self.clock.run("decode", begun)
+        else:
+            result, report["search"] = self._search(job, seen, region, references[0], masks[0])
+            begun = self.clock.run("sample", begun)
+
+        self.tell("register")
+        result, settled = settle(result, seen.draft, region, seen.plan, **self._settling())
+        report |= settled
+        begun = self.clock.run("register", begun)
+        self.tell("stitch")
+        patch = uncrop(result, seen.plan, region)
+        o = self.options
+        stitch_into(image, patch, region, feather_pixels=o.feather, blend=o.blend)
+        self.clock.run("stitch", begun)
+        return result, report
+
+    def _look(
+        self, image: Tensor, region: Region, references: tuple[Tensor, ...],
+        masks: list[Tensor | None],
+    ) -> tuple[_Seen, dict[str, Any]]:  # fmt: skip
+        """Cut the crops out."""
+        o, recipe = self.options, self.engine.recipe
         size = Extent(image.shape[-1], image.shape[-2])
-        context = recipe.context if o.context is None else o.context
-        aligned = recipe.align if o.align is None else o.align
-        plan = plan_crop(size, region.box, recipe.buckets, context, o.megapixels)
+        plan = plan_crop(size, region.box, recipe.buckets, self._context, o.megapixels)
         self.place = self.place._replace(plan=plan)
         i = plan.inside
         check_finite(image[..., i.y0 : i.y1, i.x0 : i.x1], "draft")
         seen = crop(image, plan)
+        mask = crop_mask(region, plan)
         report: dict[str, Any] = _plan_report(plan)
         views = []
-        for reference, mask in zip(references, masks, strict=True):
-            view, found = reference_view(
-                reference, mask, seen, crop_mask(region, plan), recipe.buckets, context=context,
-                megapixels=o.megapixels, aligned=aligned,
-            )  # fmt: skip
+        for reference, reference_mask in zip(references, masks, strict=True):
+            view, found = self._view(reference, reference_mask, seen, mask, self.aligned)
             views.append(view)
             report.setdefault("references", []).append(found)
-        begun = self.clock.run("plan", begun)
+        return _Seen(plan, seen, mask, tuple(views)), report
 
-        self.tell("encode")
-        share = recipe.prefill if aligned else 0.0
-        latents = {"draft": engine.encode(prefill(seen, views[0], crop_mask(region, plan), share))}
-        encoded = [engine.encode(v) for v in views]
+    @property
+    def _context(self) -> float:
+        return self.engine.recipe.context if self.options.context is None else self.options.context
+
+    def _view(
+        self, reference: Tensor, reference_mask: Tensor | None, seen: Tensor, mask: Tensor,
+        aligned: bool,
+    ) -> tuple[Tensor, dict[str, Any]]:  # fmt: skip
+        return reference_view(
+            reference, reference_mask, seen, mask, self.engine.recipe.buckets,
+            context=self._context, megapixels=self.options.megapixels, aligned=aligned,
+        )  # fmt: skip
+
+    def _encode(self, seen: _Seen, share: float) -> tuple[Tensor, ...]:
+        """Clean latents in the recipe's order, with `share` of the reference laid over the draft."""
+        draft = self.engine.encode(prefill(seen.draft, seen.views[0], seen.mask, share))
+        encoded = [self.engine.encode(v) for v in seen.views]
         ordered: list[Tensor] = []
-        for role in recipe.order:
-            ordered += [latents["draft"]] if role == "draft" else encoded
-        indices = tuple(range(recipe.indices[0], recipe.indices[0] + len(ordered)))
-        begun = self.clock.run("encode", begun)
+        for role in self.engine.recipe.order:
+            ordered += [draft] if role == "draft" else encoded
+        return tuple(ordered)
 
-        sigmas = recipe.sigmas(plan.target, o.steps)
-        job = SamplingJob(
-            tuple(ordered), indices, sigmas,
+    def _job(self, region: Region, plan: CropPlan, latents: tuple[Tensor, ...]) -> SamplingJob:
+        o, recipe = self.options, self.engine.recipe
+        return SamplingJob(
+            latents,
+            tuple(range(recipe.indices[0], recipe.indices[0] + len(latents))),
+            recipe.sigmas(plan.target, o.steps),
             recipe.text(o.prompt, o.subject),
             recipe.guidance if o.guidance is None or recipe.guidance is None else o.guidance,
             o.seed,
-            self._restriction(region, plan, latents["draft"]),
-        )  # fmt: skip
-        latent = engine.sample(job, lambda i, steps, x0: self.tell("sample", i, steps, x0))
-        begun = self.clock.run("sample", begun)
-        self.tell("decode")
-        result = engine.decode(latent).float().clamp(0, 1)
-        begun = self.clock.run("decode", begun)
+            self._restriction(region, plan, latents[recipe.order.index("draft")]),
+        )
 
-        self.tell("register")
-        result, settled = settle(result, seen, region, plan, **self._settling())
-        report |= settled
-        begun = self.clock.run("register", begun)
-        self.tell("stitch")
-        patch = uncrop(result, plan, region)
-        stitch_into(image, patch, region, feather_pixels=o.feather, blend=o.blend)
-        self.clock.run("stitch", begun)
-        return result, report
+    def _sampled(self, step: int, steps: int, x0: Tensor) -> None:
+        self.tell("sample", step, steps, x0)
+
+    def _search(
+        self, job: SamplingJob, seen: _Seen, region: Region, reference: Tensor,
+        reference_mask: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Any]]:  # fmt: skip
+        """The best of several candidates, decoded, and how it was found."""
+        o = self.options
+        goal = seen.views[0]
+        if not self.aligned:  # scorers compare in place: the reference has to lie as the draft does
+            goal, _ = self._view(reference, reference_mask, seen.draft, seen.mask, aligned=True)
+
+        # Where candidates differ in how much of the reference was laid over the draft, both are
+        # witnesses: the distance to the reference alone would always choose the largest share.
+        witnesses = [goal, seen.draft] if self._share > 0 else [goal]
+
+        def judge(pictures: Tensor) -> Tensor:
+            settled = torch.cat([
+                settle(p, seen.draft, region, seen.plan, **self._settling())[0]
+                for p in pictures.split(1)
+            ])  # fmt: skip
+            apart = [self.scorer.distance(settled, w, seen.mask) for w in witnesses]
+            return torch.stack(apart).square().mean(0).sqrt()
+
+        candidates = [self._candidate(i, job, seen) for i in range(o.candidates)]
+        steps = len(job.sigmas) - 1
+        plan = rounds(steps, o.candidates, o.keep, o.prune_at)
+        found = search(self.engine, job, candidates, plan, judge, self._sampled)
+        report = found.report(candidates, steps)
+        return found.picture, {"scorer": self.scorer.name, "witnesses": len(witnesses), **report}
+
+    def _candidate(self, i: int, job: SamplingJob, seen: _Seen) -> Candidate:
+        """The candidate number `i`, of which 0 is the plain run."""
+        seed = (self.options.seed + i) % (1 << 64)
+        if self._share == 0:
+            return Candidate(seed, job.references)
+        share = spread_share(self._share, i)
+        latents = job.references if i == 0 else self._encode(seen, share)
+        return Candidate(seed, latents, {"prefill": round(share, 3)})
+
+    @property
+    def _share(self) -> float:
+        return self.engine.recipe.prefill if self.aligned else 0.0
 
     def _settling(self) -> dict[str, Any]:
         o, usual = self.options, self.engine.recipe.settles
@@ -442,6 +554,18 @@ def prefill(seen: Tensor, view: Tensor, region_mask: Tensor, share: float) -> Te
     the wrong one is weakened.
     """
     return seen if share == 0 else seen + share * region_mask * (view - seen)
+
+
+def spread_share(share: float, i: int) -> float:
+    """The share of `prefill` of candidate `i`: `share` itself, then evenly over 0.1 to 0.9.
+
+    Steps of the golden ratio, so that any first N candidates cover the range. A small model's
+    output hardly depends on the noise; what it sees of the draft is what makes candidates differ.
+    """
+    low, span = 0.1, 0.8
+    if i == 0:
+        return share
+    return low + span * (((share - low) / span + i * 0.6180339887498949) % 1.0)
 
 
 def settle(

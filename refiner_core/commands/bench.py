@@ -30,6 +30,12 @@ def add_parser(commands: Any) -> None:
         "started in ComfyUI's folder",
     )  # fmt: skip
     p.set_defaults(run=run)
+    subjects = p.add_subparsers(dest="subject", metavar="SUBJECT")
+    found = subjects.add_parser("search", help="what the best of N gains, with nano, held out")
+    found.add_argument("--count", type=int, default=64, help="scenes; default: %(default)s")
+    found.add_argument("--candidates", type=int, default=8, help="N; default: %(default)s")
+    found.add_argument("--workers", type=int, default=2, help="processes; default: %(default)s")
+    found.set_defaults(run=run_search)
 
 
 def _median(work: Callable[[], object], rounds: int) -> float:
@@ -154,3 +160,16 @@ def run(chosen: argparse.Namespace) -> None:
     _picture_size(chosen.rounds)
     if chosen.crop_and_stitch:
         _against_crop_and_stitch(chosen.crop_and_stitch, chosen.rounds)
+
+
+def run_search(chosen: argparse.Namespace) -> None:
+    """Print what the search gains and costs."""
+    from ..evaluation.search_gain import measure_search, table
+
+    if chosen.count < 1 or chosen.candidates < 2:
+        raise ValueError(
+            f"bench search needs --count of 1 and --candidates of 2 or more, got {chosen.count} and "
+            f"{chosen.candidates}."
+        )
+    rows = measure_search(chosen.count, chosen.candidates, workers=chosen.workers)
+    print(table(rows, chosen.candidates))

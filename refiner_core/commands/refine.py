@@ -70,6 +70,12 @@ def add_parser(commands: Any) -> None:
                      help="take out shift and zoom; default: the recipe's")  # fmt: skip
     how.add_argument("--align", action=argparse.BooleanOptionalAction, default=None,
                      help="bring the reference into the draft's pose first")  # fmt: skip
+    best = p.add_argument_group("best of several")
+    best.add_argument("--candidates", type=int, default=1, metavar="N",
+                      help="begin N repairs, seeds from --seed on; return the best; 1 to 64")  # fmt: skip
+    best.add_argument("--keep", type=int, default=1, metavar="K", help="how many run to the end")
+    best.add_argument("--prune-at", type=int, metavar="S",
+                      help="drop the worse half every S steps; 0 = never; default: steps/4")  # fmt: skip
     p.set_defaults(run=run)
 
 
@@ -101,6 +107,7 @@ def run(chosen: argparse.Namespace) -> None:
         guidance=chosen.guidance, context=chosen.context, megapixels=chosen.megapixels,
         grow=chosen.grow, feather=chosen.feather, model_mask=chosen.model_mask,
         blend=chosen.blend, color_match=chosen.color_match, drift=chosen.drift, align=chosen.align,
+        candidates=chosen.candidates, keep=chosen.keep, prune_at=chosen.prune_at,
     )  # fmt: skip
     draft = load_picture(chosen.draft, "draft")
     references = tuple(load_picture(r, "reference").pixels for r in chosen.reference)

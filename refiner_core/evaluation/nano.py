@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ..data.scenes import Scene, make_scene
-from ..interfaces import SamplingJob
 from ..nano import NANO_WEIGHTS
 from ..pipeline import RefineOptions, RefineRequest, refine
 from ..processes import worker_pool
-from ..recipes import NANO, Recipe
+from ..recipes import NANO
 from ..scoring.pixels import masked_psnr, masked_ssim
+from .baselines import PastedReference, pasted_reference
+from .cases import mask_tensor, picture
 
 FIRST_SEED = 10_000_000  # far from every training seed
 _METHODS = ("draft", "pasted", "aligned", "refined")
@@ -35,57 +35,16 @@ class Row:
     picture: np.ndarray
 
 
-class PastedReference:
-    """An `Engine` that answers with the reference itself: what is there before any model."""
-
-    recipe: Recipe = replace(NANO, steps=1)
-
-    def encode(self, image: Tensor) -> Tensor:
-        return image
-
-    def decode(self, latent: Tensor) -> Tensor:
-        return latent
-
-    def sample(self, job: SamplingJob, step: object) -> Tensor:
-        return job.references[1]
-
-    def describe(self) -> dict[str, str]:
-        return {"kind": "pasted reference"}
-
-
-def _tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
-
-
-def _mask(mask: np.ndarray) -> Tensor:
-    return torch.from_numpy(mask.copy())[None, None].float() / 255
-
-
-_CEILING = 60.0  # dB; an untouched picture would be infinite and spoil every mean
+CEILING = 60.0  # dB; an untouched picture would be infinite and spoil every mean
 
 
 def _psnr(image: np.ndarray, scene: Scene) -> float:
-    psnr = masked_psnr(_tensor(image), _tensor(scene.target), _mask(scene.mask))
-    return min(_CEILING, float(psnr))
+    psnr = masked_psnr(picture(image), picture(scene.target), mask_tensor(scene.mask))
+    return min(CEILING, float(psnr))
 
 
 def _ssim(image: np.ndarray, scene: Scene) -> float:
-    return float(masked_ssim(_tensor(image), _tensor(scene.target), _mask(scene.mask)))
-
-
-def _pasted_by_hand(scene: Scene) -> np.ndarray:
-    """The reference's masked box resized onto the draft's, through the mask."""
-
-    def box(mask: np.ndarray) -> tuple[int, int, int, int]:
-        rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        return int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1
-
-    source, target = box(scene.reference_mask), box(scene.mask)
-    size = (target[2] - target[0], target[3] - target[1])
-    patch = Image.fromarray(scene.reference).crop(source).resize(size, Image.Resampling.LANCZOS)
-    out = Image.fromarray(scene.draft)
-    out.paste(patch, target[:2], Image.fromarray(scene.mask).crop(target))
-    return np.asarray(out)
+    return float(masked_ssim(picture(image), picture(scene.target), mask_tensor(scene.mask)))
 
 
 def _evaluate(job: tuple[int, str, bool, int | None]) -> Row | None:
@@ -97,11 +56,14 @@ def _evaluate(job: tuple[int, str, bool, int | None]) -> Row | None:
     if scene.degradation == "identity":
         return None
     request = RefineRequest(
-        _tensor(scene.draft), (_tensor(scene.reference),), _mask(scene.mask),
-        (_mask(scene.reference_mask),), RefineOptions(seed=seed, steps=steps),
+        picture(scene.draft), (picture(scene.reference),), mask_tensor(scene.mask),
+        (mask_tensor(scene.reference_mask),), RefineOptions(seed=seed, steps=steps),
     )  # fmt: skip
-    results = {"draft": scene.draft, "pasted": _pasted_by_hand(scene)}
-    engines = {"aligned": PastedReference(), "refined": load_nano(path=Path(weights))}
+    results = {
+        "draft": scene.draft,
+        "pasted": pasted_reference(scene.draft, scene.mask, scene.reference, scene.reference_mask),
+    }
+    engines = {"aligned": PastedReference(NANO), "refined": load_nano(path=Path(weights))}
     report = {}
     for name, engine in engines.items():
         done = refine(engine, request)

@@ -1,0 +1,63 @@
+"""What there is before any model: the reference pasted into the draft, by hand and aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ..data.shards import mask_box
+from ..interfaces import SamplingJob
+from ..recipes import Recipe
+
+
+@dataclass
+class PastedReference:
+    """An `Engine` that answers with the reference as the pipeline aligned and lit it.
+
+    `model` is the recipe whose crop sizes it works at.
+    """
+
+    model: Recipe
+
+    @property
+    def recipe(self) -> Recipe:
+        return replace(self.model, steps=1, align=True, prefill=0.0, settles=False)
+
+    def encode(self, image: Tensor) -> Tensor:
+        return image
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return latent
+
+    def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
+        return job.references[self.recipe.order.index("reference")]
+
+    def describe(self) -> dict[str, str]:
+        return {"kind": "pasted reference"}
+
+
+def pasted_reference(
+    draft: np.ndarray, mask: np.ndarray, reference: np.ndarray, reference_mask: np.ndarray | None
+) -> np.ndarray:
+    """The box of the reference's detail resized onto the mask's box, through the mask, uint8 H W 3.
+
+    Raises:
+        ValueError: a mask is empty.
+    """
+    target = mask_box(mask)
+    source = (
+        (0, 0, reference.shape[1], reference.shape[0])
+        if reference_mask is None
+        else mask_box(reference_mask)
+    )
+    if target is None or source is None:
+        raise ValueError(f"The {'mask' if target is None else 'reference mask'} is empty.")
+    size = (target[2] - target[0], target[3] - target[1])
+    patch = Image.fromarray(reference).crop(source).resize(size, Image.Resampling.LANCZOS)
+    out = Image.fromarray(draft)
+    out.paste(patch, target[:2], Image.fromarray(mask).crop(target))
+    return np.asarray(out)

@@ -1,0 +1,102 @@
+"""DINOv2 similarity: cosine of class tokens, through transformers, from a local folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .files import sha256
+from .metrics import Case, Column, Scores, Unavailable, cut
+
+_SIDE, _SHORT = 224, 256
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    return Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
+
+
+def whole(pixels: Tensor) -> Image.Image:
+    """The published preprocessing: shorter side to 256 px, the middle 224 px."""
+    image = _image(pixels)
+    scale = _SHORT / min(image.size)
+    image = image.resize(
+        (max(_SHORT, round(image.width * scale)), max(_SHORT, round(image.height * scale))),
+        Image.Resampling.BICUBIC,
+    )
+    x, y = (image.width - _SIDE) // 2, (image.height - _SIDE) // 2
+    return image.crop((x, y, x + _SIDE, y + _SIDE))
+
+
+def squeezed(pixels: Tensor) -> Image.Image:
+    """A region's crop as 224x224: nothing of it is cut away; both sides are bent alike."""
+    return _image(pixels).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+
+
+class DinoV2:
+    """Cosine to the target, whole and region, and of the region to the reference's detail.
+
+    Args:
+        folder: a DINOv2 in transformers' layout (config.json, model.safetensors).
+
+    Raises:
+        Unavailable: transformers or the folder is missing, or it holds another model.
+    """
+
+    columns = (
+        Column("dinov2", "DINOv2", True, 4, 0.9457),
+        Column("dinov2_crop", "DINOv2 crop", True, 4),
+        Column("dinov2_reference", "DINOv2 to ref.", True, 4),
+    )
+
+    def __init__(self, folder: Path | None, device: str = "cpu") -> None:
+        if folder is None or not (folder / "config.json").is_file():
+            raise Unavailable(
+                f"DINOv2: {folder or 'no folder'} holds no model. Download facebook/dinov2-base "
+                "(config.json, model.safetensors) and name its folder with --dinov2."
+            )
+        try:
+            from transformers import AutoModel
+        except ImportError as e:
+            raise Unavailable("DINOv2: pip install 'omnirefiner[score]' (transformers)") from e
+        try:
+            self.model = AutoModel.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as e:
+            raise Unavailable(f"DINOv2: {folder} cannot be loaded: {e}") from e
+        if self.model.config.model_type != "dinov2":
+            raise Unavailable(f"DINOv2: {folder} is a {self.model.config.model_type}, not dinov2.")
+        self.model.eval().requires_grad_(False).to(device)
+        self.device, self.folder = device, folder
+
+    @torch.inference_mode()
+    def embed(self, images: list[Image.Image]) -> Tensor:
+        """224x224 pictures to unit vectors N D: the class token after the final norm."""
+        x = torch.from_numpy(np.stack([np.asarray(i, np.float32) / 255 for i in images]))
+        x = (x - torch.tensor(_MEAN)) / torch.tensor(_STD)
+        out = self.model(pixel_values=x.permute(0, 3, 1, 2).to(self.device))
+        return torch.nn.functional.normalize(out.last_hidden_state[:, 0].float().cpu(), dim=1)
+
+    def measure(self, case: Case, results: Mapping[str, Tensor]) -> Scores:
+        names, box = list(results), case.box
+        crops = self.embed([squeezed(cut(results[n], box)) for n in names])
+        scores: Scores = {n: {c.key: None for c in self.columns} for n in names}
+        near = crops @ self.embed([squeezed(case.reference_crop)])[0]
+        columns = {"dinov2_reference": near}
+        if case.target is not None:
+            pictures = self.embed([whole(results[n]) for n in names])
+            truth = self.embed([whole(case.target), squeezed(cut(case.target, box))])
+            columns |= {"dinov2": pictures @ truth[0], "dinov2_crop": crops @ truth[1]}
+        for key, values in columns.items():
+            for name, value in zip(names, values.tolist(), strict=True):
+                scores[name][key] = value
+        return scores
+
+    def describe(self) -> dict[str, str]:
+        weights = self.folder / "model.safetensors"
+        digest = sha256(weights) if weights.is_file() else "no model.safetensors"
+        return {"dinov2": f"{self.model.config.name_or_path or self.folder}, sha256 {digest}"}

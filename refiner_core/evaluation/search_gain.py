@@ -1,0 +1,127 @@
+"""What the search for the best of N gains: against one run, and against its own price in steps.
+
+Everything runs nano on held-out procedural scenes; the target is known, and only used to measure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.scenes import make_scene
+from ..engine import CoreEngine
+from ..images import to_float
+from ..pipeline import RefineOptions, RefineRequest, refine
+from ..processes import worker_pool
+from ..scoring.pixels import edge_error, masked_psnr, masked_ssim
+from ..scoring.structural import StructuralScorer
+from .cases import mask_tensor, picture
+from .nano import CEILING, FIRST_SEED
+
+SINGLE, LIGHT = "one run", "one run, half the prefill"
+BEST, STEPS = "best of N", "one run, as many steps"
+RUNS = (SINGLE, LIGHT, BEST, STEPS)
+_MEASURES = ("psnr", "ssim", "edges", "structure")
+_DRAWS = 2000  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One scene: per run its sampling steps and its four measures to the target."""
+
+    seed: int
+    degradation: str
+    evaluations: dict[str, int]
+    measures: dict[str, dict[str, float]]
+
+
+def _measure(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
+    structure = StructuralScorer().distance(to_float(image), to_float(target), mask)
+    return {
+        "psnr": min(CEILING, float(masked_psnr(image, target, mask))),
+        "ssim": float(masked_ssim(image, target, mask)),
+        "edges": float(edge_error(image, target, mask)),
+        "structure": float(structure),
+    }
+
+
+def _compare(job: tuple[int, int]) -> Gain | None:
+    from ..nano.engine import load_nano
+
+    seed, candidates = job
+    scene = make_scene(seed, (320, 240), (0.3, 0.5), rough_masks=False, held_out=True)
+    if scene.degradation == "identity":
+        return None
+    engine = load_nano()
+    target, mask = picture(scene.target), mask_tensor(scene.mask)
+
+    def run(engine: CoreEngine, options: RefineOptions) -> tuple[dict[str, float], dict[str, Any]]:
+        request = RefineRequest(
+            picture(scene.draft), (picture(scene.reference),), mask,
+            (mask_tensor(scene.reference_mask),), options,
+        )  # fmt: skip
+        done = refine(engine, request)
+        return _measure(done.image, target, mask), done.report["regions"][0]
+
+    plain = RefineOptions(seed=seed)
+    steps = engine.recipe.steps
+    measures = {SINGLE: run(engine, plain)[0]}
+    light = replace(engine, recipe=replace(engine.recipe, prefill=engine.recipe.prefill / 2))
+    measures[LIGHT] = run(light, plain)[0]
+    measures[BEST], region = run(engine, replace(plain, candidates=candidates))
+    price = region["search"]["evaluations"]
+    measures[STEPS] = run(engine, replace(plain, steps=price))[0]
+    spent = {SINGLE: steps, LIGHT: steps, BEST: price, STEPS: price}
+    return Gain(seed, scene.degradation, spent, measures)
+
+
+def interval(differences: np.ndarray) -> tuple[float, float, float]:
+    """Mean of paired differences and its 95 % bootstrap interval."""
+    rng = np.random.default_rng(0)
+    n = len(differences)
+    means = differences[rng.integers(0, n, (_DRAWS, n))].mean(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(differences.mean()), float(low), float(high)
+
+
+def table(rows: list[Gain], candidates: int) -> str:
+    """The runs' means, and the search's paired differences to the others, as Markdown."""
+    full = candidates * rows[0].evaluations[SINGLE]
+    lines = [
+        f"{len(rows)} held-out cases, best of {candidates}; {full} sampling steps for all to the end",
+        "",
+        "| run | steps | PSNR dB | SSIM | edge error | MS-SSIM+edges |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in RUNS:
+        psnr, ssim, edges, structure = (
+            np.mean([r.measures[name][m] for r in rows]) for m in _MEASURES
+        )
+        steps = np.mean([r.evaluations[name] for r in rows])
+        lines.append(
+            f"| {name} | {steps:.0f} | {psnr:.2f} | {ssim:.4f} | {edges:.5f} | {structure:.4f} |"
+        )
+    lines += ["", "best of N minus the other, mean and 95 % interval over cases:", ""]
+    for name in RUNS:
+        if name != BEST:
+            lines.append(f"- {name}: " + "; ".join(_difference(rows, name, m) for m in _MEASURES))
+    return "\n".join(lines)
+
+
+def _difference(rows: list[Gain], name: str, measure: str) -> str:
+    apart = np.array([r.measures[BEST][measure] - r.measures[name][measure] for r in rows])
+    mean, low, high = interval(apart)
+    digits = {"psnr": 2, "ssim": 4, "edges": 5, "structure": 4}[measure]
+    return f"{measure} {mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def measure_search(
+    count: int, candidates: int, *, first: int = FIRST_SEED, workers: int = 2
+) -> list[Gain]:
+    """Run `count` held-out scenes; drafts without fault ("identity") are left out."""
+    jobs = [(first + i, candidates) for i in range(count)]
+    with worker_pool(workers) as pool:
+        return [r for r in pool.map(_compare, jobs, chunksize=2) if r is not None]

@@ -1,0 +1,283 @@
+"""The search for the best of several candidates: what it spends, keeps, returns and reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from refiner_core.data.scenes import Scene, make_scene
+from refiner_core.engine import CoreEngine
+from refiner_core.interfaces import SamplingJob
+from refiner_core.nano.engine import load_nano
+from refiner_core.pipeline import RefineOptions, RefineRequest, refine, spread_share
+from refiner_core.recipes import NANO, Recipe
+from refiner_core.sampling import draw_noise
+from refiner_core.scoring.structural import StructuralScorer
+from refiner_core.search import Candidate, Round, rounds, search
+
+FAST = RefineOptions(steps=2, align=False)
+SIGMAS = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0])
+
+
+@pytest.fixture(scope="module")
+def nano() -> CoreEngine:
+    return load_nano()
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    return make_scene(3, (160, 120), (0.3, 0.5), held_out=True)
+
+
+def request_of(scene: Scene, options: RefineOptions) -> RefineRequest:
+    def image(x: np.ndarray) -> Tensor:
+        return torch.from_numpy(x.copy()).permute(2, 0, 1)[None]
+
+    masks = [
+        torch.from_numpy(m.copy())[None, None] / 255 for m in (scene.mask, scene.reference_mask)
+    ]
+    return RefineRequest(
+        image(scene.draft), (image(scene.reference),), masks[0], (masks[1],), options
+    )
+
+
+# --- the plan ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "count", "keep", "prune_at", "plan", "spent"),
+    [
+        (4, 8, 1, None, [(1, 4), (2, 2), (3, 1), (4, 1)], 15),
+        (4, 8, 2, 1, [(1, 4), (2, 2), (4, 1)], 16),
+        (4, 8, 1, 0, [(4, 1)], 32),
+        (28, 8, 1, None, [(7, 4), (14, 2), (21, 1), (28, 1)], 105),
+        (28, 8, 1, 2, [(2, 4), (4, 2), (6, 1), (28, 1)], 50),
+        (4, 3, 1, 3, [(3, 1), (4, 1)], 10),
+        (4, 5, 3, 1, [(1, 3), (4, 1)], 14),
+        (1, 8, 1, None, [(1, 1)], 8),
+        (4, 8, 8, 1, [(4, 1)], 32),
+        (4, 8, 1, 9, [(4, 1)], 32),
+    ],
+)
+def test_rounds(
+    steps: int, count: int, keep: int, prune_at: int | None, plan: list[tuple[int, int]], spent: int
+) -> None:
+    found = rounds(steps, count, keep, prune_at)
+    assert [(r.end, r.keep) for r in found] == plan
+    alive = [count, *(r.keep for r in found)]
+    ends = [0, *(r.end for r in found)]
+    assert sum(a * (e - b) for a, b, e in zip(alive, ends, ends[1:], strict=False)) == spent
+
+
+@given(st.integers(4, 60), st.integers(2, 16))
+def test_pruning_by_default_takes_at_most_half(steps: int, half: int) -> None:
+    plan = rounds(steps, 2 * half, 1, None)
+    alive = [2 * half, *(r.keep for r in plan)]
+    ends = [0, *(r.end for r in plan)]
+    spent = sum(a * (e - b) for a, b, e in zip(alive, ends, ends[1:], strict=False))
+    # Two or three candidates cannot be halved often enough; from eight on it holds.
+    assert spent <= 2 * half * steps * (0.5 if half >= 4 else 0.75) + 2 * half
+
+
+# --- the search, on an engine whose every number is known ------------------------------------------
+
+
+@dataclass
+class Levels:
+    """Its pictures are one grey: the mean of the noise of the candidate, `drift` by step."""
+
+    drift: Tensor = field(default_factory=lambda: torch.zeros(5))
+    largest: int = 64
+    recipe: Recipe = NANO
+    rows: int = 0
+    batches: list[int] = field(default_factory=list)
+
+    def encode(self, image: Tensor) -> Tensor:
+        return image
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return latent[:, :3]
+
+    def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
+        x = job.start
+        assert x is not None
+        if len(x) > self.largest:
+            raise torch.OutOfMemoryError("too many")
+        steps = len(job.sigmas) - 1
+        end = steps if job.end is None else job.end
+        self.rows += len(x) * (end - job.begin)
+        self.batches.append(len(x))
+        for i in range(job.begin, end):
+            step(i + 1, steps, (x.abs() + self.drift[i + 1]).clamp(0, 1))
+        return (x.abs() + self.drift[end]).clamp(0, 1) if job.end is None else x
+
+    def describe(self) -> dict[str, str]:
+        return {"kind": "levels"}
+
+
+def job_of() -> SamplingJob:
+    latent = torch.zeros(1, 3, 2, 2)
+    return SamplingJob((latent, latent), (1, 2), SIGMAS, "", None, 0, None)
+
+
+def candidates_of(count: int) -> list[Candidate]:
+    job = job_of()
+    return [Candidate(i, job.references) for i in range(count)]
+
+
+def grey(pictures: Tensor) -> Tensor:
+    return pictures.flatten(1).mean(1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 12), st.integers(1, 4), st.sampled_from([None, 0, 1, 2, 3]),
+    st.lists(st.floats(-0.3, 0.3), min_size=5, max_size=5),
+)  # fmt: skip
+def test_returns_the_best_it_reports_and_spends_what_it_reports(
+    count: int, keep: int, prune_at: int | None, drift: list[float]
+) -> None:
+    engine = Levels(torch.tensor(drift))
+    plan = rounds(4, count, min(keep, count), prune_at)
+    found = search(engine, job_of(), candidates_of(count), plan, grey, lambda *_: None)
+    final = {i: s[4] for i, s in enumerate(found.scores) if 4 in s}
+    assert final[found.chosen] == min(final.values())
+    assert float(grey(found.picture)) == final[found.chosen]
+    assert torch.equal(engine.decode(found.latent), found.picture)
+    assert found.evaluations == engine.rows and found.full == 4 * count
+    # Whoever was dropped was no better, when dropped, than anybody who went on.
+    for part, after in zip(plan, plan[1:], strict=False):
+        went_on = [s[part.end] for s in found.scores if after.end in s]
+        dropped = [s[part.end] for s in found.scores if part.end in s and after.end not in s]
+        assert not dropped or min(dropped) >= max(went_on)
+
+
+def test_memory_that_does_not_suffice_halves_the_batch() -> None:
+    plan = rounds(4, 8, 1, None)
+    free, tight = Levels(), Levels(largest=3)
+    a, b = (
+        search(e, job_of(), candidates_of(8), plan, grey, lambda *_: None) for e in (free, tight)
+    )
+    assert free.batches == [8, 4, 2, 1] and tight.batches == [2, 2, 2, 2, 2, 2, 2, 1]
+    assert a.scores == b.scores and torch.equal(a.picture, b.picture)
+    with pytest.raises(torch.OutOfMemoryError):
+        search(Levels(largest=0), job_of(), candidates_of(2), plan, grey, lambda *_: None)
+
+
+def test_a_score_that_is_nan_loses() -> None:
+    def judge(pictures: Tensor) -> Tensor:
+        scores = grey(pictures)
+        scores[int(scores.argmin())] = torch.nan
+        return scores
+
+    found = search(Levels(), job_of(), candidates_of(4), [Round(4, 1)], judge, lambda *_: None)
+    plain = search(Levels(), job_of(), candidates_of(4), [Round(4, 1)], grey, lambda *_: None)
+    ranked = sorted(range(4), key=lambda i: plain.scores[i][4])
+    assert found.chosen == ranked[1]
+
+
+# --- the pipeline --------------------------------------------------------------------------------
+
+
+def test_a_run_in_two_parts_is_the_run(nano: CoreEngine) -> None:
+    g = torch.Generator().manual_seed(0)
+    latents = tuple(torch.randn(2, 16, 8, 8, generator=g) for _ in range(2))
+    noise = torch.cat([draw_noise((1, 16, 8, 8), s) for s in (5, 6)])
+    job = SamplingJob(latents, (1, 2), SIGMAS, "", None, 5, None, noise)
+    seen: list[int] = []
+    whole = nano.sample(job, lambda i, n, x0: seen.append(i))
+    half = nano.sample(replace(job, end=2), lambda i, n, x0: seen.append(i))
+    rest = nano.sample(replace(job, start=half, begin=2), lambda i, n, x0: seen.append(i))
+    assert torch.equal(rest, whole)
+    assert seen == [1, 2, 3, 4, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("model_mask", [0.0, 1.0])
+def test_the_first_candidate_is_the_plain_run(
+    nano: CoreEngine, scene: Scene, model_mask: float
+) -> None:
+    """A scorer that loves the plain run's result makes the search return it."""
+    options = replace(FAST, model_mask=model_mask)
+    plain = refine(nano, request_of(scene, options)).crops[0]
+
+    class Near:
+        name = "near the plain run"
+
+        def distance(self, a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+            return (a - plain).abs().flatten(1).mean(1)
+
+    searched = refine(nano, request_of(scene, replace(options, candidates=3)), None, Near())
+    report = searched.report["regions"][0]["search"]
+    assert report["chosen"] == 0 and report["candidates"][0]["seed"] == 0
+    assert float((searched.crops[0] - plain).abs().max()) < 2e-5
+
+
+def test_one_candidate_takes_the_plain_path(nano: CoreEngine, scene: Scene) -> None:
+    jobs: list[SamplingJob] = []
+
+    @dataclass
+    class Watched(CoreEngine):
+        def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
+            jobs.append(job)
+            return super().sample(job, step)
+
+    engine = Watched(nano.recipe, nano.model, nano.codec, nano.text)
+    one = refine(engine, request_of(scene, replace(FAST, candidates=1, keep=1, prune_at=1)))
+    plain = refine(nano, request_of(scene, FAST))
+    assert len(jobs) == 1 and jobs[0].start is None and (jobs[0].begin, jobs[0].end) == (0, None)
+    assert one.image.numpy().tobytes() == plain.image.numpy().tobytes()
+    assert "search" not in one.report["regions"][0]
+
+
+def test_the_report_is_true_of_the_result(nano: CoreEngine, scene: Scene) -> None:
+    options = RefineOptions(steps=4, candidates=4, seed=2**64 - 2)
+    request = request_of(scene, options)
+    result = refine(nano, request)
+    found = result.report["regions"][0]["search"]
+    assert json.loads(json.dumps(found)) == found
+    assert [c["seed"] for c in found["candidates"]] == [2**64 - 2, 2**64 - 1, 0, 1]
+    assert [c["prefill"] for c in found["candidates"]] == [
+        round(spread_share(NANO.prefill, i), 3) for i in range(4)
+    ]
+    finals = [c["scores"].get("4") for c in found["candidates"]]
+    reached = [f for f in finals if f is not None]
+    assert finals[found["chosen"]] == min(reached)
+    assert found["evaluations"] == 8 and found["evaluations_full"] == 16
+    keep = (result.mask == 0).expand(result.image.shape)
+    assert torch.equal(result.image[keep], request.draft[keep])
+
+
+@given(st.floats(0.1, 0.9), st.integers(2, 32))
+def test_shares_cover_the_range(share: float, count: int) -> None:
+    shares = sorted(spread_share(share, i) for i in range(count))
+    assert shares[0] >= 0.1 and shares[-1] <= 0.9
+    gaps = np.diff([0.1, *shares, 0.9])
+    assert gaps.max() <= 0.8 * 2.7 / count + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"candidates": 0}, "candidates must be between 1 and 64, got 0"),
+        ({"candidates": 65}, "got 65"),
+        ({"candidates": 4, "keep": 5}, r"keep.*\(4\), got 5"),
+        ({"keep": 0}, "got 0"),
+        ({"candidates": 2, "prune_at": -1}, "prune_at must be between 0 and 1000, got -1"),
+    ],
+)
+def test_bad_options(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RefineOptions(**changes)
+
+
+def test_the_weight_free_scorer_is_the_default(nano: CoreEngine, scene: Scene) -> None:
+    result = refine(nano, request_of(scene, replace(FAST, candidates=2)))
+    assert result.report["regions"][0]["search"]["scorer"] == StructuralScorer().name
