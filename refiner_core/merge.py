@@ -1,0 +1,63 @@
+"""Bakes LoRAs into a base: one file that runs without them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .images import atomic_path
+from .lora import apply_lora, parse_lora_argument, read_lora
+from .nano import NANO_WEIGHTS
+from .nano.engine import load_codec, load_nano
+from .weight_files import check_weights_path, read_header
+from .weights import diffusers_to_bfl, load_transformer
+
+Layout = Literal["bfl", "diffusers"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def merge(
+    base: str | Path, loras: Sequence[str], out: Path, layout: Layout = "bfl", dtype: str = "bf16"
+) -> int:
+    """Write `base + loras` as one safetensors file, whole or not at all; the weights changed.
+
+    A nano keeps its codec beside the weights, in diffusers' layout, which its loader expects.
+
+    Args:
+        base: "nano", a FLUX file or a diffusers folder.
+        loras: `FILE` or `FILE:STRENGTH`, merged in this order in float32.
+        out: the file.
+        layout: how a FLUX's keys are spelled.
+
+    Raises:
+        ValueError: a file is missing, broken or of another model; not a .safetensors name.
+    """
+    if out.suffix.lower() != ".safetensors":
+        raise ValueError(f"A model is written as .safetensors, not {out.name}.")
+    pairs = [parse_lora_argument(text) for text in loras]
+    for file, _ in pairs:
+        check_weights_path(file, "LoRA")
+    weights = NANO_WEIGHTS if str(base) == "nano" else Path(base).expanduser()
+    carries_codec = not weights.is_dir() and "codec.mean" in read_header(weights, "base")[0]
+    codec: dict[str, Tensor] = {}
+    if carries_codec:
+        model = load_nano(path=weights).model
+        codec = {f"codec.{k}": v for k, v in load_codec(weights).named_buffers()}
+    else:
+        model = load_transformer(weights, DTYPES[dtype])
+    changed = sum(apply_lora(model, read_lora(file), strength) for file, strength in pairs)
+    sd = {k: v.to(DTYPES[dtype]).contiguous() for k, v in model.state_dict().items()}
+    if layout == "bfl" and not carries_codec:
+        sd = {k: v.contiguous() for k, v in diffusers_to_bfl(sd).items()}
+    metadata = {"format": "pt", "merged": json.dumps([f"{f.name}:{s:g}" for f, s in pairs])}
+    if carries_codec:
+        metadata["recipe"] = "nano"
+    with atomic_path(out) as temporary:
+        save_file(sd | codec, temporary, metadata)
+    return changed
