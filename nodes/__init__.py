@@ -9,6 +9,7 @@ from .masking import MaskBuilder
 from .pick import PickBest
 from .refine import ReferenceRefine
 from .routes import add_routes
+from .scoring import DreamSimScore, LoadScorer
 from .steps import CropForRefine, RefineConditioning, Stitch
 
 
@@ -29,4 +30,6 @@ class OmniRefinerExtension(ComfyExtension):
             Stitch,
             Compare,
             ExampleCase,
+            DreamSimScore,
+            LoadScorer,
         ]

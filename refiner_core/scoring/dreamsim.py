@@ -60,7 +60,8 @@ VARIANTS = {
 
 
 def _centred_unit(features: Tensor) -> Tensor:
-    """Mean 0 and length 1 over the last dimension."""
+    """Mean 0 and length 1 over the last dimension, in float32."""
+    features = features.float()
     centred = features - features.mean(-1, keepdim=True)
     return centred / centred.norm(dim=-1, keepdim=True)
 
@@ -77,6 +78,7 @@ class DreamSim(nn.Module):
                 f"got {len(configs)} for sizes {sorted(sides)}."
             )
         self.variant, self.side = variant, sides.pop()
+        self.source: tuple[str, torch.dtype] | None = None  # the file it was read from, and how
         self.towers = nn.ModuleList(VisionTransformer(c) for c in configs)
 
     @property
@@ -153,7 +155,7 @@ class DreamSimScorer:
         """Embeddings `B D` of whole pictures B 3 H W, in chunks."""
         return torch.cat(
             [self.model.embed(self._prepare(part)) for part in images.split(self.chunk)]
-        ).float()
+        )
 
     def distance(self, a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
         """See `Scorer.distance`."""
@@ -176,5 +178,5 @@ class DreamSimScorer:
 
     def _heat(self, a: Tensor, b: Tensor) -> Tensor:
         of_a, of_b = (self.model.patch_tokens(self._prepare(x)) for x in (a, b))
-        maps = [1 - (x * y).sum(1, keepdim=True).float() for x, y in zip(of_a, of_b, strict=True)]
+        maps = [1 - (x * y).sum(1, keepdim=True) for x, y in zip(of_a, of_b, strict=True)]
         return torch.stack(maps).mean(0)

@@ -118,4 +118,5 @@ def load_dreamsim(
     with torch.device("meta"):
         model = DreamSim(variant, configs)
     fill(model, read_weights(path, dtype, "DreamSim file"), str(path))
+    model.source = (str(path), dtype)
     return model.to(device)

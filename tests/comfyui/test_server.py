@@ -58,7 +58,8 @@ def test_every_node_is_there_with_tooltips(server: Any) -> None:
     assert set(found) == {
         "OmniRefiner_LoadRefiner", "OmniRefiner_RefinerFromModel", "OmniRefiner_ReferenceRefine",
         "OmniRefiner_MaskBuilder", "OmniRefiner_CropForRefine", "OmniRefiner_RefineConditioning",
-        "OmniRefiner_Stitch", "OmniRefiner_PickBest", "OmniRefiner_ExampleCase", "OmniRefiner_RefinerParts",
+        "OmniRefiner_Stitch", "OmniRefiner_PickBest", "OmniRefiner_ExampleCase",
+        "OmniRefiner_DreamSimScore", "OmniRefiner_LoadScorer", "OmniRefiner_RefinerParts",
         "OmniRefiner_Compare",
     }  # fmt: skip
     for name, info in found.items():
