@@ -64,7 +64,3 @@ def boxes_input(tooltip: str) -> io.String.Input:
         tooltip=f"{tooltip} As text: JSON with fractions of width and height, 0..1.",
         extra_dict={"widgetType": "OMNIREFINER_REGIONS"},
     )
-
-
-# A refiner_core.scoring.interface.MapScorer, ready to run under ComfyUI's model management.
-ScorerSocket = io.Custom("SCORER")
