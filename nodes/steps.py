@@ -12,7 +12,7 @@ from torch import Tensor
 from ..refiner_core.crop import crop, crop_mask, stitch, uncrop
 from ..refiner_core.geometry import Extent, plan_crop
 from ..refiner_core.masks import find_regions, whole_region
-from ..refiner_core.pipeline import prefill, reference_view, settle
+from ..refiner_core.pipeline import lost, prefill, reference_view, settle
 from ..refiner_core.recipes import RECIPES, get_recipe
 from .engine import reference_conditioning
 from .layout import from_core, mask_from_core, mask_to_core, to_core
@@ -76,7 +76,10 @@ class CropForRefine(io.ComfyNode):
         shown = prefill(seen, view, inside, chosen.prefill) if chosen.align else seen
         return io.NodeOutput(
             from_core(shown), from_core(view), mask_from_core(inside),
-            RefineCrop(image, seen, region, plan, {"crop": list(plan.box), "reference": report}),
+            RefineCrop(
+                image, seen, view, region, plan, chosen.remainder if chosen.align else 0.0,
+                {"crop": list(plan.box), "reference": report},
+            ),
         )  # fmt: skip
 
 
@@ -133,6 +136,8 @@ class Stitch(io.ComfyNode):
                 io.Boolean.Input("fix_drift", default=True, tooltip="Take out shift and zoom."),
                 io.Float.Input("color_match", default=1.0, min=0.0, max=1.0, step=0.05,
                     tooltip="Take out the colour cast, 0..1."),
+                io.Vae.Input("vae", optional=True,
+                    tooltip="nano's codec loses fine print: with it, what it loses is given back."),
             ],
             outputs=[
                 io.Image.Output(display_name="image"),
@@ -143,7 +148,7 @@ class Stitch(io.ComfyNode):
     @classmethod
     def execute(
         cls, refine_crop: RefineCrop, image: Tensor, feather: int, blend: Any, fix_drift: bool,
-        color_match: float,
+        color_match: float, vae: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         c, result = refine_crop, to_core(image).cpu().float()
         if result.shape[-2:] != c.seen.shape[-2:]:
@@ -151,6 +156,9 @@ class Stitch(io.ComfyNode):
                 f"The image to stitch is {result.shape[-1]}x{result.shape[-2]} but the crop was "
                 f"{c.plan.target}. Pass on what the sampler made of this very crop."
             )
+        if vae is not None and c.remainder:
+            coded = to_core(vae.decode(vae.encode(from_core(c.view)))).cpu()
+            result = (result + c.remainder * lost(c.view, coded)).clamp(0, 1)
         settled, report = settle(
             result[:1], c.seen, c.region, c.plan, drift=fix_drift, color_match=color_match
         )

@@ -37,13 +37,16 @@ class Refiner:
 class RefineCrop:
     """REFINE_CROP: everything that stitching needs to know about a crop.
 
-    `image` the whole draft (core layout), `seen` its crop at the model's size, `region`, `plan`.
+    `image` the whole draft (core layout), `seen` its crop at the model's size, `view` the reference's,
+    `region`, `plan`, `remainder` the recipe's, 0 where the reference is not aligned.
     """
 
     image: Tensor
     seen: Tensor
+    view: Tensor
     region: Region
     plan: CropPlan
+    remainder: float
     report: dict[str, Any]
 
 

@@ -369,6 +369,7 @@ class _RegionJob:
             result, report["search"] = self._search(job, seen, region, references[0], masks[0])
             begun = self.clock.run("sample", begun)
 
+        result = self._restored(result, seen, latents)
         self.tell("register")
         result, settled = settle(result, seen.draft, region, seen.plan, **self._settling())
         report |= settled
@@ -434,6 +435,13 @@ class _RegionJob:
             o.seed,
             self._restriction(region, plan, latents[recipe.order.index("draft")]),
         )
+
+    def _restored(self, result: Tensor, seen: _Seen, latents: tuple[Tensor, ...]) -> Tensor:
+        recipe = self.engine.recipe
+        if not (self.aligned and recipe.remainder):
+            return result
+        coded = self.engine.decode(latents[recipe.order.index("reference")])
+        return (result + recipe.remainder * lost(seen.views[0], coded)).clamp(0, 1)
 
     def _sampled(self, step: int, steps: int, x0: Tensor) -> None:
         self.tell("sample", step, steps, x0)
@@ -566,6 +574,19 @@ def spread_share(share: float, i: int) -> float:
     if i == 0:
         return share
     return low + span * (((share - low) / span + i * 0.6180339887498949) % 1.0)
+
+
+def lost(view: Tensor, coded: Tensor) -> Tensor:
+    """What a codec takes away from an aligned reference view, to be given back to the result.
+
+    Fine print is lost in a coarse codec. Where the model has put the reference's detail at the same
+    place, the missing remainder is the reference's too.
+
+    Args:
+        view: float 1 3 H W.
+        coded: the view encoded and decoded again.
+    """
+    return view - coded.float().clamp(0, 1)
 
 
 def settle(

@@ -21,7 +21,9 @@ class Recipe:
     padding; `buckets` and `context` of the crops; `align` whether the reference is first brought
     into the draft's pose and light; `latent_factor` pixels per latent pixel; `settles` whether its
     output outside the region is good enough to measure drift and colour cast on; `prefill` how much
-    of the aligned reference replaces the draft inside the region before the model sees it (0..1).
+    of the aligned reference replaces the draft inside the region before the model sees it (0..1);
+    `remainder` how much of what the codec loses of the aligned reference is given back to the
+    result (0..1).
     """
 
     name: str
@@ -39,6 +41,7 @@ class Recipe:
     latent_factor: int
     settles: bool = True
     prefill: float = 0.0
+    remainder: float = 0.0
 
     def sigmas(self, target: Extent, steps: int | None = None) -> Tensor:
         """The noise levels for a crop of `target` pixels."""
@@ -101,6 +104,7 @@ NANO = Recipe(
     latent_factor=4,
     settles=False,
     prefill=0.6,
+    remainder=1.0,
 )
 
 RECIPES = {r.name: r for r in (OMNIREFINER, KONTEXT, NANO)}

@@ -21,7 +21,7 @@ from refiner_core.geometry import Box, Extent
 from refiner_core.images import to_dtype
 from refiner_core.interfaces import SamplingJob, Stage
 from refiner_core.nano.engine import load_nano
-from refiner_core.pipeline import RefineOptions, RefineRequest, RefineResult, refine
+from refiner_core.pipeline import RefineOptions, RefineRequest, RefineResult, lost, refine
 from refiner_core.recipes import NANO, Recipe
 from refiner_core.registration import warp
 
@@ -67,6 +67,25 @@ def assert_outside_unchanged(result: RefineResult, draft: Tensor) -> None:
     before = draft.expand(result.image.shape).numpy()
     assert result.image.numpy()[keep].tobytes() == before[keep].tobytes()
     assert (result.image.numpy()[~keep] != before[~keep]).mean() > 0.1
+
+
+def test_what_the_codec_loses_of_the_reference_is_given_back() -> None:
+    view, coded = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8) * 3 - 1
+    torch.testing.assert_close(coded.clamp(0, 1) + lost(view, coded), view)
+
+
+@pytest.mark.parametrize("seed", [1, 9])
+def test_remainder_brings_a_coarse_codec_nearer_to_the_truth(nano: CoreEngine, seed: int) -> None:
+    scene = scene_of(seed, (320, 240), degradation="noise", rough_masks=False)
+    errors = []
+    for remainder in (0.0, 1.0):
+        engine = replace(nano, recipe=replace(NANO, remainder=remainder))
+        out = refine(engine, request_of(scene, RefineOptions())).image
+        on = scene.mask > 0
+        errors.append(
+            np.abs(out[0].permute(1, 2, 0).numpy() - scene.target.astype(float))[on].mean()
+        )
+    assert errors[1] < errors[0]
 
 
 # --- engines that do something known -------------------------------------------------------------

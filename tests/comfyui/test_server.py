@@ -127,7 +127,7 @@ def test_step_by_step_with_ksampler(server: Any) -> None:
         "decode": node("VAEDecode", samples=["sample", 0], vae=["parts", 1]),
         "stitch": node(
             "OmniRefiner_Stitch", refine_crop=["crop", 3], image=["decode", 0], feather=6,
-            blend="feather", fix_drift=False, color_match=0.0,
+            blend="feather", fix_drift=False, color_match=0.0, vae=["parts", 1],
         ),
         "save": node("SaveImage", images=["stitch", 0], filename_prefix="steps"),
     }  # fmt: skip
