@@ -233,15 +233,18 @@ class GrpoTrainer:
     def _learn_nft(self, judged: Judged, advantage: Tensor, share: float) -> dict[str, float]:
         done, o = judged.rollout, self.config.objective
         x0, conditioning = done.x0, done.batch.conditioning
-        generator = torch.Generator().manual_seed(judged.seed ^ 0x2545F491)
+        seed = case_seed(self.config.run.seed, self.epoch, judged.group, 1 << 20)
+        generator = torch.Generator().manual_seed(seed)
         levels = self.schedule((x0.shape[-2], x0.shape[-1]))[:-1]
         sums = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
         for _ in range(o.nft_levels):
             weight = share / o.nft_levels
-            pick = torch.randint(len(levels), (len(x0),), generator=generator)
-            t = levels[pick].to(x0)
-            noise = torch.randn(x0.shape, generator=generator).to(x0)
-            x = flow.interpolate(x0, noise, t)
+            # Siblings share level and noise: what they have in common then cancels, since their
+            # advantages sum to 0, and only what tells them apart is learnt.
+            pick = torch.randint(len(levels), (1,), generator=generator)
+            t = levels[pick].to(x0).expand(len(x0))
+            noise = torch.randn((1, *x0.shape[1:]), generator=generator).to(x0)
+            x = flow.interpolate(x0, noise.expand_as(x0), t)
             with torch.no_grad(), self.trainable.using("old"):
                 v_old = self.policy.velocity(x, t, conditioning)
             with torch.no_grad(), self.trainable.using("ref"):
