@@ -11,7 +11,9 @@ let texts = {};
 export async function loadMessages() {
   try {
     const all = await (await api.fetchApi("/i18n")).json();
-    const locale = String(app.ui?.settings?.getSettingValue?.("Comfy.Locale") ?? "en");
+    const locale = String(
+      app.extensionManager?.setting?.get?.("Comfy.Locale") ?? navigator.language,
+    );
     texts = { ...all.en?.omnirefiner, ...all[locale.split("-")[0]]?.omnirefiner, ...all[locale]?.omnirefiner };
   } catch (error) {
     console.warn("OmniRefiner: no translations", error);

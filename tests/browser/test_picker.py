@@ -1,0 +1,116 @@
+"""The region picker in the page: mouse, keyboard, undo, copies, and what the server makes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.browser.graphs import drag, picker_graph, refine_graph, value_of
+
+RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+
+
+def pairs_of(comfy: Any, node: int) -> list[dict[str, Any]]:
+    text = value_of(comfy, node)
+    return json.loads(text) if text else []
+
+
+@RENDERERS
+def test_boxes_are_drawn_paired_edited_and_undone(
+    open_comfy: Callable[..., Any], vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue)
+    node = picker_graph(comfy)[2]
+    drag(comfy, 0, (0.25, 0.3), (0.5, 0.6))
+    drag(comfy, 1, (0.2, 0.2), (0.8, 0.8))
+    drag(comfy, 0, (0.6, 0.1), (0.9, 0.3))
+    comfy.shot(f"picker-{'vue' if vue else 'canvas'}")
+    first, second = pairs_of(comfy, node)
+    assert first["draft"] == pytest.approx([0.25, 0.3, 0.5, 0.6], abs=0.01)
+    assert first["reference"] == pytest.approx([0.2, 0.2, 0.8, 0.8], abs=0.02)
+    assert second["reference"] is None
+
+    drag(comfy, 0, (0.7, 0.2), (0.7, 0.4))  # moves
+    assert pairs_of(comfy, node)[1]["draft"] == pytest.approx([0.6, 0.3, 0.9, 0.5], abs=0.01)
+    drag(comfy, 0, (0.9, 0.5), (0.95, 0.7))  # a corner resizes
+    assert pairs_of(comfy, node)[1]["draft"] == pytest.approx([0.6, 0.3, 0.95, 0.7], abs=0.01)
+    comfy.page.keyboard.press("Shift+ArrowLeft")
+    moved = pairs_of(comfy, node)[1]["draft"]
+    assert moved[0] == pytest.approx(0.6 - 10 / 640, abs=0.01)
+    comfy.page.keyboard.press("Delete")
+    assert len(pairs_of(comfy, node)) == 1
+    assert comfy.page.evaluate("id => !!app.graph.getNodeById(id)", node), "Del removed the node"
+
+    comfy.page.keyboard.press("Control+z")
+    comfy.settle(600)
+    assert len(pairs_of(comfy, node)) == 2
+    comfy.page.keyboard.press("Control+y")
+    comfy.settle(600)
+    assert len(pairs_of(comfy, node)) == 1
+    comfy.assert_clean()
+
+
+@RENDERERS
+def test_boxes_survive_copies_saving_and_reloading(
+    open_comfy: Callable[..., Any], vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue)
+    node = picker_graph(comfy)[2]
+    drag(comfy, 0, (0.25, 0.3), (0.5, 0.6))
+    text = value_of(comfy, node)
+    comfy.page.evaluate(
+        "id => { app.canvas.selectNode(app.graph.getNodeById(id));"
+        "app.canvas.copyToClipboard(); app.canvas.pasteFromClipboard(); }",
+        node,
+    )
+    comfy.settle()
+    copies = comfy.page.evaluate(
+        "() => app.graph.nodes.filter((n) => n.type === 'OmniRefiner_MaskBuilder')"
+        ".map((n) => n.widgets.find((w) => w.name === 'boxes').value)"
+    )
+    assert copies == [text, text]
+    saved = comfy.page.evaluate("() => app.graph.serialize()")
+    comfy.page.reload()
+    comfy.open()
+    comfy.load(saved)
+    assert value_of(comfy, node) == text
+    prompt = comfy.page.evaluate("async () => (await app.graphToPrompt()).output")
+    assert prompt[str(node)]["inputs"]["boxes"] == text
+    comfy.assert_clean()
+
+
+@RENDERERS
+def test_from_an_empty_canvas_to_a_repaired_picture(
+    open_comfy: Callable[..., Any], vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue)
+    node = refine_graph(comfy)[3]
+    drag(comfy, 0, (0.36, 0.3), (0.62, 0.7))
+    drag(comfy, 1, (0.05, 0.05), (0.95, 0.95))
+    comfy.shot(f"refine-regions-{'vue' if vue else 'canvas'}")
+    entry = comfy.run()
+    assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
+    comfy.settle(1500)
+    comfy.shot(f"refine-result-{'vue' if vue else 'canvas'}")
+    shown = entry["outputs"][str(node)]["omnirefiner"][0]
+    region = shown["report"]["regions"][0]["region"]
+    x0, y0, x1, y1 = json.loads(value_of(comfy, node))[0]["draft"]
+    assert region == [round(x0 * 640), round(y0 * 427), round(x1 * 640), round(y1 * 427)]
+    files = [
+        comfy.server.base / "temp" / shown["pairs"][0][k]["filename"] for k in ("before", "after")
+    ]
+    before, after = (np.asarray(Image.open(f)).astype(int) for f in files)
+    changed = np.argwhere((before != after).any(-1))
+    assert len(changed) > 100
+    assert changed.min(0).tolist() >= [region[1], region[0]]
+    assert (changed.max(0) < [region[3], region[2]]).all()
+    comfy.page.get_by_role("tab", name="Report").click()
+    comfy.settle()
+    comfy.shot(f"refine-report-{'vue' if vue else 'canvas'}")
+    assert "nano" in comfy.page.locator(".omnirefiner-table").inner_text()
+    comfy.assert_clean()
