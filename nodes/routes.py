@@ -12,10 +12,10 @@ from aiohttp import web
 from PIL import Image, ImageOps
 from server import PromptServer
 
-from ..refiner_core.commands.demo import CASES
 from ..refiner_core.geometry import Extent
-from ..refiner_core.previews import fitted
+from ..refiner_core.previews import fitted, to_pillow
 from ..refiner_core.recipes import RECIPES
+from .example import NAMES, example_case
 from .pictures import POINTING
 
 _FOLDERS = {"input", "output", "temp"}
@@ -44,12 +44,18 @@ def _sizes(recipe: Any) -> dict[str, Any]:
 
 
 async def _picture(request: web.Request) -> web.Response:
-    """A picture of ComfyUI's folders, no side over 1024 px; its true size in `X-Picture-Size`."""
+    """A picture of ComfyUI's folders or of an Example Case, no side over 1024 px; its true size in
+    `X-Picture-Size`.
+    """
+    case, name = request.query.get("case"), request.query.get("name")
     path = _path(request.query)
-    if path is None or not os.path.isfile(path):
-        return web.json_response({"error": "There is no such picture."}, status=404)
     try:
-        data, size = await asyncio.to_thread(_scaled, path)
+        if case in NAMES and name in _CASE_PICTURES:
+            data, size = await asyncio.to_thread(_of_case, case, name)
+        elif path is not None and os.path.isfile(path):
+            data, size = await asyncio.to_thread(_scaled, path)
+        else:
+            return web.json_response({"error": "There is no such picture."}, status=404)
     except (OSError, Image.DecompressionBombError) as e:
         return web.json_response({"error": f"The picture cannot be read: {e}"}, status=415)
     headers = {"X-Picture-Size": str(size), "Cache-Control": "no-cache"}
@@ -58,10 +64,6 @@ async def _picture(request: web.Request) -> web.Response:
 
 def _path(query: Any) -> str | None:
     """The file a query names, or None for one outside ComfyUI's folders."""
-    case, name = query.get("case"), query.get("name")
-    if case is not None:
-        known = case in {p.name for p in CASES.iterdir()} and name in _CASE_PICTURES
-        return str(CASES / case / f"{name}.png") if known else None
     kind, filename = query.get("type", "input"), query.get("filename", "")
     if kind not in _FOLDERS or not filename:
         return None
@@ -79,6 +81,15 @@ def _scaled(path: str) -> tuple[bytes, Extent]:
         shown = ImageOps.exif_transpose(shown).resize(
             fitted(size, POINTING), Image.Resampling.BILINEAR, reducing_gap=2.0
         )
+    return _jpeg(shown), size
+
+
+def _of_case(case: str, name: str) -> tuple[bytes, Extent]:
+    pixels = getattr(example_case(case), name)
+    return _jpeg(to_pillow(pixels, POINTING)), Extent(pixels.shape[-1], pixels.shape[-2])
+
+
+def _jpeg(shown: Image.Image) -> bytes:
     buffer = io.BytesIO()
     shown.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue(), size
+    return buffer.getvalue()

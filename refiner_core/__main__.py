@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import bench, convert, data, demo, merge, refine, score, train
+from .commands import animate, bench, convert, data, demo, merge, refine, score, train
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"omnirefiner {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, refine, score, data, train, merge, convert, bench):
+    for module in (demo, refine, score, data, train, merge, convert, animate, bench):
         module.add_parser(commands)
     return top
 

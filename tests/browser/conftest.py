@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.browser.graphs import put_inputs
+
 # One server, made like that of the tests over HTTP.
 from tests.comfyui.conftest import (  # noqa: F401
     comfyui_environment,
@@ -32,8 +34,9 @@ _FLAGS = [
 # What ComfyUI's own page asks for on a fresh server and does not find: the user's settings.
 _NOT_OURS = re.compile(r"/user\.css|/api/(userdata|users)|favicon")
 # ComfyUI's default graph, shown before any workflow is opened, names a model on Hugging Face whose
-# size the page looks up; the page's own content policy blocks that.
-_DEFAULT_GRAPH = "missingModelMetadata"
+# size the page looks up; the page's own content policy blocks that. While it starts, a computed value
+# of the page asks for the graph before there is one.
+_PAGES_OWN = re.compile(r"missingModelMetadata|ComfyApp graph accessed before initialization")
 
 
 def find_chromium() -> str | None:
@@ -47,8 +50,8 @@ def find_chromium() -> str | None:
 class Comfy:
     """ComfyUI's page with helpers to do in it what a user does."""
 
-    def __init__(self, page: Any, server: Any, vue: bool) -> None:  # noqa: F811
-        self.page, self.server, self.vue = page, server, vue
+    def __init__(self, page: Any, server: Any, settings: dict[str, Any]) -> None:  # noqa: F811
+        self.page, self.server, self.settings = page, server, settings
         self.errors: list[str] = []
         self.external: list[str] = []
         self.missing: list[str] = []
@@ -60,9 +63,10 @@ class Comfy:
     def _on_console(self, message: Any) -> None:
         # A failed request is listed by `missing`, with its address, which the console leaves out.
         where = message.location.get("url", "")
-        known = message.text.startswith("Failed to load resource") or _DEFAULT_GRAPH in where
+        said = f"{message.text} @ {where}"
+        known = said.startswith("Failed to load resource") or _PAGES_OWN.search(said)
         if message.type == "error" and not known:
-            self.errors.append(f"{message.text} @ {where}")
+            self.errors.append(said)
 
     def _on_request(self, request: Any) -> None:
         own = (self.server.url, self.server.url.replace("http", "ws", 1))
@@ -79,13 +83,22 @@ class Comfy:
         return [m for m in self.missing if not _NOT_OURS.search(m)]
 
     def open(self) -> None:
-        """Load the page and wait until a graph can be drawn."""
+        """Load the page with its settings and wait until a graph can be drawn."""
+        self.server.post("/settings", self.settings)
+        put_inputs(self.server.base)  # Load Image lists what is there when the page is opened
         self.page.goto(self.server.url)
         self.page.wait_for_function(
             "() => document.querySelector('[data-testid=queue-button]') && "
             "window.app?.extensionManager?.workflow?.activeWorkflow",
             timeout=90_000,
         )
+
+    def reset(self) -> None:
+        """An empty graph in front, and nothing that went wrong so far."""
+        self.page.bring_to_front()
+        self.page.evaluate("() => { app.graph.clear(); }")
+        for seen in (self.errors, self.external, self.missing):
+            seen.clear()
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Open a workflow as if its file was dropped on the page."""
@@ -142,25 +155,31 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
         context.close()
 
 
+@pytest.fixture(scope="session")
+def pages() -> dict[tuple[Any, ...], Comfy]:
+    """Pages that are open, by their settings: opening one takes most of a test's time."""
+    return {}
+
+
 @pytest.fixture
 def open_comfy(
-    chromium: Callable[..., Any], server: Any  # noqa: F811
-) -> Iterator[Callable[..., Comfy]]:  # fmt: skip
-    """`open_comfy(vue=False, theme="dark", locale="en") -> Comfy`, a page opened with settings."""
-    opened: list[Comfy] = []
+    chromium: Callable[..., Any],
+    server: Any,  # noqa: F811
+    pages: dict[tuple[Any, ...], Comfy],
+) -> Callable[..., Comfy]:
+    """`open_comfy(vue=False, theme="dark", locale="en") -> Comfy`, a page with an empty graph."""
 
     def make(vue: bool = False, theme: str = "dark", locale: str = "en", **size: int) -> Comfy:
-        settings = {
-            "Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue,
-            "Comfy.ColorPalette": theme, "Comfy.Locale": locale,
-            "Comfy.Workflow.Persist": False,
-        }  # fmt: skip
-        server.post("/settings", settings)
-        comfy = Comfy(chromium(**size), server, vue)
-        opened.append(comfy)
-        comfy.open()
-        return comfy
+        key = (vue, theme, locale, *sorted(size.items()))
+        if key not in pages:
+            settings = {
+                "Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue,
+                "Comfy.ColorPalette": theme, "Comfy.Locale": locale,
+                "Comfy.Workflow.Persist": False, "Comfy.Minimap.Visible": False,
+            }  # fmt: skip
+            pages[key] = Comfy(chromium(**size), server, settings)
+            pages[key].open()
+        pages[key].reset()
+        return pages[key]
 
-    yield make
-    for comfy in opened:
-        comfy.page.close()
+    return make

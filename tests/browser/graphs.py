@@ -46,24 +46,25 @@ def build(
     return ids
 
 
-def put_inputs(comfy: Any, case: str = "logo") -> None:
-    """Put a demo case's pictures into ComfyUI's input folder as Load Image finds them."""
+def put_inputs(base: Path, case: str = "logo") -> None:
+    """Put a demo case's pictures into the input folder, as Load Image finds them."""
     for name in ("draft", "reference"):
-        shutil.copy(CASES / case / f"{name}.png", comfy.server.base / "input" / f"{name}.png")
+        shutil.copy(CASES / case / f"{name}.png", base / "input" / f"{name}.png")
+    put_picture(base, "huge.png", (16384, 2048))
+    put_picture(base, "gone.png", (300, 200))
 
 
-def put_picture(comfy: Any, name: str, size: tuple[int, int]) -> None:
+def put_picture(base: Path, name: str, size: tuple[int, int]) -> None:
     """A picture of any size with four colours in the input folder."""
     picture = Image.new("RGB", size, (40, 90, 160))
     w, h = size
     picture.paste((220, 180, 60), (0, 0, w // 2, h // 2))
     picture.paste((90, 160, 80), (w // 2, h // 2, w, h))
-    picture.save(comfy.server.base / "input" / name, compress_level=1)
+    picture.save(base / "input" / name, compress_level=1)
 
 
 def picker_graph(comfy: Any, width: int = 520, height: int = 560, **values: Any) -> list[int]:
     """Two Load Image nodes and a Mask Builder; returns [draft, reference, mask builder]."""
-    put_inputs(comfy)
     nodes = [
         {"type": "LoadImage", "pos": [20, 80], "values": {"image": "draft.png"}},
         {"type": "LoadImage", "pos": [20, 480], "values": {"image": "reference.png"}},
@@ -77,7 +78,6 @@ def picker_graph(comfy: Any, width: int = 520, height: int = 560, **values: Any)
 
 def refine_graph(comfy: Any, width: int = 520, **values: Any) -> list[int]:
     """Two Load Image nodes and nano into a Reference Refine; [draft, reference, loader, refine]."""
-    put_inputs(comfy)
     nodes = [
         {"type": "LoadImage", "pos": [20, 80], "values": {"image": "draft.png"}},
         {"type": "LoadImage", "pos": [20, 420], "values": {"image": "reference.png"}},

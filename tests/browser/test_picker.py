@@ -75,7 +75,6 @@ def test_boxes_survive_copies_saving_and_reloading(
     )
     assert copies == [text, text]
     saved = comfy.page.evaluate("() => app.graph.serialize()")
-    comfy.page.reload()
     comfy.open()
     comfy.load(saved)
     assert value_of(comfy, node) == text

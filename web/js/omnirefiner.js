@@ -3,13 +3,14 @@
 
 import { api } from "/scripts/api.js";
 import { app } from "/scripts/app.js";
+import { forwardToCanvas } from "./canvas.js";
 import { addStyle } from "./dom.js";
 import { loadMessages, say } from "./messages.js";
 import { migrateGraph } from "./migrate.js";
 import { Panel, PANELS } from "./panel.js";
 import { loadRecipes } from "./sources.js";
 
-const LEAST_HEIGHT = 260; // px of the widget
+const LEAST_HEIGHT = 290; // px of the widget
 const FIRST_WIDTH = 420; // px of a new node
 
 /** @type {Map<any, Panel>} panels by node */
@@ -33,6 +34,7 @@ function addPanel(node, name, stored) {
     serialize: stored,
   });
   widget.serialize = stored;
+  forwardToCanvas(panel.root);
   panels.set(node, panel);
   node.hideOutputImages = true;
   // The classic canvas would draw previews a second time, below the widget.
@@ -61,7 +63,8 @@ function panelOf(id) {
   let graph = app.rootGraph ?? app.graph;
   let node;
   for (const part of String(id).split(":")) {
-    node = graph?.getNodeById?.(Number(part));
+    // Ids are numbers or text, by version.
+    node = graph?.getNodeById?.(part) ?? graph?.getNodeById?.(Number(part));
     graph = node?.subgraph;
   }
   return panels.get(node);
@@ -94,7 +97,10 @@ function listen() {
   on("omnirefiner.stage", (detail) => panelOf(detail.node)?.showStage(detail));
   on("b_preview_with_metadata", showPreview);
   on("execution_interrupted", () => stopAll(say("stopped")));
-  on("execution_error", () => stopAll(say("failed")));
+  on("execution_error", (detail) => {
+    stopAll(say("failed"));
+    panelOf(detail.node_id)?.stopped(say("failed"));
+  });
   on("execution_success", () => stopAll(""));
   on("reconnecting", () => stopAll(say("lost")));
 }

@@ -103,8 +103,8 @@ export class Panel {
     if (shown.inputs) void this.picker?.showRun(shown.inputs, shown.mask);
     if (shown.report) this.report?.show(shown.report);
     if (shown.pairs && this.viewer) {
-      void this.viewer.show(shown.pairs);
       this.open("result");
+      void this.viewer.show(shown.pairs);
     }
   }
 

@@ -35,6 +35,10 @@ export class Picker {
     this.ran = { draft: null, reference: null };
     /** @type {Record<Side, string>} what each pane shows or is loading */
     this.shown = { draft: "", reference: "" };
+    /** @type {Record<Side, boolean>} */
+    this.gone = { draft: false, reference: false };
+    /** A word on what the user just tried, until they do something else. */
+    this.note = "";
     this.panes = { draft: this.makePane("draft"), reference: this.makePane("reference") };
     this.status = element("span", { class: "omnirefiner-status", role: "status" });
     this.root = element(
@@ -97,8 +101,7 @@ export class Picker {
   set(pairs, selected, done = true) {
     if (this.locked) return;
     this.pairs = pairs;
-    this.selected = selected;
-    this.redraw();
+    this.select(selected);
     if (!done || formatPairs(pairs) === this.text) return;
     this.text = formatPairs(pairs);
     this.panes.draft.mask = null; // it was made of other boxes
@@ -109,6 +112,7 @@ export class Picker {
   /** @param {number} index */
   select(index) {
     this.selected = index;
+    this.note = "";
     this.redraw();
   }
 
@@ -123,7 +127,8 @@ export class Picker {
   draw(side, box) {
     const next = withDrawn(this.pairs, side, box, this.selected);
     if (next) this.set(next.pairs, next.selected);
-    else this.say(side === "draft" ? say("tooMany", { most: MOST_BOXES }) : say("draftFirst"));
+    else this.note = side === "draft" ? say("tooMany", { most: MOST_BOXES }) : say("draftFirst");
+    this.redraw();
   }
 
   /**
@@ -161,12 +166,22 @@ export class Picker {
     const ran = name && this.ran[side];
     const source = known ?? (ran ? { ...ran, url: viewUrl(ran) } : null);
     const pane = this.panes[side];
-    pane.hint = say(name ? "runOnce" : side === "draft" ? "connectDraft" : "connectReference");
     const key = source?.url ?? "";
+    if (this.shown[side] !== key) this.gone[side] = false;
+    pane.hint = say(this.gone[side] ? "pictureGone" : this.hintFor(side, name));
     if (this.shown[side] === key) return;
     this.shown[side] = key;
     if (source) this.load(side, source, key);
     else pane.show(null, [1, 1]);
+  }
+
+  /**
+   * @param {Side} side
+   * @param {string | undefined} name The connected input.
+   */
+  hintFor(side, name) {
+    if (name) return "runOnce";
+    return side === "draft" ? "connectDraft" : "connectReference";
   }
 
   /**
@@ -181,6 +196,7 @@ export class Picker {
       if (this.shown[side] === key) pane.show(picture, size);
     } catch {
       if (this.shown[side] !== key) return;
+      this.gone[side] = true;
       pane.hint = say("pictureGone");
       pane.show(null, [1, 1]);
     }
@@ -204,17 +220,15 @@ export class Picker {
     this.redraw();
   }
 
-  /** @param {string} text */
-  say(text) {
-    this.status.textContent = text;
-  }
-
   redraw() {
     for (const side of SIDES) this.panes[side].redraw();
-    if (parsePairs(this.text) === null) this.say(say("unreadable"));
-    else if (this.locked) this.say(say("fromNode"));
-    else if (!this.pairs.length) this.say(say("howTo"));
-    else this.say(say("count", { count: this.pairs.length }));
+    this.status.textContent = this.note || this.describe();
+  }
+
+  describe() {
+    if (parsePairs(this.text) === null) return say("unreadable");
+    if (this.locked) return say("fromNode");
+    return this.pairs.length ? say("count", { count: this.pairs.length }) : say("howTo");
   }
 
   dispose() {

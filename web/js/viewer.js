@@ -134,11 +134,21 @@ export class Viewer {
       [pair.after.width, pair.after.height],
     );
     this.viewport.size = this.frame.size;
-    if (before[0] !== this.frame.size[0] || before[1] !== this.frame.size[1]) this.viewport.fit();
+    if (before[0] !== this.frame.size[0] || before[1] !== this.frame.size[1]) this.start();
     this.overlayLabel.hidden = !pair.overlay;
     this.batch.hidden = this.pairs.length < 2;
     this.count.textContent = `${this.index + 1} / ${this.pairs.length}`;
     this.redraw();
+  }
+
+  /** Shows the whole picture, with the line through the first region. */
+  start() {
+    this.viewport.fit();
+    this.viewport.view = [this.canvas.clientWidth, this.canvas.clientHeight];
+    const region = this.pairs[this.index].regions?.[0]?.region;
+    if (!region || !this.canvas.clientWidth) return;
+    const x = this.viewport.origin[0] + ((region[0] + region[2]) / 2) * this.viewport.scale;
+    this.slideTo(x / this.canvas.clientWidth);
   }
 
   /** @param {PointerEvent} event */

@@ -1,0 +1,161 @@
+"""The example workflows as graphs to build in the page; `make_examples.py` writes their files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+LOGO = {"draft": [0.6172, 0.3396, 0.8172, 0.6534], "reference": [0.1875, 0.1812, 0.8125, 0.8]}
+KONTEXT = {
+    "recipe": "omnirefiner", "diffusion_model": "flux1-dev-kontext_fp8_scaled.safetensors",
+    "clip_l": "clip_l.safetensors", "t5xxl": "t5xxl_fp8_e4m3fn_scaled.safetensors",
+    "vae": "ae.safetensors", "refiner_lora": "omnirefiner-kontext.safetensors",
+}  # fmt: skip
+FILES = (
+    "**Files** (all in ComfyUI's models folder): `diffusion_models/flux1-dev-kontext_fp8_scaled."
+    "safetensors`, `text_encoders/clip_l.safetensors`, `text_encoders/t5xxl_fp8_e4m3fn_scaled."
+    "safetensors`, `vae/ae.safetensors`, and as `loras/omnirefiner-kontext.safetensors` a refiner LoRA "
+    "in the index layout. Choose your own names in *Load Refiner*; without a LoRA take the recipe "
+    "*kontext*. FLUX.1-Kontext-dev is under a non-commercial licence."
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """`nodes` and `links` as `graphs.build` takes them; `runs` without a download."""
+
+    name: str
+    note: str
+    nodes: list[dict[str, Any]]
+    links: list[tuple[int, int, int, str]]
+    runs: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def node(kind: str, x: int, y: int, width: int, height: int, **values: Any) -> dict[str, Any]:
+    return {"type": kind, "pos": [x, y], "size": [width, height], "values": values}
+
+
+def load(x: int = 20, y: int = 60, **values: Any) -> dict[str, Any]:
+    return node("OmniRefiner_LoadRefiner", x, y, 360, 250, **values)
+
+
+def case(name: str, x: int = 20, y: int = 380) -> dict[str, Any]:
+    return node("OmniRefiner_ExampleCase", x, y, 360, 150, case=name)
+
+
+def refine(x: int = 440, y: int = 60, **values: Any) -> dict[str, Any]:
+    fixed = {"control_after_generate": "fixed"}
+    return node("OmniRefiner_ReferenceRefine", x, y, 560, 900, **(fixed | values))
+
+
+def save(x: int = 1060, y: int = 60, prefix: str = "refined") -> dict[str, Any]:
+    return node("SaveImage", x, y, 480, 420, filename_prefix=f"omnirefiner/{prefix}")
+
+
+# Load Refiner 0, Example Case 1, Reference Refine 2, Save Image 3.
+PLAIN = [(0, 0, 2, "refiner"), (1, 0, 2, "draft"), (1, 1, 2, "reference"), (2, 0, 3, "images")]
+MASKED = [*PLAIN, (1, 2, 2, "mask"), (1, 3, 2, "reference_mask")]
+OWN = (
+    "\n\nFor your own pictures put *Load Image* nodes in place of *Example Case* and drag a box around "
+    "the detail in both pictures, in the tab *Regions*."
+)
+
+EXAMPLES = [
+    Example(
+        "Repair a logo (nano, nothing to download)",
+        "## Repair a logo\nPress **Run**. The draft carries the wrong badge, the reference shows the "
+        "right one. Move the slider in *Reference Refine* to compare; outside the region every pixel "
+        "is exactly the draft's." + OWN,
+        [load(), case("logo"), refine(boxes=[LOGO]), save()],
+        MASKED,
+    ),
+    Example(
+        "Repair lettering with a painted mask (nano)",
+        "## Repair lettering with a painted mask\nPress **Run**. The sign is misspelled; the reference "
+        "spells it right. *Mask Builder* takes the painted mask and grows it by a pixel.\n\nFor your "
+        "own pictures put *Load Image* nodes in place of *Example Case*, paint each mask with *Open in "
+        "MaskEditor* and connect the outputs MASK. Outline the same surface in both pictures, the "
+        "whole sign rather than single letters.",
+        [
+            load(),
+            case("word"),
+            refine(x=900),
+            save(x=1520),
+            node("OmniRefiner_MaskBuilder", 440, 60, 400, 560, grow=1),
+        ],
+        [
+            *PLAIN,
+            (1, 0, 4, "image"),
+            (1, 2, 4, "mask"),
+            (4, 0, 2, "mask"),
+            (1, 3, 2, "reference_mask"),
+        ],
+    ),
+    Example(
+        "Two regions with two references (nano)",
+        "## Two regions with two references\nPress **Run**. Box 1 of the draft takes its detail from "
+        "box 1 of the reference, box 2 from box 2; each is a repair of its own. The masks narrow the "
+        "boxes down to the outlines; without masks whole boxes are repaired." + OWN,
+        [
+            load(),
+            case("logo and pattern"),
+            refine(
+                boxes=[
+                    {
+                        "draft": [0.3185, 0.3396, 0.4218, 0.6534],
+                        "reference": [0.0938, 0.1812, 0.4063, 0.8],
+                    },
+                    {
+                        "draft": [0.5185, 0.5785, 0.6363, 0.897],
+                        "reference": [0.5844, 0.1375, 0.911, 0.7813],
+                    },
+                ]
+            ),
+            save(),
+        ],
+        MASKED,
+    ),
+    Example(
+        "After a generator (nano)",
+        "## After a generator\nConnect your generator's *VAE Decode* where *Example Case* stands for it "
+        "now, run once, drag boxes in the tab *Regions* of *Reference Refine*, run again: the generator "
+        "is not run a second time while its seed is fixed. *Compare* shows both pictures pixel on "
+        "pixel.",
+        [
+            load(),
+            case("pattern"),
+            refine(),
+            save(y=620),
+            node("OmniRefiner_Compare", 1060, 60, 560, 480),
+        ],
+        [*MASKED, (1, 0, 4, "a"), (2, 0, 4, "b"), (2, 2, 4, "mask")],
+    ),
+    Example(
+        "Repair a logo (Kontext)",
+        "## Repair a logo with FLUX.1-Kontext\n" + FILES + OWN,
+        [load(**KONTEXT), case("logo"), refine(boxes=[LOGO]), save()],
+        MASKED,
+        runs=False,
+    ),
+    Example(
+        "Repair lettering with a painted mask (Kontext)",
+        "## Repair lettering with FLUX.1-Kontext\n" + FILES + "\n\nWrite what the text says into "
+        "*prompt* if the repair should follow it; empty takes the recipe's own sentence.",
+        [
+            load(**KONTEXT),
+            case("word"),
+            refine(x=900),
+            save(x=1520),
+            node("OmniRefiner_MaskBuilder", 440, 60, 400, 560, grow=1),
+        ],
+        [
+            *PLAIN,
+            (1, 0, 4, "image"),
+            (1, 2, 4, "mask"),
+            (4, 0, 2, "mask"),
+            (1, 3, 2, "reference_mask"),
+        ],
+        runs=False,
+    ),
+]

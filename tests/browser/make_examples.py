@@ -1,0 +1,93 @@
+"""Writes example_workflows/: run `pytest tests/browser/make_examples.py` after changing examples.py.
+
+Not collected by a plain `pytest`. Each graph is built in the page, so that the file is what the page
+itself saves; the thumbnail is made of the pictures that the workflow's own run gave.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageChops, ImageDraw
+
+from refiner_core.commands.demo import CASES
+from tests.browser.examples import EXAMPLES, Example
+from tests.browser.graphs import build
+
+FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
+SIZE = (480, 320)
+
+
+def with_note(example: Example) -> list[dict[str, Any]]:
+    note = {
+        "type": "MarkdownNote", "pos": [20, -210], "size": [980, 200],
+        "values": {"text": example.note},
+    }  # fmt: skip
+    nodes = [*example.nodes, note]
+    for n in nodes:
+        values = n.get("values", {})
+        n["values"] = {k: json.dumps(v) if k == "boxes" else v for k, v in values.items()}
+    return nodes
+
+
+def thumbnail(before: Image.Image, after: Image.Image) -> Image.Image:
+    """Before on the left, after on the right of a line through the middle of what changed."""
+    scale = max(SIZE[0] / before.width, SIZE[1] / before.height)
+    size = (round(before.width * scale), round(before.height * scale))
+    left, right = (p.convert("RGB").resize(size, Image.Resampling.LANCZOS) for p in (before, after))
+    box = Image.new("RGB", size)
+    box.paste(left)
+    changed = (
+        ImageChops.difference(left, right).convert("L").point(lambda v: 255 * (v > 8)).getbbox()
+    )
+    x0, y0, x1, y1 = changed or (0, 0, *size)
+    middle = (x0 + x1) // 2
+    box.paste(right.crop((middle, 0, *size)), (middle, 0))
+    ImageDraw.Draw(box).line([(middle, 0), (middle, size[1])], fill="white", width=2)
+    at_x = min(max(middle - SIZE[0] // 2, 0), size[0] - SIZE[0])
+    at_y = min(max((y0 + y1) // 2 - SIZE[1] // 2, 0), size[1] - SIZE[1])
+    return box.crop((at_x, at_y, at_x + SIZE[0], at_y + SIZE[1]))
+
+
+def pictures_of(comfy: Any, entry: dict[str, Any]) -> tuple[Image.Image, Image.Image]:
+    """Before and after of the node that shows them."""
+    shown = next(o["omnirefiner"][0] for o in entry["outputs"].values()
+                 if "pairs" in o.get("omnirefiner", [{}])[0])  # fmt: skip
+    pair = shown["pairs"][0]
+    first, second = (comfy.server.base / "temp" / pair[k]["filename"] for k in ("before", "after"))
+    return Image.open(first), Image.open(second)
+
+
+def drawn_thumbnail() -> Image.Image:
+    """For a workflow that cannot run here: draft and reference side by side."""
+    left, right = (Image.open(CASES / "logo" / f"{n}.png") for n in ("draft", "reference"))
+    sheet = Image.new("RGB", SIZE, (24, 24, 24))
+    sheet.paste(left.crop((320, 60, 600, 340)).resize((238, 238)), (0, 41))
+    sheet.paste(right.resize((238, 238)), (242, 41))
+    return sheet
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.name)
+def test_make(open_comfy: Callable[..., Any], example: Example) -> None:
+    comfy = open_comfy()
+    build(comfy, with_note(example), example.links)
+    workflow = comfy.page.evaluate("() => app.graph.serialize()")
+    workflow["extra"] = {"ds": {"scale": 0.7, "offset": [60, 240]}}
+    if example.runs:
+        entry = comfy.run()
+        assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
+        picture = thumbnail(*pictures_of(comfy, entry))
+        comfy.settle(1500)
+        comfy.page.evaluate(
+            "() => { app.canvas.ds.scale = 0.6; app.canvas.ds.offset = [60, 240]; }"
+        )
+        comfy.settle(800)
+        comfy.shot(f"example-{example.name}")
+    else:
+        picture = drawn_thumbnail()
+    (FOLDER / f"{example.name}.json").write_text(json.dumps(workflow, indent=1) + "\n")
+    picture.save(FOLDER / f"{example.name}.jpg", quality=88)

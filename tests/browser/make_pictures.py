@@ -1,0 +1,98 @@
+"""Writes web/docs/images/node-*.png, the help pages' pictures: run
+`pytest tests/browser/make_pictures.py` after a node's looks changed. Not collected by a plain
+`pytest`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tests.browser.examples import LOGO
+from tests.browser.graphs import build
+
+FOLDER = Path(__file__).resolve().parents[2] / "web" / "docs" / "images"
+PLAIN = [
+    "LoadRefiner", "RefinerFromModel", "RefinerParts", "CropForRefine", "RefineConditioning",
+    "Stitch", "ExampleCase",
+]  # fmt: skip
+
+
+def file_name(node: str) -> str:
+    """`CropForRefine` -> `node-crop-for-refine.png`."""
+    words = "".join(f"-{c.lower()}" if c.isupper() else c for c in node)
+    return f"node{words}.png"
+
+
+def save_node(comfy: Any, node: int, name: str) -> None:
+    """A picture of one node as the page draws it, with a small margin."""
+    x, y, width, height = comfy.page.evaluate(
+        "id => { const n = app.graph.getNodeById(id); const { scale, offset } = app.canvas.ds;"
+        "const box = app.canvas.canvas.getBoundingClientRect();"
+        "return [box.left + (n.pos[0] + offset[0]) * scale, box.top + (n.pos[1] - 30 + offset[1]) *"
+        " scale, n.size[0] * scale, (n.size[1] + 30) * scale]; }",
+        node,
+    )
+    clip = {"x": x - 6, "y": y - 6, "width": width + 12, "height": height + 12}
+    shot = Image.open(io.BytesIO(comfy.page.screenshot(clip=clip))).convert("RGB")
+    shot.quantize(128).save(FOLDER / name, optimize=True)
+
+
+def test_plain_nodes(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy(height=1300)
+    for name in PLAIN:
+        comfy.reset()
+        (node,) = build(comfy, [{"type": f"OmniRefiner_{name}", "pos": [420, 140]}], [])
+        comfy.page.evaluate("() => app.canvas.deselectAll()")
+        comfy.settle(500)
+        save_node(comfy, node, file_name(name))
+
+
+def test_nodes_that_ran(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy(height=1300)
+    pattern = {"draft": [0.62, 0.05, 0.85, 0.2], "reference": [0.2, 0.35, 0.8, 0.65]}
+    nodes = [
+        {"type": "OmniRefiner_LoadRefiner", "pos": [20, 90]},
+        {"type": "OmniRefiner_ExampleCase", "pos": [20, 480]},
+        {"type": "OmniRefiner_ReferenceRefine", "pos": [420, 90], "size": [560, 980],
+         "values": {"boxes": json.dumps([LOGO])}},
+    ]  # fmt: skip
+    links = [(0, 0, 2, "refiner"), (1, 0, 2, "draft"), (1, 1, 2, "reference"), (1, 2, 2, "mask")]
+    refine = build(comfy, nodes, [*links, (1, 3, 2, "reference_mask")])[2]
+    comfy.settle(1000)
+    save_node(comfy, refine, "node-regions.png")
+    entry = comfy.run()
+    assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
+    view = comfy.page.locator(".omnirefiner-view").first.bounding_box()
+    comfy.page.mouse.click(view["x"] + 0.72 * view["width"], view["y"] + view["height"] / 2)
+    comfy.settle(600)
+    save_node(comfy, refine, "node-result.png")
+
+    comfy.reset()
+    nodes = [
+        {"type": "OmniRefiner_ExampleCase", "pos": [20, 90]},
+        {"type": "OmniRefiner_CropForRefine", "pos": [1100, 90], "values": {"recipe": "nano"}},
+        {"type": "OmniRefiner_MaskBuilder", "pos": [420, 90], "size": [560, 640],
+         "values": {"boxes": json.dumps([LOGO, pattern])}},
+    ]  # fmt: skip
+    links = [(0, 0, 2, "image"), (0, 1, 2, "reference"), (2, 0, 1, "mask"), (0, 0, 1, "draft")]
+    mask_builder = build(comfy, nodes, links)[2]
+    comfy.settle(1000)
+    save_node(comfy, mask_builder, "node-mask-builder.png")
+
+    comfy.reset()
+    nodes = [
+        {"type": "OmniRefiner_ExampleCase", "pos": [20, 90]},
+        {"type": "OmniRefiner_Compare", "pos": [420, 90], "size": [560, 520]},
+    ]  # fmt: skip
+    compare = build(comfy, nodes, [(0, 0, 1, "a"), (0, 4, 1, "b"), (0, 2, 1, "mask")])[1]
+    comfy.run()
+    view = comfy.page.locator(".omnirefiner-view").first.bounding_box()
+    comfy.page.mouse.click(view["x"] + 0.72 * view["width"], view["y"] + view["height"] / 2)
+    comfy.settle(800)
+    save_node(comfy, compare, "node-compare.png")

@@ -1,0 +1,140 @@
+"""What goes wrong for users: the page stays whole, says why, and loses nothing of theirs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from tests.browser.graphs import build, drag, picker_graph, refine_graph, value_of
+
+
+def status(comfy: Any) -> str:
+    return comfy.page.locator(".omnirefiner-picker .omnirefiner-status").first.inner_text()
+
+
+def test_nothing_connected(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    (node,) = build(
+        comfy, [{"type": "OmniRefiner_MaskBuilder", "pos": [420, 80], "size": [520, 560]}], []
+    )
+    comfy.page.locator(".omnirefiner-pane").first.click()
+    comfy.page.keyboard.press("Enter")
+    assert value_of(comfy, node) == ""
+    comfy.shot("picker-empty")
+    comfy.assert_clean()
+
+
+def test_saved_boxes_that_cannot_be_read_are_kept(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    broken = '[{"draft": [0.1, 0.1, 0.1, 0.5]}]'
+    node = picker_graph(comfy, boxes=broken)[2]
+    assert value_of(comfy, node) == broken and "cannot be read" in status(comfy)
+    drag(comfy, 0, (0.2, 0.2), (0.4, 0.4))
+    assert len(json.loads(value_of(comfy, node))) == 1
+    comfy.assert_clean()
+
+
+def test_a_hundred_boxes_and_a_click_without_area(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    many = [{"draft": [i / 200, 0.1, i / 200 + 0.2, 0.3], "reference": None} for i in range(64)]
+    node = picker_graph(comfy, boxes=json.dumps(many))[2]
+    drag(comfy, 0, (0.6, 0.7), (0.8, 0.9))
+    assert len(json.loads(value_of(comfy, node))) == 64 and "At most 64" in status(comfy)
+    comfy.page.get_by_role("button", name="Delete all boxes").click()
+    assert value_of(comfy, node) == ""
+    drag(comfy, 0, (0.5, 0.5), (0.5, 0.5))
+    assert value_of(comfy, node) == ""
+    comfy.assert_clean()
+
+
+def test_a_box_stays_right_when_the_picture_changes_size(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    draft, _, node = picker_graph(comfy)
+    drag(comfy, 0, (0.25, 0.3), (0.5, 0.6))
+    text = value_of(comfy, node)
+    comfy.page.evaluate(
+        "id => { const w = app.graph.getNodeById(id).widgets.find((w) => w.name === 'image');"
+        "w.value = 'huge.png'; w.callback?.('huge.png'); }",
+        draft,
+    )
+    comfy.settle(4000)
+    comfy.shot("picker-16k")
+    assert value_of(comfy, node) == text
+    sizes = [r for r in comfy.missing if "picture" in r]
+    assert sizes == []
+    comfy.assert_clean()
+
+
+def test_a_picture_deleted_from_the_server(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    gone = comfy.server.base / "input" / "gone.png"
+    kept = gone.read_bytes()
+    draft, _, node = picker_graph(comfy, boxes='[{"draft": [0.1, 0.1, 0.5, 0.5]}]')
+    gone.unlink()
+    try:
+        comfy.page.evaluate(
+            "id => { app.graph.getNodeById(id).widgets.find((w) => w.name === 'image').value ="
+            "'gone.png'; }",
+            draft,
+        )
+        comfy.settle(1500)
+        comfy.shot("picker-gone")
+        assert value_of(comfy, node) == '[{"draft": [0.1, 0.1, 0.5, 0.5]}]'
+        assert all("404" in m and "gone.png" in m for m in comfy.our_failures)
+        assert comfy.errors == []
+    finally:
+        gone.write_bytes(kept)
+
+
+def test_a_workflow_of_an_older_version(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    node = picker_graph(comfy)[2]
+    saved = comfy.page.evaluate("() => app.graph.serialize()")
+    old = next(n for n in saved["nodes"] if str(n["id"]) == str(node))
+    old["widgets_values"] = [0.25, 0.5, 0.5, 0.25, 0.2, False, 3, True, 20, False]
+    comfy.load(saved)
+    assert json.loads(value_of(comfy, node)) == [
+        {"draft": [0.25, 0.5, 0.75, 0.75], "reference": None}
+    ]
+    assert [value_of(comfy, node, n) for n in ("threshold", "align", "grow")] == [0.2, False, 3]
+    comfy.assert_clean()
+
+
+def test_an_error_is_shown_and_the_boxes_stay(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    text = '[{"draft": [0.4, 0.4, 0.6, 0.6], "reference": null}]'
+    node = refine_graph(comfy, boxes=text, grow=-1000)[3]
+    entry = comfy.run()
+    assert "Nothing is left of the mask" in comfy.server.error(entry)
+    comfy.settle(800)
+    assert "failed" in comfy.page.locator(".omnirefiner-live").inner_text()
+    assert value_of(comfy, node) == text
+    comfy.shot("refine-error")
+
+
+def test_a_run_is_stopped_from_the_node(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    text = '[{"draft": [0.5, 0.4, 0.8, 0.7], "reference": null}]'
+    refine_graph(comfy, boxes=text, steps=900)
+    before = set(comfy.server.get("/history"))
+    comfy.page.locator('[data-testid="queue-button"]').click()
+    comfy.page.wait_for_function(
+        "() => /sample \\d+\\/900/.test(document.querySelector('.omnirefiner-live')?.innerText)",
+        timeout=90_000,
+    )
+    comfy.settle(500)
+    comfy.shot("refine-live")
+    assert comfy.page.locator(".omnirefiner-livepicture").is_visible()
+    comfy.page.get_by_role("button", name="Stop this run").click()
+    for _ in range(150):
+        new = set(comfy.server.get("/history")) - before
+        if new:
+            break
+        comfy.page.wait_for_timeout(200)
+    messages = comfy.server.get(f"/history/{new.pop()}").popitem()[1]["status"]["messages"]
+    assert any(kind == "execution_interrupted" for kind, _ in messages)
+    comfy.settle(600)
+    assert comfy.page.locator(".omnirefiner-live").inner_text().startswith("Stopped")
+    assert comfy.page.locator(".omnirefiner-pane").first.is_visible()
+    comfy.assert_clean()

@@ -1,0 +1,111 @@
+"""The comparison in the page: slider, scale, flip, batches, and pictures of different sizes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.browser.graphs import build
+
+VIEW = ".omnirefiner-view"
+
+
+def compare_graph(
+    comfy: Any, width: int = 128, second: tuple[int, int] = (128, 96), batch: int = 1
+) -> None:
+    """A red picture of `width` x 96 as a, a blue one as b, compared; run once."""
+
+    def empty(size: tuple[int, int], colour: int, y: int) -> dict[str, Any]:
+        values = {"width": size[0], "height": size[1], "batch_size": batch, "color": colour}
+        return {"type": "EmptyImage", "pos": [20, y], "values": values}
+
+    nodes = [
+        empty((width, 96), 0xFF0000, 80), empty(second, 0x0000FF, 320),
+        {"type": "OmniRefiner_Compare", "pos": [420, 80], "size": [620, 520]},
+    ]  # fmt: skip
+    build(comfy, nodes, [(0, 0, 2, "a"), (1, 0, 2, "b")])
+    entry = comfy.run()
+    assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
+    comfy.page.wait_for_function(
+        "() => document.querySelector('.omnirefiner-viewer .omnirefiner-status').innerText"
+    )
+    comfy.settle(400)
+
+
+def colours(comfy: Any) -> tuple[float, float]:
+    """How much of the view is red and blue, seen on the screen."""
+    shot = Image.open(io.BytesIO(comfy.page.locator(VIEW).first.screenshot())).convert("RGB")
+    pixels = np.asarray(shot).astype(int)
+    red = (pixels[..., 0] > 200) & (pixels[..., 2] < 60)
+    blue = (pixels[..., 2] > 200) & (pixels[..., 0] < 60)
+    return float(red.mean()), float(blue.mean())
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_slider_at_three_positions_and_flip(open_comfy: Callable[..., Any], vue: bool) -> None:
+    comfy = open_comfy(vue=vue)
+    compare_graph(comfy)
+    box = comfy.page.locator(VIEW).first.bounding_box()
+    whole = sum(colours(comfy))
+    for share in (0.3, 0.5, 0.7):
+        comfy.page.mouse.click(box["x"] + box["width"] * share, box["y"] + box["height"] / 2)
+        comfy.settle(200)
+        red, blue = colours(comfy)
+        at = share * box["width"]
+        fitted = 128 * min(box["width"] / 128, box["height"] / 96)
+        left = (box["width"] - fitted) / 2
+        assert red / (red + blue) == pytest.approx((at - left) / fitted, abs=0.04)
+    comfy.shot(f"compare-{'vue' if vue else 'canvas'}")
+    comfy.page.keyboard.down(" ")
+    comfy.settle(200)
+    red, blue = colours(comfy)
+    assert blue < 0.001 and red == pytest.approx(whole, rel=0.1)
+    comfy.page.keyboard.up(" ")
+    comfy.settle(200)
+    assert colours(comfy)[1] > 0.1
+    comfy.assert_clean()
+
+
+def test_one_to_one_and_the_wheel(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    compare_graph(comfy)
+    view = comfy.page.locator(VIEW).first
+    box = view.bounding_box()
+    view.click()
+    comfy.page.keyboard.press("1")
+    comfy.settle(200)
+    red, blue = colours(comfy)
+    assert (red + blue) * box["width"] * box["height"] == pytest.approx(128 * 96, rel=0.06)
+    comfy.page.mouse.wheel(0, -100)
+    comfy.settle(200)
+    assert sum(colours(comfy)) > 1.3 * (red + blue)
+    comfy.assert_clean()
+
+
+@pytest.mark.parametrize(
+    ("second", "note"), [((256, 192), "exact multiple"), ((128, 90), "sizes differ")]
+)
+def test_sizes_that_differ(
+    open_comfy: Callable[..., Any], second: tuple[int, int], note: str
+) -> None:
+    comfy = open_comfy()
+    compare_graph(comfy, second=second)
+    status = comfy.page.locator(".omnirefiner-viewer .omnirefiner-status").first.inner_text()
+    assert note in status and f"{second[0]}×{second[1]}" in status
+    comfy.assert_clean()
+
+
+def test_batches(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    compare_graph(comfy, batch=3)
+    count = comfy.page.locator(".omnirefiner-count").first
+    assert count.inner_text() == "1 / 3"
+    comfy.page.get_by_role("button", name="Next picture").click()
+    comfy.settle(400)
+    assert count.inner_text() == "2 / 3"
+    comfy.assert_clean()
