@@ -97,7 +97,7 @@ def run(chosen: argparse.Namespace) -> None:
         raise ValueError(
             f"--height must be 32..2160 and --fps 1..60, got {chosen.height} and {chosen.fps:g}."
         )
-    frames = [f for pair in chosen.pair for f in frames_of(*map(Path, pair), chosen.height)]
+    frames = [f for a, b in chosen.pair for f in frames_of(Path(a), Path(b), chosen.height)]
     width = max(f.width for f in frames)
     padded = [_padded(f, width) for f in frames]
     with atomic_path(target) as path:
