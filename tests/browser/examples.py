@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 LOGO = {"draft": [0.6172, 0.3396, 0.8172, 0.6534], "reference": [0.1875, 0.1812, 0.8125, 0.8]}
@@ -29,7 +29,6 @@ class Example:
     nodes: list[dict[str, Any]]
     links: list[tuple[int, int, int, str]]
     runs: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 def node(kind: str, x: int, y: int, width: int, height: int, **values: Any) -> dict[str, Any]:
@@ -130,6 +129,43 @@ EXAMPLES = [
             node("OmniRefiner_Compare", 1060, 60, 560, 480),
         ],
         [*MASKED, (1, 0, 4, "a"), (2, 0, 4, "b"), (2, 2, 4, "mask")],
+    ),
+    Example(
+        "Best of 8 (nano)",
+        "## Best of 8\nPress **Run**. *candidates* 8 begins eight repairs; after every quarter of the "
+        "steps the worse half is dropped, and the one whose detail is nearest to the reference is "
+        "returned. *Report* lists every candidate with its seed and score. The score needs no weights; "
+        "connect *Load Scorer* to *scorer* to choose by DreamSim." + OWN,
+        [load(), case("logo"), refine(boxes=[LOGO], candidates=8), save(prefix="best")],
+        MASKED,
+    ),
+    Example(
+        "Score repairs with a heatmap (no weights)",
+        "## Score repairs\nPress **Run**. *DreamSim Score* compares a whole batch with the true picture, "
+        "here the draft and its repair: 0 is the same. *Compare* lays the heatmap over them; turn to the "
+        "second picture with its arrows. For a folder of pictures take *Load Image Dataset from Folder* "
+        "in place of *Batch Images*. For DreamSim itself choose its file in *metric*.",
+        [
+            load(),
+            case("pattern"),
+            refine(),
+            save(y=640),
+            node("ImageBatch", 1060, 60, 220, 60),
+            node("OmniRefiner_DreamSimScore", 1060, 200, 380, 380),
+            node("OmniRefiner_Compare", 1560, 60, 560, 520),
+            node("PreviewAny", 1560, 640, 560, 160),
+        ],
+        [
+            *MASKED,
+            (1, 0, 4, "image1"),
+            (2, 0, 4, "image2"),
+            (4, 0, 5, "image_a"),
+            (1, 4, 5, "image_b"),
+            (4, 0, 6, "a"),
+            (1, 4, 6, "b"),
+            (5, 2, 6, "overlay"),
+            (5, 3, 7, "source"),
+        ],
     ),
     Example(
         "Repair a logo (Kontext)",

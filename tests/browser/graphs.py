@@ -17,9 +17,11 @@ _BUILD = """
     const node = LiteGraph.createNode(type);
     app.graph.add(node);
     node.pos = pos;
-    if (size) node.setSize(size);
+    const least = node.computeSize();
+    if (size) node.setSize([Math.max(size[0], least[0] * 0.7), Math.max(size[1], least[1])]);
     for (const [name, value] of Object.entries(values ?? {})) {
-      const widget = node.widgets.find((w) => w.name === name);
+      const widget = node.widgets?.find((w) => w.name === name);
+      if (!widget) throw new Error(`${type} has no widget ${name}: ${node.widgets?.map((w) => w.name)}`);
       widget.value = value;
       widget.callback?.(value);
     }

@@ -42,23 +42,24 @@ function regionRows(region) {
 }
 
 /**
- * Candidates of one region, best first, if the run made several.
+ * The candidates of one region, if the run made several: seed, last score, what became of it.
  * @param {any} region
  * @returns {Row[]}
  */
 function candidateRows(region) {
-  const candidates = region.candidates;
-  if (!Array.isArray(candidates)) return [];
-  return candidates.map((c, i) => [`${say("candidate")} ${i + 1}`, shortText(c)]);
+  const search = region.search;
+  if (!search) return [];
+  const rows = search.candidates.map((/** @type {any} */ c, /** @type {number} */ i) => {
+    const score = Object.values(c.scores).at(-1);
+    const fate = i === search.chosen ? say("chosen") : dropText(c.dropped_after);
+    return [`${say("candidate")} ${i + 1}`, `${say("seed")} ${c.seed} · ${score} · ${fate}`];
+  });
+  const spent = `${search.evaluations} / ${search.evaluations_full}`;
+  return [[say("score"), search.scorer], [say("evaluations"), spent], ...rows];
 }
 
-/** @param {any} value @returns {string} */
-function shortText(value) {
-  if (value === null || typeof value !== "object") return String(value);
-  return Object.entries(value)
-    .map(([k, v]) => `${k} ${typeof v === "number" ? Number(v.toFixed(4)) : shortText(v)}`)
-    .join(", ");
-}
+/** @param {number | null} step */
+const dropText = (step) => (step === null ? say("finished") : say("droppedAfter", { step }));
 
 /**
  * @param {any} report

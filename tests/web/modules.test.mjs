@@ -1,0 +1,74 @@
+// The page's modules that need no page: run with `node --test`.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import * as boxes from "../../web/js/boxes.js";
+import { roundHalfEven } from "../../web/js/geometry.js";
+import { migrateGraph } from "../../web/js/migrate.js";
+import { sharedFrame, Viewport } from "../../web/js/viewport.js";
+
+const PAIR = { draft: [0.1, 0.2, 0.4, 0.5], reference: null };
+
+test("text and pairs", () => {
+  assert.deepEqual(boxes.parsePairs(""), []);
+  assert.deepEqual(boxes.parsePairs(undefined), []);
+  assert.deepEqual(boxes.parsePairs(boxes.formatPairs([PAIR])), [PAIR]);
+  assert.equal(boxes.formatPairs([]), "");
+  for (const broken of ["{", "{}", "[1]", '[{"draft":[0,0,0,1]}]', '[{"draft":[0,0,2,1]}]', 7]) {
+    assert.equal(boxes.parsePairs(broken), null, String(broken));
+  }
+});
+
+test("boxes stay inside and keep their size when moved", () => {
+  const moved = boxes.movedBox([0.6, 0.7, 0.9, 0.9], 0.5, -2);
+  assert.deepEqual(moved.map((v) => +v.toFixed(6)), [0.7, 0, 1, 0.2]);
+  const crossed = boxes.resizedBox([0.2, 0.2, 0.4, 0.4], "e", -0.3, 0);
+  assert.deepEqual(crossed.map((v) => +v.toFixed(6)), [0.1, 0.2, 0.2, 0.4]);
+  const [x0, y0, x1, y1] = boxes.boxBetween(1.4, -0.5, 1.6, -0.2);
+  assert.ok(0 <= x0 && x0 < x1 && x1 <= 1 && 0 <= y0 && y0 < y1 && y1 <= 1);
+});
+
+test("a box on the reference goes to the pair that waits for one", () => {
+  const box = [0, 0, 1, 1];
+  assert.equal(boxes.withDrawn([], "reference", box, -1), null);
+  const two = [{ ...PAIR, reference: box }, PAIR];
+  assert.equal(boxes.withDrawn(two, "reference", box, 0).selected, 1);
+  const full = Array.from({ length: boxes.MOST_BOXES }, () => PAIR);
+  assert.equal(boxes.withDrawn(full, "draft", box, -1), null);
+  assert.equal(boxes.without(two, 0, "reference").length, 2);
+  assert.equal(boxes.without(two, 0, "reference")[0].reference, null);
+  assert.equal(boxes.without(two, 0, "draft").length, 1);
+});
+
+test("rounding is Python's", () => {
+  const cases = [[0.5, 0], [1.5, 2], [2.5, 2], [-0.5, 0], [-1.5, -2], [2.4999, 2], [-2.6, -3]];
+  for (const [value, rounded] of cases) assert.equal(roundHalfEven(value) + 0, rounded + 0, `${value}`);
+});
+
+test("two pictures share a frame without false offsets", () => {
+  assert.deepEqual(sharedFrame([512, 512], [1024, 1024]).a, [1024, 1024]);
+  assert.deepEqual(sharedFrame([512, 512], [512, 504]).b, [512, 504]);
+  assert.equal(sharedFrame([512, 512], [512, 504]).exact, false);
+});
+
+test("zooming keeps the point under the pointer", () => {
+  const viewport = new Viewport();
+  viewport.size = [1000, 500];
+  viewport.view = [500, 400];
+  const at = (x) => (x - viewport.origin[0]) / viewport.scale;
+  const before = at(320);
+  viewport.zoomAt(2, 320, 200);
+  assert.ok(Math.abs(at(320) - before) < 1e-9);
+  viewport.zoomAt(0.01, 0, 0);
+  assert.equal(viewport.zoom, 0, "never smaller than the view");
+});
+
+test("an older Mask Builder keeps its box and its settings", () => {
+  const old = [0.25, 0.5, 0.5, 0.75, 0.2, false, 3, true, 20, false];
+  const graph = { nodes: [{ type: "OmniRefiner_MaskBuilder", widgets_values: [...old] }] };
+  migrateGraph(graph);
+  const values = graph.nodes[0].widgets_values;
+  assert.deepEqual(values.slice(0, 6), old.slice(4));
+  assert.deepEqual(JSON.parse(values[6]), [{ draft: [0.25, 0.5, 0.75, 1], reference: null }]);
+  migrateGraph(graph);
+  assert.equal(graph.nodes[0].widgets_values.length, 7);
+});
