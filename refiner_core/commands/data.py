@@ -7,18 +7,25 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .data_stages import STAGES, add_stage_options, chosen_stages
+
 if TYPE_CHECKING:
     from ..data.build import Report
-    from ..data.stages.interface import Stage
-
-STAGES = ("pair", "select", "mask", "degrade")
 
 
 def add_parser(commands: Any) -> None:
     """Add the command's options."""
     p = commands.add_parser("data", help="build training data, or look at it")
     kinds = p.add_subparsers(dest="kind", required=True, metavar="KIND")
-    _add_build(kinds.add_parser("build", help="make triplets in four stages; run again to go on"))
+    _add_build(
+        kinds.add_parser(
+            "build",
+            help="make triplets in four stages; run again to go on",
+            description="Make triplets (draft, reference, truth, mask) in the stages pair, select, "
+            "mask, degrade. Without a source everything is drawn, offline. A build that was "
+            "interrupted goes on when the same command runs again, to the same bytes.",
+        )
+    )
 
 
 def _add_build(p: argparse.ArgumentParser) -> None:
@@ -36,40 +43,21 @@ def _add_build(p: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     p.add_argument("--seed", type=int, default=0, help="of the whole build; default: %(default)s")
     p.add_argument("--workers", type=int, default=1, help="processes; default: %(default)s")
-    p.add_argument("--shard", type=int, default=64, help="samples a shard; default: %(default)s")
+    p.add_argument(
+        "--shard", type=int, metavar="N",
+        help="samples a part, the unit of work and of resuming; default: 64, 16 with a workflow",
+    )  # fmt: skip
     p.add_argument(
         "--held-out", type=float, default=0.05, metavar="SHARE",
         help="of all identities, for the split 'validation'; default: %(default)s",
     )  # fmt: skip
     p.add_argument(
-        "--identity", type=float, default=0.05, metavar="SHARE",
-        help="of the samples, whose draft is right already; default: %(default)s",
+        "--ray", metavar="ADDRESS",
+        help="make the parts on a Ray cluster ('auto', 'local' or ray://host:port); every node must "
+        "see --out under the same path",
     )  # fmt: skip
-    drawn = p.add_argument_group("procedural pairs (the default)")
-    drawn.add_argument(
-        "--size", type=int, metavar="PX", help="square root of a picture's area; default: 512"
-    )
-    drawn.add_argument("--square", action="store_true", help="no other aspects")
-    drawn.add_argument("--detail", choices=("word", "logo", "pattern"), help="only this kind")
-    drawn.add_argument("--outline-masks", action="store_true", help="no boxes and ellipses")
+    add_stage_options(p)
     p.set_defaults(run=run_build)
-
-
-def _procedural(chosen: argparse.Namespace) -> tuple[Stage, ...]:
-    from ..data.stages.procedural import (
-        ProceduralDegrade,
-        ProceduralMask,
-        ProceduralPair,
-        ProceduralSelect,
-    )
-
-    pair = ProceduralPair(chosen.size or 512, chosen.square, chosen.detail, chosen.held_out)
-    return (
-        pair,
-        ProceduralSelect(pair),
-        ProceduralMask(pair, not chosen.outline_masks),
-        ProceduralDegrade(pair, chosen.identity),
-    )
 
 
 def _progress(done: int, total: int, report: Report) -> None:
@@ -78,20 +66,31 @@ def _progress(done: int, total: int, report: Report) -> None:
 
 def run_build(chosen: argparse.Namespace) -> None:
     """Build what is missing and say what is there."""
-    from ..data.build import REJECTED, Build, run_build
+    from ..data.build import REJECTED, Build, run_build, run_locally
 
     wanted = chosen.stage or STAGES
-    stages = tuple(s for s in _procedural(chosen) if s.name in wanted)
-    source = Path(chosen.source) if chosen.source else None
+    if chosen.source and not chosen.stage:
+        raise ValueError("--from names the build to go on from: say with --stage what runs again.")
     out = Path(chosen.out)
+    stages = chosen_stages(chosen, wanted)
     build = Build(
-        out, stages, chosen.count, chosen.seed, chosen.shard, chosen.held_out, source
-    )  # fmt: skip
-    counts = run_build(build, chosen.workers, _progress)
-    splits = ", ".join(
-        f"{n} {k}" for k, n in counts.items() if k not in ("kept", "rejected", "broken")
+        out,
+        stages,
+        chosen.count,
+        chosen.seed,
+        chosen.shard or (16 if chosen.pair_workflow or chosen.degrade_workflow else 64),
+        chosen.held_out,
+        Path(chosen.source) if chosen.source else None,
     )
-    print(f"{out}: {counts['kept']} samples{f' ({splits})' if splits else ''}")
+    run = run_locally
+    if chosen.ray:
+        from ..data.cluster import ray_runner
+
+        run = ray_runner(chosen.ray)
+    counts = run_build(build, chosen.workers, _progress, run)
+    splits = [f"{n} {k}" for k, n in counts.items() if k not in ("kept", "rejected", "broken")]
+    listed = f" ({', '.join(splits)})" if splits else ""
+    print(f"{out}: {counts['kept']} samples{listed}")
     if counts["rejected"]:
         print(
             f"left out: {counts['rejected']}, {counts['broken']} of them broken; "

@@ -1,0 +1,68 @@
+"""The parts of a build as a Ray Data job, for more than one machine.
+
+A part writes its own files, whole or not at all, so a part that Ray runs twice does no harm. All
+nodes must see the build's folder under one path (NFS, a cluster file system).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from .build import Build, Progress, build_part
+
+
+def _work(build: Build, row: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(1)
+    part = int(row["item"])
+    # Only numbers travel back: the report itself is on the shared disk.
+    return {"part": part, "kept": build_part(build, part)["kept"]}
+
+
+def _connect(address: str) -> None:
+    try:
+        import ray
+    except ImportError as e:
+        raise ModuleNotFoundError(
+            "--ray needs Ray: pip install -c constraints.txt 'omnirefiner[cluster]'."
+        ) from e
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(None if address == "local" else address, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as e:
+        raise ConnectionError(f"No Ray cluster at {address!r}: {e}") from e
+
+
+def ray_runner(address: str) -> Callable[[Build, Sequence[int], int, Progress], None]:
+    """A `run` for `run_build` on the cluster at `address`: "auto", "local" or ray://host:port.
+
+    Raises (when it runs):
+        ModuleNotFoundError: Ray is not installed.
+        ConnectionError: there is no cluster, or a server that a stage needs is gone.
+    """
+    return partial(_run_on_ray, address)
+
+
+def _run_on_ray(
+    address: str, build: Build, parts: Sequence[int], workers: int, progress: Progress
+) -> None:
+    if not parts:
+        return
+    _connect(address)
+    import ray
+    from ray.data import from_items
+    from ray.exceptions import RayError
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    items = from_items(list(parts), override_num_blocks=len(parts))
+    jobs = items.map(partial(_work, build))
+    try:
+        for done, row in enumerate(jobs.iter_rows(), 1):
+            progress(done, len(parts), {"kept": row["kept"]})
+    except RayError as e:
+        cause = getattr(e, "cause", None) or e
+        raise ConnectionError(f"The Ray job stopped, finished parts are kept: {cause}") from e

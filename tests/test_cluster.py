@@ -1,0 +1,52 @@
+"""The build on a local Ray gives the same bytes as in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refiner_core.data.build import Build, run_build
+from refiner_core.data.cluster import ray_runner
+from refiner_core.data.stages.procedural import (
+    ProceduralDegrade,
+    ProceduralMask,
+    ProceduralPair,
+    ProceduralSelect,
+)
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'omnirefiner[cluster]'")
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[Any]:
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
+    yield ray
+    ray.shutdown()
+
+
+def test_ray_gives_the_same_bytes(local_ray: Any, tmp_path: Path) -> None:
+    pair = ProceduralPair(side=64)
+    stages = (pair, ProceduralSelect(pair), ProceduralMask(pair), ProceduralDegrade(pair))
+    seen = []
+    for name, run in (("here", None), ("there", ray_runner("local"))):
+        build = Build(tmp_path / name, stages, count=6, part=2)
+        counts = run_build(
+            build, progress=lambda d, n, r: seen.append((d, n)), **({"run": run} if run else {})
+        )
+        assert counts["kept"] > 2
+    assert seen == [(1, 3), (2, 3), (3, 3)] * 2
+    here, there = (
+        {p.name: p.read_bytes() for p in (tmp_path / n).iterdir() if p.is_file()}
+        for n in ("here", "there")
+    )
+    assert here == there
+
+
+def test_no_cluster_is_said(local_ray: Any, tmp_path: Path) -> None:
+    ray.shutdown()
+    pair = ProceduralPair(side=64)
+    with pytest.raises(ConnectionError, match="No Ray cluster at '127.0.0.1:1'"):
+        run_build(Build(tmp_path, (pair,), count=2), run=ray_runner("127.0.0.1:1"))
