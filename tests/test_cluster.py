@@ -20,7 +20,7 @@ from refiner_core.data.stages.procedural import (
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'omnirefiner[cluster]'")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def local_ray() -> Iterator[Any]:
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
     yield ray
@@ -45,8 +45,16 @@ def test_ray_gives_the_same_bytes(local_ray: Any, tmp_path: Path) -> None:
     assert here == there
 
 
-def test_no_cluster_is_said(local_ray: Any, tmp_path: Path) -> None:
-    ray.shutdown()
+@pytest.mark.parametrize(
+    ("address", "error"),
+    [
+        ("127.0.0.1:1", ConnectionError),
+        ("ray://127.0.0.1:1", ConnectionError),
+        ("head", ValueError),
+    ],
+)
+def test_no_cluster_is_said(tmp_path: Path, address: str, error: type[Exception]) -> None:
+    assert not ray.is_initialized()
     pair = ProceduralPair(side=64)
-    with pytest.raises(ConnectionError, match="No Ray cluster at '127.0.0.1:1'"):
-        run_build(Build(tmp_path, (pair,), count=2), run=ray_runner("127.0.0.1:1"))
+    with pytest.raises(error, match=address):
+        run_build(Build(tmp_path, (pair,), count=2), run=ray_runner(address))

@@ -26,6 +26,12 @@ def add_parser(commands: Any) -> None:
             "interrupted goes on when the same command runs again, to the same bytes.",
         )
     )
+    show = kinds.add_parser("show", help="contact sheets and a page of statistics")
+    show.add_argument("data", metavar="DIR", help="a finished data set")
+    show.add_argument("--out", metavar="DIR", help="default: DIR/show; earlier pages are replaced")
+    show.add_argument("--count", type=int, default=24, help="samples shown; default: %(default)s")
+    show.add_argument("--split", help="only this one")
+    show.set_defaults(run=run_show)
 
 
 def _add_build(p: argparse.ArgumentParser) -> None:
@@ -96,3 +102,35 @@ def run_build(chosen: argparse.Namespace) -> None:
             f"left out: {counts['rejected']}, {counts['broken']} of them broken; "
             f"why: {out / REJECTED}"
         )
+
+
+_A_SHEET = 24
+
+
+def run_show(chosen: argparse.Namespace) -> None:
+    """Write `contact-sheet-*.png` and `statistics.html`."""
+    from ..data.build import REJECTED
+    from ..data.contact_sheet import contact_sheet, spread
+    from ..data.shards import TripletSet, read_lines
+    from ..data.statistics import statistics_page
+    from ..images import atomic_path
+
+    if chosen.count < 1:
+        raise ValueError(f"--count must be at least 1, got {chosen.count}.")
+    folder = Path(chosen.data)
+    data = TripletSet(folder, chosen.split)
+    out = Path(chosen.out) if chosen.out else folder / "show"
+    out.mkdir(parents=True, exist_ok=True)
+    numbers = spread(len(data), chosen.count)
+    sheets = []
+    for first in range(0, len(numbers), _A_SHEET):
+        sheets.append(contact_sheet(data, numbers[first : first + _A_SHEET]))
+        with atomic_path(out / f"contact-sheet-{len(sheets)}.png") as path:
+            sheets[-1].save(path)
+    rejected = read_lines(folder / REJECTED) if (folder / REJECTED).is_file() else []
+    with atomic_path(out / "statistics.html") as path:
+        page = statistics_page(folder, data.entries, rejected, sheets[0])
+        path.write_text(page, encoding="utf-8")
+    print(
+        f"{len(data)} triplets; wrote {len(sheets)} contact sheet(s) and statistics.html to {out}"
+    )

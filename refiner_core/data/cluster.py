@@ -6,9 +6,11 @@ nodes must see the build's folder under one path (NFS, a cluster file system).
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from .build import Build, Progress, build_part
 
@@ -31,10 +33,29 @@ def _connect(address: str) -> None:
         ) from e
     if ray.is_initialized():
         return
+    if address not in ("auto", "local"):
+        _check_reachable(address)
     try:
         ray.init(None if address == "local" else address, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as e:
         raise ConnectionError(f"No Ray cluster at {address!r}: {e}") from e
+
+
+def _check_reachable(address: str) -> None:
+    # Ray itself knocks for minutes before it gives up, and then ends the process.
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError as e:
+        raise ValueError(f"{address!r} is no address of a Ray cluster: {e}.") from e
+    if not host or not port:
+        raise ValueError(
+            f"{address!r} is no address of a Ray cluster; one is ray://head:10001, 'auto' or 'local'."
+        )
+    try:
+        socket.create_connection((host, port), timeout=10).close()
+    except OSError as e:
+        raise ConnectionError(f"No Ray cluster at {address!r}: {e}.") from e
 
 
 def ray_runner(address: str) -> Callable[[Build, Sequence[int], int, Progress], None]:
@@ -42,6 +63,7 @@ def ray_runner(address: str) -> Callable[[Build, Sequence[int], int, Progress], 
 
     Raises (when it runs):
         ModuleNotFoundError: Ray is not installed.
+        ValueError: `address` is none.
         ConnectionError: there is no cluster, or a server that a stage needs is gone.
     """
     return partial(_run_on_ray, address)
