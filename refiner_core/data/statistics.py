@@ -24,7 +24,8 @@ h1 { font-size: 1.5em; } h2 { font-size: 1.1em; margin: 0 0 .4em; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: 1em; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 td { padding: 1px 6px 1px 0; vertical-align: middle; } td.n { text-align: right; width: 4.5em; }
-td.b { width: 40%; } .wide td.b { width: 12%; } .bar { background: var(--bar); height: .8em; border-radius: 2px; min-width: 1px; }
+td.b { width: 40%; } .wide td.b { width: 12%; }
+.bar { background: var(--bar); height: .8em; border-radius: 2px; min-width: 1px; }
 .bad { color: #c22; font-weight: 600; } .good { color: #282; }
 img { max-width: 100%; height: auto; border: 1px solid var(--line); }
 """
