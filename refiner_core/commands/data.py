@@ -94,6 +94,8 @@ def run_build(chosen: argparse.Namespace) -> None:
 
         run = ray_runner(chosen.ray)
     counts = run_build(build, chosen.workers, _progress, run)
+    if not counts["kept"]:
+        raise ValueError(f"{out}: no sample was kept; why: {out / REJECTED}.")
     splits = [f"{n} {k}" for k, n in counts.items() if k not in ("kept", "rejected", "broken")]
     listed = f" ({', '.join(splits)})" if splits else ""
     print(f"{out}: {counts['kept']} samples{listed}")

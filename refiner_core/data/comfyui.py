@@ -96,6 +96,10 @@ class Server:
             ComfyUIError: the graph is refused.
         """
         prompt = self._json("/prompt", {"prompt": graph, "client_id": "omnirefiner-data"})
+        if prompt.get("node_errors"):
+            # ComfyUI would run the branches that are right and leave out the others.
+            self._request("/queue", json.dumps({"delete": [prompt["prompt_id"]]}).encode())
+            raise ComfyUIError(f"{self.url} refuses the workflow: {_node_errors(prompt)}")
         entry = self._wait(prompt["prompt_id"])
         status = entry.get("status", {})
         if status.get("status_str") == "error":
@@ -131,17 +135,19 @@ class Server:
         return any(entry[1] == prompt for part in queue.values() for entry in part)
 
 
+def _node_errors(answer: Mapping[str, Any]) -> str:
+    return "; ".join(
+        f"node {node} ({errors['class_type']}): {e['message']} {e['details']}".strip()
+        for node, errors in (answer.get("node_errors") or {}).items()
+        for e in errors["errors"]
+    )
+
+
 def _refusal(body: bytes) -> str:
     """ComfyUI's reasons for refusing a graph, node by node."""
     try:
         answer = json.loads(body)
-        reasons = [answer["error"]["message"]]
-        for node, errors in answer.get("node_errors", {}).items():
-            reasons += [
-                f"node {node} ({errors['class_type']}): {e['message']} {e['details']}".strip()
-                for e in errors["errors"]
-            ]
-        return "; ".join(reasons)
+        return "; ".join(t for t in (answer["error"]["message"], _node_errors(answer)) if t)
     except (ValueError, KeyError, TypeError):
         return body.decode(errors="replace")[:500]
 

@@ -115,12 +115,17 @@ def test_a_node_that_fails_is_a_broken_sample(server: Any, inputs: Path) -> None
     (broken,) = read_lines(inputs / "out" / "rejected.jsonl")
     assert (broken["id"], broken["broken"]) == ("00000001", True) and "r1.png" in broken["reason"]
     assert len(read_manifest(inputs / "out")) == 2
-    # Sizes that do not go together fail inside ComfyUI.
-    bad = {**PAIR, "scale": node("ImageCompositeMasked", destination=["load", 0], source=["picture", 0],
-                                 x=0, y=0, resize_source=False, mask=["zero", 0]),
-           "zero": node("MaskToImage", mask=["both", 0])}  # fmt: skip
-    (inputs / "bad.json").write_text(json.dumps(bad))
-    assert build(inputs, "out2", server.url, workflow="bad.json") in (0, 2)
+
+
+def test_a_workflow_that_fails_is_told_with_its_node(
+    server: Any, inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outside = node("SaveImage", "Target", images=["scale", 0], filename_prefix="../../{{seed}}")
+    (inputs / "bad.json").write_text(json.dumps({**PAIR, "target": outside}))
+    assert build(inputs, "out", server.url, workflow="bad.json") == 2
+    assert "no sample was kept" in capsys.readouterr().err
+    reasons = {e["reason"] for e in read_lines(inputs / "out" / "rejected.jsonl")}
+    assert all("node target (SaveImage)" in r and "outside the output" in r for r in reasons)
 
 
 class Wire:
