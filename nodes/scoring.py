@@ -144,8 +144,8 @@ class DreamSimScore(io.ComfyNode):
             node_id="OmniRefiner_DreamSimScore",
             display_name="DreamSim Score",
             category=CATEGORY,
-            description="How far apart pictures are, and where. 0 = the same; DreamSim gives about "
-            "0.1 for a good repair. Batches are compared pair by pair, or one with all.",
+            description="How far apart pictures are, and where; 0 = the same. Batches are compared "
+            "pair by pair, or one with all.",
             search_aliases=["dreamsim", "image similarity", "compare images", "perceptual distance"],
             is_output_node=True,
             inputs=[

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from .devices import pick_device
 from .engine import CoreEngine, TextEncoder
 from .lora import apply_lora, parse_lora_argument, read_lora
 from .nano import NANO_WEIGHTS
@@ -28,28 +29,6 @@ _T5_NAMES = (
 )  # fmt: skip
 _VAE_NAMES = ("ae.safetensors", "flux_vae.safetensors", "*flux*vae*.safetensors", "ae*.safetensors")
 _LARGE = 2_000_000_000
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` as a device.
-
-    Raises:
-        ValueError: another name, or CUDA is asked for and not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or name == "cpu:":
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}.")
-    if kind == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(
-                f"device {name} was asked for, but PyTorch {torch.__version__} sees no CUDA GPU. "
-                "Use auto or cpu, or install PyTorch with CUDA."
-            )
-        if index and int(index) >= torch.cuda.device_count():
-            raise ValueError(f"There is no {name}: PyTorch sees {torch.cuda.device_count()} GPUs.")
-    return torch.device(name)
 
 
 def pick_dtype(device: torch.device, parameters: int) -> torch.dtype:

@@ -1,16 +1,17 @@
 """Runs the real dreamsim package on a synthetic release; for a Python that has it.
 
-    python dreamsim_package.py OUT.json --size tiny|full [--dinov2 CHECKOUT] [VARIANT ...]
-    python dreamsim_package.py --bench VARIANT --batch N --release FOLDER
+    python dreamsim_package.py OUT.json [--size tiny|full] [--dinov2 CHECKOUT] [VARIANT ...]
 
-The first writes, per variant, the distances and embeddings of `dreamsim_release.sample_pictures`
-(full size: the embeddings into OUT.safetensors). Nothing is downloaded: torch.hub is replaced by
-the package's own DINO and, for DINOv2, by a checkout of facebookresearch/dinov2.
+Writes, per variant, the distances and embeddings of `dreamsim_release.sample_pictures` and the digest
+of the prepared pictures (full size: embeddings and pictures into OUT.safetensors). Nothing is
+downloaded: torch.hub is replaced by the package's own DINO and, for DINOv2, by a checkout of
+facebookresearch/dinov2.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
@@ -128,7 +129,8 @@ def main() -> None:
         measured = measure(variant, TINY if chosen.size == "tiny" else FULL, chosen.dinov2)
         tensors[f"{variant}.embeddings"] = measured["embeddings"]
         tensors[f"{variant}.inputs"] = measured["inputs"]
-        found[variant] = {"distances": measured["distances"]}
+        digest = hashlib.sha256(measured["inputs"].numpy().tobytes()).hexdigest()
+        found[variant] = {"distances": measured["distances"], "inputs_sha256": digest}
         if chosen.size == "tiny":
             found[variant]["embeddings"] = [
                 [float(f"{x:.8g}") for x in row] for row in measured["embeddings"].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -61,10 +62,12 @@ def picture(seed: int, side: int = 96) -> Tensor:
 
 @pytest.mark.parametrize("variant", LAYOUTS)
 def test_same_numbers_as_the_package(tiny, variant: str) -> None:
-    model = load_dreamsim(tiny(variant))
+    model, expected = load_dreamsim(tiny(variant)), PACKAGE[variant]
+    images = inputs(model.side)
+    digest = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
+    assert digest == expected["inputs_sha256"]  # torchvision's, to the bit
     with torch.no_grad():
-        embeddings = model.embed(inputs(model.side))
-    expected = PACKAGE[variant]
+        embeddings = model.embed(images)
     apart = (embeddings - torch.tensor(expected["embeddings"])).abs().max()
     assert float(apart) < 1e-5
     distances = cosine_distance(embeddings[:1], embeddings)

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from refiner_core import load as load_module
+from refiner_core.devices import pick_device
 from refiner_core.kontext import Conditioning, velocity
-from refiner_core.load import load_engine, pick_device, pick_dtype
+from refiner_core.load import load_engine, pick_dtype
 from refiner_core.lora import save_lora
 from refiner_core.recipes import KONTEXT, OMNIREFINER
 from refiner_core.sampling import draw_noise

@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     p.add_argument("--heatmap", metavar="FILE", help="write where they differ, drawn over A")
     p.add_argument("--overwrite", action="store_true", help="replace an existing heatmap")
-    p.add_argument("--device", default="cpu", help="cpu or cuda; default: %(default)s")
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda; default: %(default)s")
     p.add_argument("--json", action="store_true", help="print JSON")
     p.set_defaults(run=run)
 
@@ -46,10 +46,11 @@ def _scorer(metric: str, weights: str | None, device: str) -> Any:
             f"DreamSim needs --weights FILE.safetensors. Download {release_url('ensemble')} and run: "
             "omnirefiner convert dreamsim dreamsim_ensemble_checkpoint.zip OUT.safetensors"
         )
+    from ..devices import pick_device
     from ..scoring.dreamsim import DreamSimScorer
     from ..scoring.dreamsim_files import load_dreamsim
 
-    return DreamSimScorer(load_dreamsim(weights, device))
+    return DreamSimScorer(load_dreamsim(weights, pick_device(device)))
 
 
 def run(chosen: argparse.Namespace) -> None:

@@ -121,7 +121,7 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 class DreamSimScorer:
-    """`Scorer` by DreamSim: 0 = the same, about 0.1 a good repair, over 0.6 unrelated.
+    """`Scorer` by DreamSim: 0 = the same. OmniRefiner's paper reports 0.0918 for its repairs.
 
     Whole pictures are squeezed to the network's square, whatever their shape, as DreamSim was
     trained; only here may `a` and `b` have different sizes. With a mask, the smallest square

@@ -140,7 +140,8 @@ def _unpacked(source: Path, beside: Path) -> Iterator[Path]:
                 for entry in archive.infolist():
                     _check_entry(entry, source)
                 archive.extractall(folder)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as e:
+        # RuntimeError: encrypted; NotImplementedError: packed in a way Python cannot undo.
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as e:
             raise ValueError(
                 f"The release {source} ({source.stat().st_size} bytes) is no zip, damaged or cut "
                 f"off: {e}. Download it again."

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data.shards import MANIFEST, TripletSet
+from ..devices import pick_device
 from ..engine import CoreEngine
 from ..geometry import Extent
-from ..load import load_engine, pick_device
+from ..load import load_engine
 from ..nano import NANO_WEIGHTS
 from ..recipes import KONTEXT, OMNIREFINER, Recipe
 from ..vae import FluxCodec

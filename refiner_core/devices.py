@@ -1,0 +1,27 @@
+"""Where networks run."""
+
+from __future__ import annotations
+
+import torch
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device.
+
+    Raises:
+        ValueError: another name, or CUDA is asked for and not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or name == "cpu:":
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}.")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"device {name} was asked for, but PyTorch {torch.__version__} sees no CUDA GPU. "
+                "Use auto or cpu, or install PyTorch with CUDA."
+            )
+        if index and int(index) >= torch.cuda.device_count():
+            raise ValueError(f"There is no {name}: PyTorch sees {torch.cuda.device_count()} GPUs.")
+    return torch.device(name)
