@@ -7,7 +7,18 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import animate, bench, convert, data, demo, merge, refine, score, train
+from .commands import (
+    animate,
+    bench,
+    convert,
+    data,
+    demo,
+    evaluate,
+    merge,
+    refine,
+    score,
+    train,
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"omnirefiner {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, refine, score, data, train, merge, convert, animate, bench):
+    for module in (
+        demo, refine, score, evaluate, data, train, merge, convert, animate, bench,
+    ):  # fmt: skip
         module.add_parser(commands)
     return top
 

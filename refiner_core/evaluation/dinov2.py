@@ -57,13 +57,13 @@ class DinoV2:
     def __init__(self, folder: Path | None, device: str = "cpu") -> None:
         if folder is None or not (folder / "config.json").is_file():
             raise Unavailable(
-                f"DINOv2: {folder or 'no folder'} holds no model. Download facebook/dinov2-base "
+                f"DINOv2: no model{f' in {folder}' if folder else ''}. Download facebook/dinov2-base "
                 "(config.json, model.safetensors) and name its folder with --dinov2."
             )
         try:
             from transformers import AutoModel
         except ImportError as e:
-            raise Unavailable("DINOv2: pip install 'omnirefiner[score]' (transformers)") from e
+            raise Unavailable("DINOv2: pip install 'omnirefiner[score]' (transformers).") from e
         try:
             self.model = AutoModel.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError) as e:

@@ -125,14 +125,14 @@ class ArcFace:
         found = find_models(folder) if folder is not None and folder.is_dir() else None
         if found is None:
             raise Unavailable(
-                f"ArcFace: {folder or 'no folder'} holds neither {' + '.join(_pair(0))} "
-                f"(antelopev2) nor {' + '.join(_pair(1))} (buffalo_l). Get insightface's models "
+                f"ArcFace: neither {' + '.join(_pair(0))} (antelopev2) nor {' + '.join(_pair(1))} "
+                f"(buffalo_l){f' in {folder}' if folder else ''}. Get insightface's models "
                 "(non-commercial) and name their folder with --insightface."
             )
         try:
             import onnxruntime
         except ImportError as e:
-            raise Unavailable("ArcFace: pip install onnxruntime") from e
+            raise Unavailable("ArcFace: pip install onnxruntime.") from e
         self.files = found
         try:
             self.detector, self.embedder = (

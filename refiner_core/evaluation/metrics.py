@@ -20,13 +20,18 @@ from ..data.triplets import Triplet
 from ..geometry import Box
 from ..images import to_float
 from ..masks import bounds
+from ..scoring.dreamsim import DreamSimScorer
+from ..scoring.dreamsim_files import load_dreamsim
 from ..scoring.interface import Scorer
 from ..scoring.pixels import edge_error, masked_psnr, masked_ssim, outside_difference
 from ..scoring.structural import StructuralScorer
 from .cases import mask_tensor, picture
+from .files import sha256
 
 _CONTEXT = 1.3  # of the region's box: what a crop shows of the surroundings
 _WINDOW = 8  # px: no pixel metric's window reaches further than that
+
+CEILING = 60.0  # dB; an untouched picture would be infinite and spoil every mean
 
 # Per system, per column; None where there is no value.
 Scores = dict[str, dict[str, float | None]]
@@ -59,7 +64,7 @@ def region_box(mask: Tensor, context: float = _CONTEXT) -> Box:
     if tight is None:
         raise ValueError("the mask is empty: there is no region to measure")
     w, h = tight.extent
-    x, y = math.ceil(w * (context - 1) / 2), math.ceil(h * (context - 1) / 2)
+    x, y = (math.ceil(side * (context - 1) / 2 - 1e-9) for side in (w, h))
     return Box(tight.x0 - x, tight.y0 - y, tight.x1 + x, tight.y1 + y).intersection(
         Box(0, 0, mask.shape[-1], mask.shape[-2])
     )
@@ -145,7 +150,7 @@ class Pixels:
         ).intersection(Box(0, 0, case.mask.shape[-1], case.mask.shape[-2]))
         a, b, mask = (cut(x, near) for x in (result, case.target, case.mask))
         return {
-            "psnr": float(masked_psnr(a, b, mask)),
+            "psnr": min(CEILING, float(masked_psnr(a, b, mask))),
             "ssim": float(masked_ssim(a, b, mask)),
             "edges": float(edge_error(a, b, mask)),
             "outside": round(outside),
@@ -155,24 +160,26 @@ class Pixels:
         return {"pixels": "masked PSNR, SSIM (11 px Gaussian), squared Sobel difference"}
 
 
-class Scored:
-    """A `Scorer`'s distance to the target: whole pictures, and the region with surroundings.
+STRUCTURE = (
+    Column("structure", "MS-SSIM+edges", False, 4),
+    Column("structure_crop", "MS-SSIM+edges crop", False, 4),
+)
+DREAMSIM = (
+    Column("dreamsim", "DreamSim", False, 4, 0.0918),
+    Column("dreamsim_crop", "DreamSim crop", False, 4),
+    Column("dreamsim_reference", "DreamSim to ref.", False, 4),
+)
 
-    With `to_reference` also the region to the reference's detail, which needs no target; only for
-    scorers that do not compare pixels in place.
+
+class Scored:
+    """A `Scorer`'s distance: whole pictures to the target, the region with its surroundings to the
+    target, and, as a third column, the region to the reference's detail, which needs no target.
+
+    The third is only for scorers that do not compare pixels in place.
     """
 
-    def __init__(
-        self, scorer: Scorer, key: str, title: str, source: str, *, to_reference: bool,
-        paper: float | None = None,
-    ) -> None:  # fmt: skip
-        self.scorer, self.key, self.source = scorer, key, source
-        self.columns = (
-            Column(key, title, False, 4, paper),
-            Column(f"{key}_crop", f"{title} crop", False, 4),
-        )
-        if to_reference:
-            self.columns += (Column(f"{key}_reference", f"{title} to ref.", False, 4),)
+    def __init__(self, scorer: Scorer, columns: tuple[Column, ...], source: str) -> None:
+        self.scorer, self.columns, self.source = scorer, columns, source
 
     def measure(self, case: Case, results: Mapping[str, Tensor]) -> Scores:
         return {name: self._one(case, to_float(result)) for name, result in results.items()}
@@ -182,18 +189,18 @@ class Scored:
         crop = cut(result, case.box)
         if case.target is not None:
             target = to_float(case.target)
-            found[self.key] = self._distance(result, target)
-            found[f"{self.key}_crop"] = self._distance(crop, cut(target, case.box))
-        if f"{self.key}_reference" in found:
-            reference = to_float(case.reference_crop)
-            found[f"{self.key}_reference"] = self._distance(crop, fit(reference, crop))
+            found[self.columns[0].key] = self._distance(result, target)
+            found[self.columns[1].key] = self._distance(crop, cut(target, case.box))
+        if len(self.columns) == 3:
+            reference = fit(to_float(case.reference_crop), crop)
+            found[self.columns[2].key] = self._distance(crop, reference)
         return found
 
     def _distance(self, a: Tensor, b: Tensor) -> float:
         return float(self.scorer.distance(a, b))
 
     def describe(self) -> dict[str, str]:
-        return {self.key: f"{self.scorer.name}; {self.source}"}
+        return {self.columns[0].key: f"{self.scorer.name}; {self.source}"}
 
 
 def fit(image: Tensor, like: Tensor) -> Tensor:
@@ -206,9 +213,25 @@ def fit(image: Tensor, like: Tensor) -> Tensor:
 
 def structural() -> Metric:
     """The weight-free scorer."""
-    return Scored(
-        StructuralScorer(), "structure", "MS-SSIM+edges", "no weights", to_reference=False
-    )
+    return Scored(StructuralScorer(), STRUCTURE, "no weights")
+
+
+def dreamsim(path: Path | None, device: str = "cpu") -> Metric:
+    """DreamSim from a converted file.
+
+    Raises:
+        Unavailable: there is no such file, or it is none of ours.
+    """
+    if path is None:
+        raise Unavailable(
+            "DreamSim: name a weight file with --dreamsim. Make it of an official release with "
+            "`omnirefiner convert dreamsim RELEASE.zip dreamsim_ensemble.safetensors`."
+        )
+    try:
+        model = load_dreamsim(path, device)
+    except ValueError as e:
+        raise Unavailable(f"DreamSim: {e}") from e
+    return Scored(DreamSimScorer(model), DREAMSIM, f"sha256 {sha256(path)}")
 
 
 class Lpips:
@@ -223,11 +246,8 @@ class Lpips:
     def __init__(self) -> None:
         try:
             import lpips  # pyright: ignore[reportMissingImports]
-        except (
-            ImportError,
-            RuntimeError,
-        ) as e:  # a torchvision that does not fit raises the latter
-            raise Unavailable(f"LPIPS: pip install lpips torchvision ({e})") from e
+        except (ImportError, RuntimeError) as e:  # the latter: a torchvision that does not fit
+            raise Unavailable(f"LPIPS: pip install lpips torchvision ({e}).") from e
         weights = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
         if not weights.is_file():
             raise Unavailable(

@@ -17,6 +17,7 @@ from ..recipes import NANO
 from ..scoring.pixels import masked_psnr, masked_ssim
 from .baselines import PastedReference, pasted_reference
 from .cases import mask_tensor, picture
+from .metrics import CEILING
 
 FIRST_SEED = 10_000_000  # far from every training seed
 _METHODS = ("draft", "pasted", "aligned", "refined")
@@ -33,9 +34,6 @@ class Row:
     ssim: dict[str, float]
     outside: int
     picture: np.ndarray
-
-
-CEILING = 60.0  # dB; an untouched picture would be infinite and spoil every mean
 
 
 def _psnr(image: np.ndarray, scene: Scene) -> float:

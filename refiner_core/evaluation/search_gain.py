@@ -19,7 +19,8 @@ from ..processes import worker_pool
 from ..scoring.pixels import edge_error, masked_psnr, masked_ssim
 from ..scoring.structural import StructuralScorer
 from .cases import mask_tensor, picture
-from .nano import CEILING, FIRST_SEED
+from .metrics import CEILING
+from .nano import FIRST_SEED
 
 SINGLE, LIGHT = "one run", "one run, half the prefill"
 BEST, STEPS = "best of N", "one run, as many steps"

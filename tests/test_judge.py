@@ -1,0 +1,170 @@
+"""The judge over HTTP: a real local endpoint that answers well, badly, late or not at all."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from refiner_core.evaluation.judge import Endpoint, VlmJudge, read_reply
+from refiner_core.evaluation.metrics import Case
+
+Answer = Callable[[int, dict[str, Any]], tuple[int, bytes]]
+GOOD = '{"detail": 80, "text": null, "background": 100, "naturalness": 60}'
+
+
+def said(text: Any) -> bytes:
+    return json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+
+
+@contextmanager
+def endpoint(
+    answer: Answer, held: threading.Event | None = None
+) -> Iterator[tuple[str, list[Any]]]:
+    """Serves `answer(number, body)`; with `held`, no answer comes before it is set."""
+    asked: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:  # noqa: N802
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append((self.path, dict(self.headers), body))
+            if held is not None:
+                held.wait(30)
+            status, data = answer(len(asked) - 1, body)
+            try:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+            except OSError:
+                pass  # whoever asked has left
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    finally:
+        if held is not None:
+            held.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def case() -> Case:
+    grey = torch.full((1, 3, 16, 24), 100, dtype=torch.uint8)
+    return Case("one", grey, grey + 50, None, torch.ones(1, 1, 16, 24), None)
+
+
+def judged(url: str, folder: Path, **settings: Any) -> tuple[VlmJudge, float | None]:
+    judge = VlmJudge(Endpoint(url, "model", **settings), folder / "replies.jsonl")
+    scores = judge.measure(case(), {"refined": case().draft})
+    return judge, scores["refined"]["vlm"]
+
+
+def replies(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "replies.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        (GOOD, (0.4 * 80 + 0.15 * 100 + 0.15 * 60) / 0.7),
+        ('{"detail": 50, "text": 100, "background": 50, "naturalness": 50}', 65.0),
+        ("<think>{}</think>Sure!\n```json\n" + GOOD + "\n```", (32 + 15 + 9) / 0.7),
+        ('{"detail": 0, "background": 0, "naturalness": 0}', 0.0),
+        ("I would say 80 of 100.", None),
+        ('{"detail": "80", "background": 100, "naturalness": 60}', None),
+        ('{"detail": 101, "background": 100, "naturalness": 60}', None),
+        ('{"detail": true, "background": 100, "naturalness": 60}', None),
+        ('{"background": 100}', None),
+        ('{"detail": NaN, "background": 100, "naturalness": 60}', None),
+        ("", None),
+    ],
+)
+def test_read_reply(reply: str, score: float | None) -> None:
+    assert read_reply(reply) == (None if score is None else pytest.approx(score))
+
+
+def test_the_median_of_votes_and_what_is_sent(tmp_path: Path) -> None:
+    details = [10, 90, 80]
+
+    def answer(i: int, body: dict[str, Any]) -> tuple[int, bytes]:
+        return 200, said(GOOD.replace("80", str(details[i])))
+
+    with endpoint(answer) as (url, asked):
+        _, score = judged(url, tmp_path, key="secret")
+    assert score == pytest.approx((0.4 * 80 + 24) / 0.7)
+    path, headers, body = asked[0]
+    assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer secret"
+    kinds = [part["type"] for part in body["messages"][0]["content"]]
+    assert kinds == ["text", "image_url", "image_url", "image_url"] and body["temperature"] == 0
+    assert [r["vote"] for r in replies(tmp_path)] == [0, 1, 2]
+    assert "secret" not in (tmp_path / "replies.jsonl").read_text()
+
+
+def test_rubbish_is_kept_and_does_not_count(tmp_path: Path) -> None:
+    answers = [said("rubbish"), said(GOOD), said(None)]
+    with endpoint(lambda i, _: (200, answers[i])) as (url, _):
+        judge, score = judged(url, tmp_path)
+    assert score == pytest.approx(80.0) and judge.trouble is None
+    kept = replies(tmp_path)
+    assert kept[0]["reply"] == "rubbish" and kept[0]["score"] is None
+    assert "NoneType" in kept[2]["error"]
+
+
+@pytest.mark.parametrize(
+    ("status", "data", "message"),
+    [
+        (500, b"out of memory", "HTTP 500: out of memory"),
+        (200, b"<html>", "not an answer of the protocol"),
+        (200, b'{"choices": []}', "not an answer of the protocol"),
+        (200, b"\xff\xfe", "not an answer of the protocol"),
+    ],
+)
+def test_an_endpoint_that_fails_is_given_up_after_three(
+    tmp_path: Path, status: int, data: bytes, message: str
+) -> None:
+    with endpoint(lambda *_: (status, data)) as (url, asked):
+        judge, score = judged(url, tmp_path, votes=5)
+        again = judge.measure(case(), {"refined": case().draft})
+    assert score is None and again == {"refined": {"vlm": None}} and len(asked) == 3
+    assert judge.trouble and message in judge.trouble and url in judge.trouble
+
+
+def test_an_endpoint_that_never_answers_times_out(tmp_path: Path) -> None:
+    with endpoint(lambda *_: (200, said(GOOD)), held=threading.Event()) as (url, _):
+        judge, score = judged(url, tmp_path, timeout=0.2)
+    assert score is None and judge.trouble and "timed out" in judge.trouble
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    with endpoint(lambda *_: (200, b"")) as (url, _):
+        pass
+    judge, score = judged(url, tmp_path)
+    assert score is None and judge.trouble and "refused" in judge.trouble
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"url": "ftp://x", "model": "m"}, "http"),
+        ({"url": "http://x/v1", "model": ""}, "--vlm-model"),
+        ({"url": "http://x/v1", "model": "m", "votes": 0}, "votes"),
+        ({"url": "http://x/v1", "model": "m", "timeout": 0}, "timeout"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Endpoint(**settings)
