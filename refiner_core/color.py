@@ -11,6 +11,7 @@ from .registration import blur
 
 _GAIN_LIMITS = (0.6, 1.6)
 _FEWEST_PIXELS = 64
+_TOLERANCE = 5e-3  # squared difference, summed over channels, that still counts as the same thing
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,29 @@ def ring_error(a: Tensor, b: Tensor, ring: Tensor) -> float:
     return float(((a - b).abs() * ring).sum() / total.clamp_min(1)) if total > 0 else 0.0
 
 
-def match_light(reference: Tensor, draft: Tensor, weight: Tensor, rounds: int = 6) -> Tensor:
+def _by_moments(picture: Tensor, aim: Tensor, weight: Tensor) -> Tensor:
+    """Per channel (rows of 3 N) offset and gain that give `picture` the mean and spread of `aim`,
+    no gradient: 3 4. Unlike least squares it does not lose contrast where the two show other things.
+    """
+    total = weight.sum().clamp_min(1e-9)
+
+    def moments(values: Tensor) -> tuple[Tensor, Tensor]:
+        mean = (values * weight).sum(1) / total
+        return mean, ((values - mean[:, None]).square() * weight).sum(1) / total
+
+    (mean, spread), (aim_mean, aim_spread) = moments(picture), moments(aim)
+    gain = ((aim_spread + 1e-4) / (spread + 1e-4)).sqrt().clamp(0.2, 5)
+    nothing = torch.zeros_like(gain)
+    return torch.stack([aim_mean - gain * mean, gain, nothing, nothing], 1)
+
+
+def match_light(reference: Tensor, draft: Tensor, weight: Tensor, rounds: int = 2) -> Tensor:
     """The aligned reference under the draft's light, 1 3 H W.
 
     Per channel `draft ~ offset + (gain + gx x + gy y) * reference` over `weight` (1 1 H W), least
     squares, reweighted so that what is broken in the draft, or is not the same surface, loses its
-    say (Geman-McClure). Both pictures are blurred first: light is smooth, and so is what a small
+    say (Geman-McClure). It begins where mean and spread agree, and takes few rounds: more of them
+    drift towards less contrast where draft and reference show different things. Both pictures are blurred first: light is smooth, and so is what a small
     error of the alignment leaves.
     """
     h, w = reference.shape[-2:]
@@ -74,20 +92,19 @@ def match_light(reference: Tensor, draft: Tensor, weight: Tensor, rounds: int = 
 
     basis = columns(soft)
     base = weight[0, 0].flatten().double()
-    robust = torch.ones_like(base)
     # Without evidence: no offset, gain 1, no gradient.
     prior = torch.tensor([1e-3, 1e-3, 1e-2, 1e-2], dtype=torch.float64) * base.sum()
     usual = torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=torch.float64)
-    fit = usual.expand(3, 4)
+    fit = _by_moments(soft.flatten(1).double(), aim, base)
     for _ in range(rounds):
-        wt = (base * robust)[None, :, None]
-        normal = basis.transpose(1, 2) @ (basis * wt) + torch.diag(prior)
-        right = basis.transpose(1, 2) @ (aim[..., None] * wt) + (prior * usual)[:, None]
-        fit = torch.linalg.solve(normal, right)[..., 0]
         residual = (aim - (basis @ fit[..., None])[..., 0]).square().sum(0)
         inside = residual[base > 0.3]
         if len(inside) == 0:
             break
-        robust = 1 / (1 + residual / (2 * inside.median() + 1e-4)) ** 2
+        robust = 1 / (1 + residual / (inside.median() + _TOLERANCE)) ** 2
+        wt = (base * robust)[None, :, None]
+        normal = basis.transpose(1, 2) @ (basis * wt) + torch.diag(prior)
+        right = basis.transpose(1, 2) @ (aim[..., None] * wt) + (prior * usual)[:, None]
+        fit = torch.linalg.solve(normal, right)[..., 0]
     matched = (columns(reference[0]) @ fit[..., None])[..., 0]
     return matched.reshape(1, 3, h, w).to(reference.dtype).clamp(0, 1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from refiner_core.boxes import BoxPair, RelativeBox
+from refiner_core.color import match_light
 from refiner_core.data.scenes import Scene, make_scene
 from refiner_core.engine import CoreEngine
 from refiner_core.geometry import Box, Extent
@@ -492,3 +493,19 @@ def test_tiny_drafts(nano: CoreEngine, size: tuple[int, int]) -> None:
     draft = draft.to(torch.uint8)
     result = refine(nano, RefineRequest(draft, BASE.references, options=RefineOptions(steps=1)))
     assert result.image.shape == draft.shape
+
+
+def test_match_light_keeps_the_contrast_where_the_draft_shows_something_else() -> None:
+    """Black and white tiles, each picture in an order of its own: same light, other detail."""
+    g = torch.Generator().manual_seed(3)
+
+    def tiles(seed: int) -> Tensor:
+        order = torch.randperm(64, generator=g.manual_seed(seed)).reshape(1, 1, 8, 8)
+        return F.interpolate((order % 2).float(), (64, 64)).expand(1, 3, -1, -1)
+
+    light = torch.tensor([0.5, 0.4, 0.3]).reshape(1, 3, 1, 1)
+    draft, reference = tiles(1) * light + 0.2, tiles(2)
+    matched = match_light(reference, draft, torch.ones(1, 1, 64, 64))
+    contrast = matched.flatten(2).std(2)[0] / draft.flatten(2).std(2)[0]
+    assert bool((contrast > 0.75).all()), contrast
+    assert float((matched - (reference * light + 0.2)).abs().mean()) < 0.08
