@@ -77,9 +77,9 @@ def match_light(reference: Tensor, draft: Tensor, weight: Tensor, rounds: int = 
 
     Per channel `draft ~ offset + (gain + gx x + gy y) * reference` over `weight` (1 1 H W), least
     squares, reweighted so that what is broken in the draft, or is not the same surface, loses its
-    say (Geman-McClure). It begins where mean and spread agree, and takes few rounds: more of them
-    drift towards less contrast where draft and reference show different things. Both pictures are blurred first: light is smooth, and so is what a small
-    error of the alignment leaves.
+    say (Geman-McClure). It begins where mean and spread agree and takes few rounds: more of them
+    drift to less contrast where the two show different things. Both pictures are blurred first:
+    light is smooth, and so is what a small error of the alignment leaves.
     """
     h, w = reference.shape[-2:]
     y, x = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
