@@ -81,14 +81,6 @@ class DreamSim(nn.Module):
         self.source: tuple[str, torch.dtype] | None = None  # the file it was read from, and how
         self.towers = nn.ModuleList(VisionTransformer(c) for c in configs)
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
     def embed(self, images: Tensor) -> Tensor:
         """What distances are taken between, `B D` (1792 for the ensemble, 1536 with patches).
 
@@ -149,7 +141,7 @@ class DreamSimScorer:
 
     def _prepare(self, images: Tensor) -> Tensor:
         prepare = prepare_exact if self.exact else prepare_smooth
-        return prepare(images, self.model.side).to(self.model.device, self.model.dtype)
+        return prepare(images, self.model.side).to(next(self.model.parameters()))
 
     def embed(self, images: Tensor) -> Tensor:
         """Embeddings `B D` of whole pictures B 3 H W, in chunks."""
