@@ -18,7 +18,7 @@ from torch import Tensor
 from ..crop import crop, stitch, uncrop
 from ..geometry import KONTEXT_BUCKETS, Extent, plan_crop
 from ..masks import find_regions
-from . import bench_dreamsim
+from . import bench_data, bench_dreamsim
 
 
 def add_parser(commands: Any) -> None:
@@ -38,6 +38,7 @@ def add_parser(commands: Any) -> None:
     found.add_argument("--workers", type=int, default=2, help="processes; default: %(default)s")
     found.set_defaults(run=run_search)
     bench_dreamsim.add_subject(subjects)
+    bench_data.add_subject(subjects)
 
 
 def _median(work: Callable[[], object], rounds: int) -> float:

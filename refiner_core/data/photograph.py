@@ -16,7 +16,7 @@ from .. import homography as hom
 from .scenes import Light
 
 _SUPERSAMPLE = 2
-_CELL = 12  # px of the picture between the nodes of the warp
+_CELLS = 12  # of the warp's grid on a side; each costs a call, and bends are smooth
 
 
 @dataclass(frozen=True)
@@ -92,27 +92,36 @@ def _window(shot: Shot) -> tuple[int, int, int, int]:
 
 @dataclass(frozen=True)
 class Projection:
-    """The warp from a surface into its window of the picture, computed once for many surfaces."""
+    """The warp from a surface into its window of the picture, computed once for many surfaces.
+
+    `mesh` for a bent surface, `inverse` (window pixel to surface pixel, 3x3) for a flat one.
+    """
 
     window: tuple[int, int, int, int]
-    mesh: list[tuple[tuple[int, int, int, int], tuple[float, ...]]]
     size: tuple[int, int]
-    shade: np.ndarray
+    shade: np.ndarray | None
+    mesh: list[tuple[tuple[int, int, int, int], tuple[float, ...]]]
+    inverse: np.ndarray | None
 
     def __call__(self, surface: Image.Image) -> Image.Image:
         """The surface as it lies in the window."""
         big = (self.size[0] * _SUPERSAMPLE, self.size[1] * _SUPERSAMPLE)
-        seen = surface.transform(big, Image.Transform.MESH, self.mesh, Image.Resampling.BILINEAR)
-        return seen.reduce(_SUPERSAMPLE)
+        how, data = Image.Transform.MESH, self.mesh
+        if self.inverse is not None:
+            inverse = self.inverse @ np.diag([1 / _SUPERSAMPLE, 1 / _SUPERSAMPLE, 1])
+            how = Image.Transform.PERSPECTIVE
+            data = (inverse / inverse[2, 2]).flatten()[:8].tolist()
+        return surface.transform(big, how, data, Image.Resampling.BILINEAR).reduce(_SUPERSAMPLE)
 
 
 def project(shot: Shot) -> Projection:
     """The projection of a shot."""
     x0, y0, x1, y1 = _window(shot)
     w, h = x1 - x0, y1 - y0
-    xs, ys = (
-        np.linspace(0, n, max(2, math.ceil(n / _CELL) + 1)).round().astype(int) for n in (w, h)
-    )
+    if shot.bend.kind == "flat":
+        shift = np.array([[1, 0, x0], [0, 1, y0], [0, 0, 1.0]])
+        return Projection((x0, y0, x1, y1), (w, h), None, [], np.linalg.inv(shot.pose) @ shift)
+    xs, ys = (np.linspace(0, n, min(n, _CELLS) + 1).round().astype(int) for n in (w, h))
     grid = np.stack(np.meshgrid(xs + x0, ys + y0), -1).astype(np.float64)
     flat = hom.apply(np.linalg.inv(shot.pose), grid.reshape(-1, 2)).reshape(grid.shape)
     half = np.array(shot.surface) / 2
@@ -125,13 +134,16 @@ def project(shot: Shot) -> Projection:
             corners = (at[j, i], at[j + 1, i], at[j + 1, i + 1], at[j, i + 1])
             mesh.append((box, tuple(float(v) for c in corners for v in c)))
     smooth = Image.fromarray(shade.astype(np.float32)).resize((w, h), Image.Resampling.BILINEAR)
-    return Projection((x0, y0, x1, y1), mesh, (w, h), np.asarray(smooth)[..., None])
+    return Projection((x0, y0, x1, y1), (w, h), np.asarray(smooth)[..., None], mesh, None)
 
 
 def _over(background: Image.Image, layer: Image.Image, shot: Shot, p: Projection) -> Image.Image:
     """The projected layer over the background, with its shadow."""
     alpha = layer.getchannel("A")
-    lit = np.asarray(layer.convert("RGB"), np.float32) * p.shade
+    surface = layer.convert("RGB")
+    if p.shade is not None:
+        lit = np.asarray(surface, np.float32) * p.shade
+        surface = Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8))
     picture = background.copy()
     if shot.shadow > 0:
         reach = max(2, min(p.size) // 16)
@@ -142,7 +154,7 @@ def _over(background: Image.Image, layer: Image.Image, shot: Shot, p: Projection
         box = (max(0, x0 - 2 * reach), max(0, y0 - 2 * reach),
                min(picture.width, x1 + 3 * reach), min(picture.height, y1 + 3 * reach))  # fmt: skip
         picture.paste((0, 0, 0), box, dark.crop(box).filter(ImageFilter.GaussianBlur(reach / 2)))
-    picture.paste(Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8)), p.window[:2], alpha)
+    picture.paste(surface, p.window[:2], alpha)
     return picture
 
 
