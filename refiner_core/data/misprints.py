@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
+from scipy import ndimage
 
 from .details import Texture, alternative
 
@@ -95,9 +96,10 @@ def partial(rng: np.random.Generator, texture: Texture, strength: float) -> Imag
 def smear(rng: np.random.Generator, texture: Texture, strength: float) -> Image.Image:
     """Ink run out: thin strokes closed or eaten away."""
     side = 2 * max(1, round((0.02 + 0.035 * strength) * (texture.box[3] - texture.box[1]))) + 1
-    how = ImageFilter.MinFilter if rng.random() < 0.5 else ImageFilter.MaxFilter
+    how = ndimage.minimum_filter if rng.random() < 0.5 else ndimage.maximum_filter
+    run_out = how(np.asarray(texture.image.crop(texture.box)), (side, side, 1))
     out = texture.image.copy()
-    out.paste(texture.image.crop(texture.box).filter(how(side)), texture.box[:2])
+    out.paste(Image.fromarray(run_out), texture.box[:2])
     return out
 
 
