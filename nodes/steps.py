@@ -10,10 +10,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..refiner_core.crop import crop, crop_mask, stitch, uncrop
-from ..refiner_core.geometry import Extent, plan_crop
+from ..refiner_core.geometry import Extent
 from ..refiner_core.masks import find_regions, whole_region
-from ..refiner_core.pipeline import lost, prefill, reference_view, settle
+from ..refiner_core.pipeline import settle
 from ..refiner_core.recipes import RECIPES, get_recipe
+from ..refiner_core.views import lost, plan_views, prefill, reference_view
 from .engine import reference_conditioning
 from .layout import from_core, mask_from_core, mask_to_core, to_core
 from .types import CATEGORY, RefineCrop, RefineCropSocket
@@ -67,12 +68,10 @@ class CropForRefine(io.ComfyNode):
         if given is not None:
             region = find_regions(given, grow_pixels=grow, split=False)[0]
         area = megapixels or None
-        plan = plan_crop(size, region.box, chosen.buckets, context, area)
+        other, other_mask = to_core(reference).cpu(), mask_to_core(reference_mask)
+        plan, own = plan_views((size, region.box), other, other_mask, chosen, context, area)
         seen, inside = crop(image, plan), crop_mask(region, plan)
-        view, report = reference_view(
-            to_core(reference).cpu(), mask_to_core(reference_mask), seen, inside, chosen.buckets,
-            context=context, megapixels=area, aligned=chosen.align,
-        )  # fmt: skip
+        view, report = reference_view(other, other_mask, seen, inside, own, aligned=chosen.align)
         shown = prefill(seen, view, inside, chosen.prefill) if chosen.align else seen
         return io.NodeOutput(
             from_core(shown), from_core(view), mask_from_core(inside),

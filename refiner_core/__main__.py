@@ -14,6 +14,7 @@ from .commands import (
     data,
     demo,
     evaluate,
+    inspect,
     merge,
     refine,
     score,
@@ -30,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"omnirefiner {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (
-        demo, refine, score, evaluate, data, train, merge, convert, animate, bench,
+        demo, refine, score, evaluate, inspect, data, train, merge, convert, animate, bench,
     ):  # fmt: skip
         module.add_parser(commands)
     return top

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
+from .detail_encoder import DetailEncoder, fill_triggers
 from .interfaces import SamplingJob
 from .kontext import Conditioning, Denoiser
 from .recipes import Recipe
@@ -23,15 +24,26 @@ class Codec(Protocol):
     def decode(self, latents: Tensor) -> Tensor: ...
 
 
-# Prompt and padding length to text embeddings 1 L D and pooled 1 P.
-TextEncoder = Callable[[str, int], tuple[Tensor, Tensor]]
+class TextEncoder(Protocol):
+    """Prompt and padding length to text embeddings 1 L D and pooled 1 P."""
+
+    def __call__(self, prompt: str, length: int, /) -> tuple[Tensor, Tensor]: ...
+
+
+class TriggerText(Protocol):
+    """The same for prompts with trigger words, whose positions it also returns."""
+
+    def with_triggers(
+        self, prompt: str, words: Sequence[str], length: int
+    ) -> tuple[Tensor, Tensor, tuple[int, ...]]: ...
 
 
 @dataclass
 class CoreEngine:
     """Runs a recipe on torch alone (see `interfaces.Engine`).
 
-    `source` says where the weights are from, for the report.
+    `detail` the detail encoder of recipes that need one; `source` says where the weights are from,
+    for the report.
     """
 
     recipe: Recipe
@@ -40,6 +52,7 @@ class CoreEngine:
     text: TextEncoder
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     source: dict[str, str] = field(default_factory=dict)
+    detail: DetailEncoder | None = None
 
     def encode(self, image: Tensor) -> Tensor:
         return self.codec.encode(image.to(self.device)).float()
@@ -48,11 +61,12 @@ class CoreEngine:
         return self.codec.decode(latent).float().cpu()
 
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
-        text, pooled = self.text(job.prompt, self.recipe.text_tokens)
+        text, pooled = self._encode_text(job)
         conditioning = Conditioning(
-            job.references, job.indices, text.to(self.device), pooled.to(self.device), job.guidance
-        )
-        clean = job.references[self.recipe.order.index("draft")]
+            job.references, job.indices, text.to(self.device), pooled.to(self.device), job.guidance,
+            self.recipe.layout,
+        )  # fmt: skip
+        clean = job.draft
         x = draw_noise(tuple(clean.shape), job.seed) if job.start is None else job.start
         x = x.to(self.device)
         model = Denoiser(self.model)
@@ -64,6 +78,16 @@ class CoreEngine:
             model, x, job.sigmas[job.begin : end + 1], {"conditioning": conditioning},
             lambda d: step(job.begin + d["i"] + 1, steps, d["denoised"]),
         )  # fmt: skip
+
+    def _encode_text(self, job: SamplingJob) -> tuple[Tensor, Tensor]:
+        length = self.recipe.text_tokens
+        if self.detail is None:
+            return self.text(job.prompt, length)
+        triggers = self.recipe.triggers
+        encoder = cast(TriggerText, self.text)
+        text, pooled, at = encoder.with_triggers(job.prompt, [w for _, w in triggers], length)
+        pictures = [job.image(role) for role, _ in triggers]
+        return fill_triggers(self.detail, text, at, pictures), pooled
 
     def describe(self) -> dict[str, str]:
         return {

@@ -32,6 +32,18 @@ def resolution_shift(
     return low + slope * (tokens - low_tokens)
 
 
+def flux2_shift(tokens: int, steps: int) -> float:
+    """FLUX.2's `mu`: fitted lines for 10 and for 200 steps, and between them by the steps.
+
+    Above 4300 tokens the line for 200 steps holds for any number (Black Forest Labs' schedule).
+    """
+    at_200 = 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return at_200
+    at_10 = 8.73809524e-05 * tokens + 1.89833333
+    return at_200 + (at_10 - at_200) * (200 - steps) / 190
+
+
 def shift(t: Tensor, mu: float) -> Tensor:
     """The exponential timestep shift, `e^mu / (e^mu + 1/t - 1)`; 0 stays 0 and 1 stays 1."""
     return math.exp(mu) * t / (1 + (math.exp(mu) - 1) * t)

@@ -127,6 +127,14 @@ KONTEXT_BUCKETS = Buckets(
     ),
     16,
 )  # fmt: skip
+# Qwen-Image-Edit's: one megapixel with sides that are multiples of 32.
+QWEN_BUCKETS = Buckets(
+    _mirror(
+        [(672, 1568), (704, 1504), (736, 1440), (768, 1376), (800, 1312), (832, 1248),
+         (864, 1216), (896, 1184), (928, 1120), (960, 1088), (992, 1056), (1024, 1024)]
+    ),
+    32,
+)  # fmt: skip
 # The nano's, 16384 pixels; its codec's factor of 4 and the patches make it 8.
 NANO_BUCKETS = Buckets(_mirror([(128, 128), (144, 112), (176, 96), (208, 80), (256, 64)]), 8)
 
@@ -179,6 +187,38 @@ def plan_crop(
     Raises:
         ValueError: region empty or outside the image, or context below 1 or above 100.
     """
+    return min(_candidates(image, region, buckets, context, megapixels), key=lambda c: c[0])[1]
+
+
+def plan_pair(
+    first: tuple[Extent, Box],
+    second: tuple[Extent, Box],
+    buckets: Buckets,
+    context: tuple[float, float] = (1.5, 1.5),
+    megapixels: float | None = None,
+) -> tuple[CropPlan, CropPlan]:
+    """Plan two crops that a model wants at one common size: the bucket that suits both best.
+
+    Args:
+        first, second: size of the picture and tight box of what matters in it.
+        buckets, context, megapixels: as for `plan_crop`; one context each.
+
+    Raises:
+        ValueError: as `plan_crop`.
+    """
+    a = _candidates(*first, buckets, context[0], megapixels)
+    b = _candidates(*second, buckets, context[1], megapixels)
+    joint = [
+        (tuple(x + y for x, y in zip(ca, cb, strict=True)), (pa, pb))
+        for (ca, pa), (cb, pb) in zip(a, b, strict=True)
+    ]
+    return min(joint, key=lambda c: c[0])[1]
+
+
+def _candidates(
+    image: Extent, region: Box, buckets: Buckets, context: float, megapixels: float | None
+) -> list[tuple[tuple[float, ...], CropPlan]]:
+    """The crop at each bucket with its cost, least is best."""
     if min(region.extent) < 1 or not Box(0, 0, *image).contains(region):
         raise ValueError(
             f"The region {tuple(region)} is empty or reaches outside the {image} image."
@@ -187,7 +227,7 @@ def plan_crop(
         raise ValueError(f"context must be between 1 and 100 (1 = no surroundings), got {context}.")
     size = region.extent
     want = Extent(math.ceil(size.width * context), math.ceil(size.height * context))
-    best: tuple[tuple[float, float, float], CropPlan] | None = None
+    found: list[tuple[tuple[float, ...], CropPlan]] = []
     for target in buckets.scaled(megapixels):
         extent = _fit(target, want)
         if extent.width > image.width or extent.height > image.height:
@@ -204,7 +244,5 @@ def plan_crop(
         excess = extent.area / want.area
         skew = abs(math.log(target.aspect / want.aspect))
         cost = (math.ceil(1000 * outside) / 1000, max(excess, 1 / excess), skew)
-        if best is None or cost < best[0]:
-            best = (cost, plan)
-    assert best is not None
-    return best[1]
+        found.append((cost, plan))
+    return found

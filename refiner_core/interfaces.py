@@ -41,11 +41,13 @@ Progress = Callable[[Stage], None]
 class SamplingJob:
     """Latents to be sampled, one or a batch.
 
-    `references` clean latents `B C h w`, draft first, in the recipe's order, with their position
-    `indices`; `sigmas` the noise levels of the whole run; `prompt` the final text; `guidance` or
-    None; `seed` of the initial noise; `restrict` None, or a mask `1 1 H W` outside which the
-    draft's latent is kept; `start` None, or the latents `B C h w` at step `begin` (at step 0: the
-    noise); `begin` and `end` the steps to run, None = to the last.
+    `references` clean latents `B C h w` in the recipe's order, with their position `indices`;
+    `sigmas` the noise levels of the whole run; `prompt` the final text; `guidance` or None; `seed`
+    of the initial noise; `restrict` None, or a mask `1 1 H W` outside which the draft's latent is
+    kept; `roles` and `images` say what each of the references is, and its picture 1 3 H W in [0, 1],
+    for recipes that also look at the pictures; `cfg` above 1 is classifier-free guidance; `start`
+    None, or the latents `B C h w` at step `begin` (at step 0: the noise); `begin` and `end` the
+    steps to run, None = to the last.
     """
 
     references: tuple[Tensor, ...]
@@ -55,9 +57,21 @@ class SamplingJob:
     guidance: float | None
     seed: int
     restrict: Tensor | None
+    roles: tuple[str, ...]
+    images: tuple[Tensor, ...]
+    cfg: float = 1.0
     start: Tensor | None = None
     begin: int = 0
     end: int | None = None
+
+    @property
+    def draft(self) -> Tensor:
+        """The draft's clean latent."""
+        return self.references[self.roles.index("draft")]
+
+    def image(self, role: str) -> Tensor:
+        """The picture in the given role (the first, if several)."""
+        return self.images[self.roles.index(role)]
 
 
 class Engine(Protocol):

@@ -26,6 +26,7 @@ class Conditioning:
         text: text embeddings `B L D`.
         pooled: pooled text embedding `B P`.
         guidance: the value of the guidance embedding, None where the weights have none.
+        layout: "index", or "offset" for stock Kontext's places beside one another.
     """
 
     references: tuple[Tensor, ...]
@@ -33,6 +34,7 @@ class Conditioning:
     text: Tensor
     pooled: Tensor
     guidance: float | None = None
+    layout: str = "index"
 
     def __post_init__(self) -> None:
         if len(self.references) != len(self.indices):
@@ -75,7 +77,7 @@ def velocity(
     b, _, h, w = x.shape
     conditioning = conditioning.repeat(b)
     latents: Sequence[Tensor] = (x, *conditioning.references)
-    ids = tokens.layout_ids(latents, (0, *conditioning.indices)).to(x.device)
+    ids = tokens.layout_ids(latents, (0, *conditioning.indices), conditioning.layout)
     hidden = torch.cat([tokens.pack(z).to(x.dtype) for z in latents], dim=1)
     t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(b)
     guidance = conditioning.guidance
@@ -85,7 +87,7 @@ def velocity(
         encoder_hidden_states=conditioning.text.to(x.dtype),
         pooled_projections=conditioning.pooled.to(x.dtype),
         timestep=t.to(x.dtype),
-        img_ids=ids,
+        img_ids=ids.to(x.device),
         txt_ids=torch.zeros(conditioning.text.shape[1], 3, device=x.device),
         guidance=x.new_full((b,), 1.0 if guidance is None else guidance)
         if wants_guidance

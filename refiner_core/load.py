@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from diffusers import FluxTransformer2DModel
 
+from .detail_encoder import load_detail_encoder
 from .devices import pick_device
 from .engine import CoreEngine, TextEncoder
+from .imagecritic_keys import is_imagecritic
+from .imagecritic_lora import merge_imagecritic, read_imagecritic_lora
+from .inspection import expect
 from .lora import apply_lora, parse_lora_argument, read_lora
 from .nano import NANO_WEIGHTS
 from .nano.engine import load_nano
-from .recipes import NANO, Recipe, get_recipe
+from .recipe_files import find_recipe
+from .recipes import IMAGECRITIC, KONTEXT, NANO, OMNIREFINER, Recipe
 from .text import FluxText, comfyui_folders
 from .vae import FluxCodec, load_vae
 from .weight_files import check_weights_path, read_header
@@ -47,6 +53,7 @@ def load_engine(
     t5: str | Path | None = None,
     vae: str | Path | None = None,
     tokenizers: str | Path | None = None,
+    detail_encoder: str | Path | None = None,
 ) -> CoreEngine:
     """An engine that runs on torch alone.
 
@@ -55,11 +62,13 @@ def load_engine(
             nano that the user trained.
         loras: `FILE:STRENGTH` or (file, strength), merged in this order.
         device: auto, cpu, cuda or cuda:N.
-        recipe: a recipe's name; by default omnirefiner with a LoRA and kontext without.
+        recipe: a recipe's name or file; by default omnirefiner with a LoRA and kontext without, and
+            imagecritic with its LoRA.
         clip_l, t5, vae: files or folders; by default those of the diffusers folder, or of the
             ComfyUI model folders around the single file.
         tokenizers: a folder with `tokenizer` and `tokenizer_2`; by default those of the diffusers
             folder, of an installed ComfyUI or of Hugging Face's cache.
+        detail_encoder: the file that the recipe imagecritic needs.
 
     Raises:
         ValueError: anything named is missing, broken or does not fit together.
@@ -71,17 +80,53 @@ def load_engine(
     nano = _nano_weights(refiner)
     if nano is not None:
         engine = load_nano(where, nano)
-        _check_recipe(NANO if recipe is None else get_recipe(recipe), NANO.latent_factor)
+        _check_recipe(NANO if recipe is None else find_recipe(recipe), NANO.latent_factor)
     else:
-        plan = get_recipe(recipe or ("omnirefiner" if pairs else "kontext"))
+        plan = find_recipe(recipe or _usual_recipe(pairs))
+        _check_here(plan, detail_encoder)
         parts = _find_parts(Path(refiner).expanduser(), clip_l, t5, vae)
         engine = _flux_engine(parts, plan, where, tokenizers)
     for number, (file, strength) in enumerate(pairs):
-        lora = read_lora(file)
-        count = apply_lora(engine.model, lora, strength)
-        note = f"; {len(lora.skipped)} text encoder keys not applied" if lora.skipped else ""
-        engine.source[f"lora {number + 1}"] = f"{file.name} at {strength:g}: {count} weights{note}"
+        did = _merge(engine.model, file, strength)
+        engine.source[f"lora {number + 1}"] = f"{file.name} at {strength:g}: {did}"
+    if detail_encoder is not None:
+        encoder, loading = load_detail_encoder(detail_encoder)
+        engine.detail = encoder.to(where)
+        engine.source["detail encoder"] = f"{Path(detail_encoder).name} ({loading})"
     return engine
+
+
+def _usual_recipe(loras: Sequence[tuple[Path, float]]) -> str:
+    """The recipe that the LoRAs speak for."""
+    if any(is_imagecritic(read_header(file, "LoRA")[0]) for file, _ in loras):
+        return IMAGECRITIC.name
+    return OMNIREFINER.name if loras else KONTEXT.name
+
+
+def _check_here(recipe: Recipe, detail_encoder: str | Path | None) -> None:
+    """Refuse, before anything large is read, what only ComfyUI can run or what lacks a file."""
+    if recipe.family != "flux":
+        raise ValueError(
+            f"The recipe {recipe.name} is for {recipe.family}, which the command line cannot run: "
+            "use Load Refiner in ComfyUI."
+        )
+    if (recipe.sight == "detail") != (detail_encoder is not None):
+        needs = "needs" if detail_encoder is None else "takes no"
+        raise ValueError(
+            f"The recipe {recipe.name} {needs} detail encoder (--detail-encoder FILE)."
+        )
+    if detail_encoder is not None:
+        expect(detail_encoder, "detail_encoder")
+
+
+def _merge(model: FluxTransformer2DModel, file: Path, strength: float) -> str:
+    """Merge one LoRA file of either kind, and say what it changed."""
+    if is_imagecritic(read_header(file, "LoRA")[0]):
+        return f"{merge_imagecritic(model, read_imagecritic_lora(file), strength)} modules"
+    lora = read_lora(file)
+    count = apply_lora(model, lora, strength)
+    note = f"; {len(lora.skipped)} text encoder keys not applied" if lora.skipped else ""
+    return f"{count} weights{note}"
 
 
 def _nano_weights(refiner: str | Path) -> Path | None:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from .crop import crop, crop_mask
-from .geometry import KONTEXT_BUCKETS, Extent, plan_crop
+from .geometry import Extent
 from .images import check_finite
 from .masks import find_regions, whole_region
-from .pipeline import reference_view
+from .recipes import OMNIREFINER
 from .scoring.interface import Scorer
 from .scoring.structural import StructuralScorer
+from .views import plan_views, reference_view
 
 _CONTEXT = 1.3  # of the region's box: what is compared
 _MEGAPIXELS = 0.15  # at which it is compared; the detail fills most of it
@@ -87,12 +88,11 @@ def _distance(
     size = Extent(image.shape[-1], image.shape[-2])
     region = whole_region(size) if mask is None else find_regions(mask, split=False)[0]
     context = 1.0 if mask is None else _CONTEXT
-    plan = plan_crop(size, region.box, KONTEXT_BUCKETS, context, _MEGAPIXELS)
+    plan, own = plan_views(
+        (size, region.box), reference, reference_mask, OMNIREFINER, context, _MEGAPIXELS
+    )
     seen, where = crop(image, plan), crop_mask(region, plan)
-    view, _ = reference_view(
-        reference, reference_mask, seen, where, KONTEXT_BUCKETS, context=context,
-        megapixels=_MEGAPIXELS, aligned=align,
-    )  # fmt: skip
+    view, _ = reference_view(reference, reference_mask, seen, where, own, aligned=align)
     if view.shape != seen.shape:
         view = torch.nn.functional.interpolate(
             view, seen.shape[-2:], mode="bicubic", antialias=True, align_corners=False

@@ -16,18 +16,26 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .alignment import align, apply_alignment
 from .boxes import BoxPair, box_regions, reference_box_mask
-from .color import match_light, measure_gain, ring_error
-from .crop import Blend, box_region, crop, crop_mask, ring, stitch_into, uncrop
-from .geometry import Box, Buckets, CropPlan, Extent, plan_crop
+from .color import measure_gain, ring_error
+from .crop import Blend, crop, crop_mask, ring, stitch_into, uncrop
+from .geometry import CropPlan, Extent
 from .images import MAX_SIDE, check_finite
 from .interfaces import Engine, Progress, SamplingJob, Stage
-from .masks import Region, bounds, find_regions, whole_region
+from .masks import Region, find_regions, whole_region
 from .registration import grid, register, warp
 from .scoring.interface import Scorer
 from .scoring.structural import StructuralScorer
 from .search import Candidate, rounds, search
+from .views import (
+    lost,
+    ordered_pictures,
+    plan_crops,
+    prefill,
+    reference_frame,
+    reference_view,
+    spread_share,
+)
 
 _DRIFT_LEAST = 0.5  # px at the model's size: less is not worth a resampling
 _DRIFT_MOST = 0.06  # of the crop's side: more is not drift but another picture
@@ -100,10 +108,10 @@ class RefineRequest:
     """What to repair.
 
     `draft` N 3 H W in any stored type, N drafts; `references` up to three groups, each M 3 h w (all
-    groups of the same M); `mask` None (everything) or K 1 H W; `reference_masks` one per group,
-    None = the whole reference. N, M and K must be equal or 1. With `boxes` each pair is a region of
-    its own, repaired from its own box of the first reference; the masks then only narrow the boxes
-    down.
+    groups of the same M), none where the recipe needs none; `mask` None (everything) or K 1 H W;
+    `reference_masks` one per group, None = the whole reference. N, M and K must be equal or 1.
+    With `boxes` each pair is a region of its own, repaired from its own box of the first reference;
+    the masks then only narrow the boxes down.
     """
 
     draft: Tensor
@@ -134,8 +142,8 @@ def _check(request: RefineRequest) -> int:
         raise ValueError(
             f"The draft is {draft.shape[-1]}x{draft.shape[-2]}; at most {MAX_SIDE} px are supported."
         )
-    if not 1 <= len(refs) <= 3:
-        raise ValueError(f"One to three references are needed, got {len(refs)}.")
+    if len(refs) > 3:
+        raise ValueError(f"At most three references are supported, got {len(refs)}.")
     counts = {"drafts": len(draft)}
     for i, reference in enumerate(refs):
         _check_reference(reference)
@@ -216,6 +224,7 @@ def refine(
         ValueError: for every input that cannot be repaired as asked, with the values and the fix.
     """
     n = _check(request)
+    engine.recipe.check_references(len(request.references))
     tell = progress or (lambda _: None)
     clock, begun = _Clock(), time.perf_counter()
     size = Extent(request.draft.shape[-1], request.draft.shape[-2])
@@ -306,7 +315,7 @@ def _masks_of_box(
 ) -> list[Tensor | None]:
     """The reference masks of region `r`: the first reference's is cut to the region's box."""
     box = request.boxes[r].reference if request.boxes else None
-    if box is None:
+    if box is None or not references:
         return masks
     size = Extent(references[0].shape[-1], references[0].shape[-2])
     return [reference_box_mask(box, size, masks[0]), *masks[1:]]
@@ -315,13 +324,15 @@ def _masks_of_box(
 @dataclass(frozen=True)
 class _Seen:
     """A region as the model gets to see it: the crop's `plan`, the draft's crop `draft`, the
-    region's `mask` in it and one view per reference, all float at the model's size.
+    region's `mask` in it and one view per reference, all float at the model's size; `plans` of the
+    references' own crops.
     """
 
     plan: CropPlan
     draft: Tensor
     mask: Tensor
     views: tuple[Tensor, ...]
+    plans: tuple[CropPlan, ...]
 
 
 class _RegionJob:
@@ -357,11 +368,16 @@ class _RegionJob:
         seen, report = self._look(image, region, references, masks)
         begun = self.clock.run("plan", begun)
 
+        if not references and self.options.candidates > 1:
+            raise ValueError(
+                f"{self.options.candidates} candidates are compared with the reference: give one, or "
+                "set candidates to 1."
+            )
         self.tell("encode")
         latents = self._encode(seen, self._share)
         begun = self.clock.run("encode", begun)
 
-        job = self._job(region, seen.plan, latents)
+        job = self._job(region, seen, latents)
         if self.options.candidates == 1:
             latent = self.engine.sample(job, self._sampled)
             begun = self.clock.run("sample", begun)
@@ -391,52 +407,55 @@ class _RegionJob:
         """Cut the crops out."""
         o, recipe = self.options, self.engine.recipe
         size = Extent(image.shape[-1], image.shape[-2])
-        plan = plan_crop(size, region.box, recipe.buckets, self._context, o.megapixels)
+        frames = [reference_frame(r, m) for r, m in zip(references, masks, strict=True)]
+        contexts = [1.0 if m is None else self._context for m in masks]
+        plans = plan_crops(
+            (size, region.box), frames, recipe, (self._context, contexts), o.megapixels
+        )
+        plan = plans[0]
         self.place = self.place._replace(plan=plan)
         i = plan.inside
         check_finite(image[..., i.y0 : i.y1, i.x0 : i.x1], "draft")
-        seen = crop(image, plan)
-        mask = crop_mask(region, plan)
+        seen, mask = crop(image, plan), crop_mask(region, plan)
         report: dict[str, Any] = _plan_report(plan)
         views = []
-        for reference, reference_mask in zip(references, masks, strict=True):
-            view, found = self._view(reference, reference_mask, seen, mask, self.aligned)
+        for reference, reference_mask, own in zip(references, masks, plans[1:], strict=True):
+            view, found = reference_view(
+                reference, reference_mask, seen, mask, own, aligned=self.aligned
+            )
             views.append(view)
             report.setdefault("references", []).append(found)
-        return _Seen(plan, seen, mask, tuple(views)), report
+        return _Seen(plan, seen, mask, tuple(views), tuple(plans[1:])), report
 
     @property
     def _context(self) -> float:
         return self.engine.recipe.context if self.options.context is None else self.options.context
 
-    def _view(
-        self, reference: Tensor, reference_mask: Tensor | None, seen: Tensor, mask: Tensor,
-        aligned: bool,
-    ) -> tuple[Tensor, dict[str, Any]]:  # fmt: skip
-        return reference_view(
-            reference, reference_mask, seen, mask, self.engine.recipe.buckets,
-            context=self._context, megapixels=self.options.megapixels, aligned=aligned,
-        )  # fmt: skip
+    def _pictures(self, seen: _Seen, share: float) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+        """Roles and pictures in the recipe's order, with `share` of the reference over the draft."""
+        draft = prefill(seen.draft, seen.views[0], seen.mask, share) if seen.views else seen.draft
+        return ordered_pictures(self.engine.recipe.order, draft, seen.views, seen.mask)
 
     def _encode(self, seen: _Seen, share: float) -> tuple[Tensor, ...]:
-        """Clean latents in the recipe's order, with `share` of the reference laid over the draft."""
-        draft = self.engine.encode(prefill(seen.draft, seen.views[0], seen.mask, share))
-        encoded = [self.engine.encode(v) for v in seen.views]
-        ordered: list[Tensor] = []
-        for role in self.engine.recipe.order:
-            ordered += [draft] if role == "draft" else encoded
-        return tuple(ordered)
+        """Clean latents of those pictures."""
+        return tuple(self.engine.encode(p) for p in self._pictures(seen, share)[1])
 
-    def _job(self, region: Region, plan: CropPlan, latents: tuple[Tensor, ...]) -> SamplingJob:
+    def _job(self, region: Region, seen: _Seen, latents: tuple[Tensor, ...]) -> SamplingJob:
         o, recipe = self.options, self.engine.recipe
+        roles, pictures = self._pictures(seen, self._share)
+        guidance, cfg = recipe.guided(o.guidance)
+        restriction = self._restriction(region, seen.plan, latents[roles.index("draft")])
         return SamplingJob(
             latents,
             tuple(range(recipe.indices[0], recipe.indices[0] + len(latents))),
-            recipe.sigmas(plan.target, o.steps),
+            recipe.sigmas(seen.plan.target, o.steps),
             recipe.text(o.prompt, o.subject),
-            recipe.guidance if o.guidance is None or recipe.guidance is None else o.guidance,
+            guidance,
             o.seed,
-            self._restriction(region, plan, latents[recipe.order.index("draft")]),
+            restriction,
+            roles,
+            pictures,
+            cfg,
         )
 
     def _restored(self, result: Tensor, seen: _Seen, latents: tuple[Tensor, ...]) -> Tensor:
@@ -457,7 +476,9 @@ class _RegionJob:
         o = self.options
         goal = seen.views[0]
         if not self.aligned:  # scorers compare in place: the reference has to lie as the draft does
-            goal, _ = self._view(reference, reference_mask, seen.draft, seen.mask, aligned=True)
+            goal, _ = reference_view(
+                reference, reference_mask, seen.draft, seen.mask, seen.plans[0], aligned=True
+            )
 
         witnesses = {"reference": goal}
         if self._share > 0 and not _contradict(seen.draft, goal, seen.mask):
@@ -506,67 +527,6 @@ class _RegionJob:
         return 1 - self.options.model_mask * (1 - small)
 
 
-def reference_view(
-    reference: Tensor,
-    mask: Tensor | None,
-    seen: Tensor,
-    region_mask: Tensor,
-    buckets: Buckets,
-    *,
-    context: float = 1.5,
-    megapixels: float | None = None,
-    aligned: bool = False,
-) -> tuple[Tensor, dict[str, Any]]:
-    """The reference as the model sees it: its own crop, or aligned to the draft's.
-
-    Args:
-        reference: 1 3 h w in any stored type.
-        mask: the detail in it, 1 1 h w; None = the whole reference.
-        seen: the draft's crop, float 1 3 H W.
-        region_mask: the region in that crop, 1 1 H W.
-        buckets: the model's resolutions.
-        context, megapixels: as for the draft's crop.
-        aligned: bring the reference into the draft's pose and light.
-
-    Returns:
-        the view, float 1 3 by its own bucket (or H W when aligned), and what was done.
-
-    Raises:
-        ValueError: the mask is empty.
-    """
-    size = Extent(reference.shape[-1], reference.shape[-2])
-    box = Box(0, 0, *size) if mask is None else bounds(mask)
-    if box is None:
-        raise ValueError(
-            f"The reference mask ({size}) is empty. Paint the detail in the reference, or leave "
-            "the mask out to use the whole reference."
-        )
-    plan = plan_crop(size, box, buckets, 1.0 if mask is None else context, megapixels)
-    view = crop(reference, plan)
-    report: dict[str, Any] = {"crop": list(plan.box), "size": str(plan.target)}
-    if aligned:
-        b = box
-        part = (
-            box_region(b)
-            if mask is None
-            else Region(b, mask[..., b.y0 : b.y1, b.x0 : b.x1].float())
-        )
-        found = align(seen, region_mask, view, crop_mask(part, plan))
-        view = apply_alignment(view, found, *seen.shape[-2:])
-        view = match_light(view, seen, region_mask)
-        report["alignment"] = found.report()
-    return view, report
-
-
-def prefill(seen: Tensor, view: Tensor, region_mask: Tensor, share: float) -> Tensor:
-    """The draft's crop with `share` of an aligned reference view laid over the region.
-
-    For a model too small to tell a wrong detail from a right one on its own: what it gets to see of
-    the wrong one is weakened.
-    """
-    return seen if share == 0 else seen + share * region_mask * (view - seen)
-
-
 def _contradict(draft: Tensor, view: Tensor, mask: Tensor) -> bool:
     """Whether the draft shows another detail than the reference view, not only a damaged one.
 
@@ -576,31 +536,6 @@ def _contradict(draft: Tensor, view: Tensor, mask: Tensor) -> bool:
     contradicts the reference altogether is no witness of the truth.
     """
     return float(StructuralScorer().distance(draft, view, mask)) > _CONTRADICTION
-
-
-def spread_share(share: float, i: int) -> float:
-    """The share of `prefill` of candidate `i`: `share` itself, then evenly over 0.1 to 0.9.
-
-    Steps of the golden ratio, so that any first N candidates cover the range. A small model's
-    output hardly depends on the noise; what it sees of the draft is what makes candidates differ.
-    """
-    low, span = 0.1, 0.8
-    if i == 0:
-        return share
-    return low + span * (((share - low) / span + i * 0.6180339887498949) % 1.0)
-
-
-def lost(view: Tensor, coded: Tensor) -> Tensor:
-    """What a codec takes away from an aligned reference view, to be given back to the result.
-
-    Fine print is lost in a coarse codec. Where the model has put the reference's detail at the same
-    place, the missing remainder is the reference's too.
-
-    Args:
-        view: float 1 3 H W.
-        coded: the view encoded and decoded again.
-    """
-    return view - coded.float().clamp(0, 1)
 
 
 def settle(

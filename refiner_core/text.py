@@ -25,6 +25,7 @@ from transformers import (
     T5TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue] made at import time
 )
 
+from .triggers import tokenize_triggers
 from .weight_files import check_weights_path, read_folder, read_weights
 from .weights import count_parameters, fill
 
@@ -223,8 +224,21 @@ class FluxText:
             self._known[prompt, length] = self._encode(prompt, length)
         return self._known[prompt, length]
 
+    def with_triggers(
+        self, prompt: str, words: Sequence[str], length: int
+    ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """The same for a prompt with trigger words, which are tokens to T5 only; their positions.
+
+        Raises:
+            ValueError: a word is not in the prompt.
+        """
+        found = tokenize_triggers(self._tokenizers[1], prompt, words, length)
+        return *self._encode(prompt, length, torch.tensor([found.ids])), found.positions
+
     @torch.no_grad()
-    def _encode(self, prompt: str, length: int) -> tuple[Tensor, Tensor]:
+    def _encode(
+        self, prompt: str, length: int, t5_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         if self._models is None:
             self._models = (
                 load_clip(self.clip, text_dtype(self.clip, self.device)),
@@ -234,7 +248,8 @@ class FluxText:
         clip_tokens, t5_tokens = self._tokenizers
         short = min(CLIP_LENGTH, clip.config.max_position_embeddings)
         pooled = _run(clip, _ids(clip_tokens, prompt, short), self.device)
-        text = _run(t5, _ids(t5_tokens, prompt, length), self.device)
+        ids = _ids(t5_tokens, prompt, length) if t5_ids is None else t5_ids
+        text = _run(t5, ids, self.device)
         return text.last_hidden_state.cpu(), pooled.pooler_output.cpu()
 
 

@@ -37,20 +37,45 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     return x.permute(0, 3, 1, 4, 2, 5).reshape(b, d // PATCH**2, height, width)
 
 
-def position_ids(height: int, width: int, index: int) -> Tensor:
-    """Ids of one group of tokens, `(height*width) 3`: `[index, row, column]`, in tokens."""
+def position_ids(height: int, width: int, index: int, offset: tuple[int, int] = (0, 0)) -> Tensor:
+    """Ids of one group of tokens, `(height*width) 3`: `[index, row, column]`, in tokens; rows and
+    columns start at `offset`.
+    """
     ids = torch.zeros(height, width, 3)
     ids[..., 0] = index
-    ids[..., 1] = torch.arange(height)[:, None]
-    ids[..., 2] = torch.arange(width)[None, :]
+    ids[..., 1] = torch.arange(height)[:, None] + offset[0]
+    ids[..., 2] = torch.arange(width)[None, :] + offset[1]
     return ids.reshape(-1, 3)
 
 
-def layout_ids(latents: Sequence[Tensor], indices: Sequence[int]) -> Tensor:
-    """Position ids of several latents (each `B C H W`) laid one after the other."""
+def side_by_side(latents: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Where stock Kontext puts several clean latents, as (row, column) in tokens.
+
+    All share index 1; each next one goes below those before it or to their right, whichever keeps
+    the whole more nearly square (the layout "offset" of ComfyUI's FLUX).
+    """
+    places: list[tuple[int, int]] = []
+    height = width = 0
+    for z in latents:
+        h, w = z.shape[-2], z.shape[-1]
+        row, column = (0, width) if h + height > w + width else (height, 0)
+        places.append((row // PATCH, column // PATCH))
+        height, width = max(height, h + row), max(width, w + column)
+    return places
+
+
+def layout_ids(latents: Sequence[Tensor], indices: Sequence[int], layout: str = "index") -> Tensor:
+    """Position ids of several latents (each `B C H W`) laid one after the other, noisy first.
+
+    With the layout "offset" the clean ones share index 1 and stand beside one another.
+    """
+    places = [(0, 0)] * len(latents)
+    if layout == "offset":
+        places = [(0, 0), *side_by_side(latents[1:])]
+        indices = [0] + [1] * (len(latents) - 1)
     return torch.cat(
         [
-            position_ids(z.shape[-2] // PATCH, z.shape[-1] // PATCH, i)
-            for z, i in zip(latents, indices, strict=True)
+            position_ids(z.shape[-2] // PATCH, z.shape[-1] // PATCH, i, place)
+            for z, i, place in zip(latents, indices, places, strict=True)
         ]
     )

@@ -16,6 +16,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
+from .inspection import architecture
 from .keys import bfl_to_diffusers, diffusers_to_bfl, is_bfl, strip_prefix
 from .weight_files import fill, folder_files, read_folder, read_header, read_weights
 
@@ -31,22 +32,6 @@ __all__ = [
 ]
 
 _HEAD = 128
-
-# (key prefixes, what has them); the first that matches names the file in an error.
-_OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("double_stream_modulation_img.", "single_stream_modulation."), "a FLUX.2 transformer"),
-    (("distilled_guidance_layer.",), "a Chroma transformer"),
-    (("txt_in.individual_token_refiner.", "vision_in."), "a HunyuanVideo transformer"),
-    (("transformer_blocks.0.img_mod.", "txt_norm."), "a Qwen-Image transformer"),
-    (("joint_blocks.",), "a Stable Diffusion 3 transformer"),
-    (("label_emb.", "add_embedding."), "an SDXL U-Net"),
-    (("input_blocks.", "down_blocks."), "a Stable Diffusion U-Net"),
-    (("cap_embedder.", "noise_refiner."), "a Lumina or Z-Image transformer"),
-    (("blocks.0.cross_attn.",), "a Wan transformer"),
-    (("encoder.block.", "shared."), "a T5 text encoder"),
-    (("text_model.", "transformer.text_model."), "a CLIP text encoder"),
-    (("encoder.conv_in.", "decoder.conv_in.", "decoder.", "first_stage_model."), "an autoencoder"),
-)  # fmt: skip
 
 
 def flux_config(sd: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -85,12 +70,8 @@ def _depth(sd: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _architecture(keys: Mapping[str, object]) -> str:
-    if any(".lora_" in k or ".lora." in k for k in keys):
-        return "a LoRA (give it with --lora, beside the model)"
-    for prefixes, name in _OTHERS:
-        if any(strip_prefix(k).startswith(prefixes) for k in keys):
-            return name
-    return f"unknown (first keys: {', '.join(list(keys)[:3]) or 'none'})"
+    name = architecture(keys)
+    return f"{name} (give it with --lora, beside the model)" if name == "a LoRA" else name
 
 
 def _is_flux(keys: Mapping[str, object]) -> bool:

@@ -328,7 +328,9 @@ def test_engine_samples(kontext_folder: Path) -> None:
     seen: list[int] = []
     with torch.no_grad():
         out = engine.sample(
-            SamplingJob(references, (1, 2), sigmas, "fix", 2.5, 0, None),
+            SamplingJob(
+                references, (1, 2), sigmas, "fix", 2.5, 0, None, ("draft", "reference"), ()
+            ),
             lambda i, steps, x0: seen.append(i),
         )
     assert out.shape == references[0].shape

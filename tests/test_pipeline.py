@@ -22,9 +22,10 @@ from refiner_core.geometry import Box, Extent
 from refiner_core.images import to_dtype
 from refiner_core.interfaces import SamplingJob, Stage
 from refiner_core.nano.engine import load_nano
-from refiner_core.pipeline import RefineOptions, RefineRequest, RefineResult, lost, refine
+from refiner_core.pipeline import RefineOptions, RefineRequest, RefineResult, refine
 from refiner_core.recipes import NANO, Recipe
 from refiner_core.registration import warp
+from refiner_core.views import lost
 
 STEPS = 2
 FAST = RefineOptions(steps=STEPS, align=False)
@@ -431,7 +432,7 @@ BOX = [int(v) for v in BASE.mask[0, 0].nonzero().float().mean(0)]
         ({"draft": torch.zeros(1, 3, 1, 16385, dtype=torch.uint8)}, "16385x1"),
         ({"draft": BASE.draft.repeat(2, 1, 1, 1), "mask": BASE.mask.repeat(3, 1, 1, 1)},
          "2 drafts.*3 masks"),
-        ({"references": ()}, "One to three references are needed, got 0"),
+        ({"references": ()}, r"takes 1 to 3 reference\(s\), got 0"),
         ({"references": BASE.references * 4}, "got 4"),
         ({"references": (_with_nan(BASE.references[0], 0, 0),)}, "reference has 3 values"),
         ({"references": (BASE.references[0][..., :7],), "reference_masks": ()}, "7x.*at least 8"),

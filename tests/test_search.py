@@ -17,13 +17,16 @@ from refiner_core.data.scenes import Scene, make_scene
 from refiner_core.engine import CoreEngine
 from refiner_core.interfaces import SamplingJob
 from refiner_core.nano.engine import load_nano
-from refiner_core.pipeline import RefineOptions, RefineRequest, refine, spread_share
+from refiner_core.pipeline import RefineOptions, RefineRequest, refine
 from refiner_core.recipes import NANO, Recipe
 from refiner_core.sampling import draw_noise
 from refiner_core.scoring.structural import StructuralScorer
 from refiner_core.search import Candidate, Round, rounds, search
+from refiner_core.views import spread_share
 
 FAST = RefineOptions(steps=2, align=False)
+
+ROLES = ("draft", "reference")
 SIGMAS = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0])
 
 
@@ -125,7 +128,7 @@ class Levels:
 
 def job_of() -> SamplingJob:
     latent = torch.zeros(1, 3, 2, 2)
-    return SamplingJob((latent, latent), (1, 2), SIGMAS, "", None, 0, None)
+    return SamplingJob((latent, latent), (1, 2), SIGMAS, "", None, 0, None, ROLES, ())
 
 
 def candidates_of(count: int) -> list[Candidate]:
@@ -191,7 +194,7 @@ def test_a_run_in_two_parts_is_the_run(nano: CoreEngine) -> None:
     g = torch.Generator().manual_seed(0)
     latents = tuple(torch.randn(2, 16, 8, 8, generator=g) for _ in range(2))
     noise = torch.cat([draw_noise((1, 16, 8, 8), s) for s in (5, 6)])
-    job = SamplingJob(latents, (1, 2), SIGMAS, "", None, 5, None, noise)
+    job = SamplingJob(latents, (1, 2), SIGMAS, "", None, 5, None, ROLES, (), start=noise)
     seen: list[int] = []
     whole = nano.sample(job, lambda i, n, x0: seen.append(i))
     half = nano.sample(replace(job, end=2), lambda i, n, x0: seen.append(i))

@@ -44,7 +44,11 @@ def add_parser(commands: Any) -> None:
         "--refiner", default="nano", metavar="nano|DIR|FILE",
         help="the embedded model, a diffusers folder, or a FLUX.1-Kontext single file",
     )  # fmt: skip
-    model.add_argument("--recipe", help="omnirefiner or kontext; default by --lora")
+    model.add_argument(
+        "--recipe", metavar="NAME|FILE",
+        help="omnirefiner, imagecritic, kontext, or a .json or .toml of your own; default by --lora",
+    )  # fmt: skip
+    model.add_argument("--detail-encoder", metavar="FILE", help="ImageCritic's detail encoder")
     model.add_argument("--lora", action="append", default=[], metavar="FILE:STRENGTH")
     model.add_argument("--clip-l", metavar="FILE", help="CLIP-L text encoder for a single file")
     model.add_argument("--t5", metavar="FILE", help="T5-XXL text encoder for a single file")
@@ -119,7 +123,7 @@ def run(chosen: argparse.Namespace) -> None:
     engine = load_engine(
         chosen.refiner, loras=[parse_lora_argument(a) for a in chosen.lora], device=chosen.device,
         recipe=chosen.recipe, clip_l=chosen.clip_l, t5=chosen.t5, vae=chosen.vae,
-        tokenizers=chosen.tokenizers,
+        tokenizers=chosen.tokenizers, detail_encoder=chosen.detail_encoder,
     )  # fmt: skip
     result = refine(engine, RefineRequest(draft.pixels, references, mask, reference_masks, options))
     save_picture(Picture(result.image, draft.alpha), out, chosen.overwrite)

@@ -16,9 +16,9 @@ from ..data.triplets import Triplet
 from ..engine import CoreEngine
 from ..geometry import Extent
 from ..kontext import Conditioning
-from ..pipeline import prefill
 from ..processes import worker_pool
 from ..recipes import NANO, Recipe
+from ..views import prefill
 from .config import DataSettings
 from .policy import Policy, VelocityNet
 from .prepare import frame

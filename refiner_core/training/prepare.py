@@ -24,11 +24,11 @@ from ..crop import crop, crop_mask
 from ..data.shards import TripletSet
 from ..data.triplets import Triplet
 from ..engine import CoreEngine, TextEncoder
-from ..geometry import Box, CropPlan, Extent, plan_crop
+from ..geometry import Box, CropPlan, Extent
 from ..images import atomic_path
 from ..masks import Region, bounds
-from ..pipeline import prefill, reference_view
 from ..recipes import Recipe
+from ..views import plan_views, prefill, reference_view
 from .config import DataSettings
 from .views import Pixels, Shape, View, latent_region
 from .workers import Workers
@@ -70,16 +70,16 @@ def frame(
     region = _region(mask, rng)
     size = Extent(draft.shape[-1], draft.shape[-2])
     context = float(rng.uniform(*data.context))
-    plan = plan_crop(size, region.box, recipe.buckets, context, data.megapixels)
-    seen, inside = crop(draft, plan), crop_mask(region, plan)
+    given = _tensor(triplet.reference)
     reference_mask = None if triplet.reference_mask is None else _tensor(triplet.reference_mask)
     if reference_mask is not None and bounds(reference_mask) is None:
         reference_mask = None
+    plan, own = plan_views(
+        (size, region.box), given, reference_mask, recipe, context, data.megapixels
+    )
+    seen, inside = crop(draft, plan), crop_mask(region, plan)
     around = inside if bool(inside.any()) else torch.ones_like(inside)
-    reference, _ = reference_view(
-        _tensor(triplet.reference), reference_mask, seen, around, recipe.buckets,
-        context=context, megapixels=data.megapixels, aligned=recipe.align,
-    )  # fmt: skip
+    reference, _ = reference_view(given, reference_mask, seen, around, own, aligned=recipe.align)
     if data.flip and not recipe.align and rng.random() < 0.5:
         reference = reference.flip(-1)
     if data.jitter:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..data.cache import cut_window
 from ..engine import Codec
 from ..kontext import Conditioning
-from ..pipeline import prefill
+from ..views import prefill
 
 Shape = tuple[tuple[int, int], ...]
 

@@ -1,0 +1,145 @@
+"""What the first bytes of a weight file say: names, shapes and types, without reading a weight.
+
+Safetensors (an 8-byte length, then JSON) and GGUF (version 2 and 3) are read; nothing else is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_MOST = 200 << 20  # bytes of header that are believed
+# GGUF's value types: struct format by number; 8 is a string, 9 an array.
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+_GGML = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K",
+    11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 30: "BF16",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Header:
+    """`shapes` and `types` ("BF16", "F8_E4M3", "Q4_K", ...) by tensor name; `metadata` of the file;
+    `format` "safetensors" or "gguf".
+    """
+
+    path: Path
+    format: str
+    shapes: dict[str, tuple[int, ...]]
+    types: dict[str, str]
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def read_any_header(path: str | Path) -> Header:
+    """The header of a safetensors or GGUF file.
+
+    Raises:
+        ValueError: no such file, another format, or a file that is cut off (says how much is there).
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist or is no file.")
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        start = f.read(8)
+        if start[:4] == b"GGUF":
+            f.seek(0)
+            try:
+                return _gguf(f, path)
+            except struct.error as e:
+                raise ValueError(
+                    f"{path} ({size} bytes) is GGUF but cut off. Load it again."
+                ) from e
+        return _safetensors(f, path, start, size)
+
+
+def _safetensors(f: BinaryIO, path: Path, start: bytes, size: int) -> Header:
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MOST
+    if not 2 <= length < _MOST:
+        raise ValueError(
+            f"{path} ({size} bytes) is neither safetensors nor GGUF. A pickle (.pt, .ckpt, .bin) is "
+            "not opened; a page saved instead of the file begins like this too."
+        )
+    text = f.read(length)
+    try:
+        table: dict[str, Any] = json.loads(text)
+        metadata = table.pop("__metadata__", {})
+        shapes = {k: tuple(v["shape"]) for k, v in table.items()}
+        types = {k: str(v["dtype"]) for k, v in table.items()}
+        end = max((v["data_offsets"][1] for v in table.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"{path} ({size} bytes) has no readable safetensors header.") from e
+    whole = 8 + length + end
+    if size < whole:
+        raise ValueError(
+            f"{path} is cut off: {size} of {whole} bytes are there ({size / whole:.0%}). Download it "
+            "again."
+        )
+    return Header(path, "safetensors", shapes, types, metadata)
+
+
+def _unpack(f: BinaryIO, form: str) -> Any:
+    size = struct.calcsize("<" + form)
+    return struct.unpack("<" + form, f.read(size))[0]
+
+
+def _string(f: BinaryIO) -> str:
+    length = _unpack(f, "Q")
+    if length > _MOST:
+        raise struct.error("length")
+    return f.read(length).decode("utf-8", "replace")
+
+
+def _value(f: BinaryIO, kind: int) -> Any:
+    if kind == 8:
+        return _string(f)
+    if kind == 9:
+        inner, count = _unpack(f, "I"), _unpack(f, "Q")
+        return [_value(f, inner) for _ in range(count)]
+    if kind not in _SCALARS:
+        raise struct.error(f"value type {kind}")
+    return _unpack(f, _SCALARS[kind])
+
+
+def _gguf(f: BinaryIO, path: Path) -> Header:
+    f.read(4)
+    version = _unpack(f, "I")
+    if version not in (2, 3):
+        raise ValueError(f"{path} is GGUF version {version}; 2 and 3 can be read.")
+    tensors, values = _unpack(f, "Q"), _unpack(f, "Q")
+    metadata: dict[str, Any] = {}
+    for _ in range(values):
+        name = _string(f)
+        metadata[name] = _value(f, _unpack(f, "I"))
+    shapes: dict[str, tuple[int, ...]] = {}
+    types: dict[str, str] = {}
+    for _ in range(tensors):
+        name = _string(f)
+        sides = [_unpack(f, "Q") for _ in range(_unpack(f, "I"))]
+        kind = _unpack(f, "I")
+        f.read(8)  # where its data begins
+        shapes[name] = tuple(reversed(sides))
+        types[name] = _GGML.get(kind, f"type {kind}")
+    return Header(path, "gguf", shapes, types, metadata)
+
+
+def parameters(header: Header) -> int:
+    """How many numbers the file holds, bookkeeping of quantisations left out."""
+    small = (".scale_weight", ".weight_scale", ".comfy_quant", ".scale_input", ".input_scale")
+    return sum(math.prod(s) for k, s in header.shapes.items() if not k.endswith(small))

@@ -1,0 +1,304 @@
+"""What a weight file is, which recipe it serves, which node takes it and in which folder it goes.
+
+Told by the names, shapes and types of its tensors alone; no weight is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .headers import Header, parameters, read_any_header
+from .imagecritic_keys import is_imagecritic
+from .keys import strip_prefix
+
+# (key prefixes, what has them); the first that matches names the file.
+ARCHITECTURES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("double_stream_modulation_img.", "single_stream_modulation."), "a FLUX.2 transformer"),
+    (("distilled_guidance_layer.",), "a Chroma transformer"),
+    (("txt_in.individual_token_refiner.", "vision_in."), "a HunyuanVideo transformer"),
+    (("transformer_blocks.0.img_mod.", "txt_norm."), "a Qwen-Image transformer"),
+    (("joint_blocks.",), "a Stable Diffusion 3 transformer"),
+    (("label_emb.", "add_embedding."), "an SDXL U-Net"),
+    (("input_blocks.", "down_blocks."), "a Stable Diffusion U-Net"),
+    (("cap_embedder.", "noise_refiner."), "a Lumina or Z-Image transformer"),
+    (("blocks.0.cross_attn.",), "a Wan transformer"),
+    (("fuse_module.",), "an ImageCritic detail encoder"),
+    (("encoder.block.", "shared."), "a T5 text encoder"),
+    (("visual.", "model.layers.", "model.embed_tokens."), "a language model (Qwen or Mistral)"),
+    (("vision_model.",), "a CLIP vision model"),
+    (("text_model.", "transformer.text_model."), "a CLIP text encoder"),
+    (("encoder.conv_in.", "decoder.conv_in.", "decoder.", "first_stage_model."), "an autoencoder"),
+)  # fmt: skip
+_LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.")
+_FLUX_BLOCKS, _FLUX2_BLOCKS, _QWEN_BLOCKS = 19, 8, 60
+_BLOCK = re.compile(r"(?:^|[._])(single_)?(?:transformer|double|single)_blocks[._](\d+)[._]")
+_NEVER = "none"
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """What a file is.
+
+    `kind` one of "base", "lora", "detail encoder", "text encoder", "vae", "nano", "other"; `family`
+    "flux", "flux2", "qwen-edit" or None; `what` in words; `types` of its weights; `rank` and `alpha`
+    of a LoRA; `recipes` that fit; `node` and its `slot` that take it; `folder` under `models`.
+    """
+
+    path: Path
+    kind: str
+    what: str
+    family: str | None
+    parameters: int
+    types: str
+    recipes: tuple[str, ...]
+    slot: str
+    folder: str
+    node: str = "Load Refiner"
+    rank: int | None = None
+    alpha: str | None = None
+
+    def lines(self) -> list[str]:
+        """For people, one fact a line."""
+        facts = [
+            f"{self.path.name}: {self.what}",
+            f"  weights   {self.parameters / 1e6:,.1f} million, {self.types}",
+        ]
+        if self.rank is not None:
+            facts.append(f"  rank      {self.rank}, alpha {self.alpha}")
+        recipes = ", ".join(self.recipes) or "none of this pack's"
+        facts.append(f"  recipe    {recipes}")
+        if self.recipes:
+            facts += [f"  node      {self.node}, {self.slot}", f"  folder    models/{self.folder}"]
+        return facts
+
+
+def inspect_file(path: str | Path) -> WeightFile:
+    """What a safetensors or GGUF file is.
+
+    Raises:
+        ValueError: as `read_any_header`.
+    """
+    header = read_any_header(path)
+    keys = {strip_prefix(k): v for k, v in header.shapes.items()}
+    if is_imagecritic(keys):
+        return _imagecritic_lora(header, keys)
+    if any(mark in k or k.endswith(mark[:-1]) for k in keys for mark in _LORA_MARKS):
+        return _lora(header, keys)
+    return _base(header, keys) or _part(header, keys)
+
+
+def _types(header: Header) -> str:
+    """The types by their share of the weights; scaled fp8 is named as such."""
+    counted: Counter[str] = Counter()
+    for name, shape in header.shapes.items():
+        if len(shape) > 1:
+            counted[header.types[name]] += 1
+    if not counted:
+        counted.update(header.types.values())
+    scaled = any(
+        k.endswith((".scale_weight", ".weight_scale", "scaled_fp8")) for k in header.shapes
+    )
+    names = [name for name, _ in counted.most_common(3)]
+    text = ", ".join(names) or "nothing"
+    if header.format == "gguf":
+        return f"GGUF {text}"
+    return f"{text} (scaled)" if scaled else text
+
+
+def _made(header: Header, kind: str, what: str, **rest: object) -> WeightFile:
+    fields: dict[str, object] = {
+        "family": None, "recipes": (), "slot": _NEVER, "folder": _NEVER, **rest,
+    }  # fmt: skip
+    return WeightFile(
+        path=header.path, kind=kind, what=what, parameters=parameters(header),
+        types=_types(header), **fields,  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
+
+
+def _base(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile | None:
+    where = {"slot": "diffusion_model", "folder": "diffusion_models"}
+    if header.format == "gguf":
+        where = {"slot": "model", "folder": "diffusion_models", "node": "Refiner from Model"}
+    if "codec.mean" in keys:
+        return _made(header, "nano", "a nano refiner (omnirefiner train nano)", family="flux")
+    names = set(keys)
+    if any(k.startswith("double_stream_modulation_img.") for k in names):
+        recipes = ("flux2-klein", "flux2-dev")
+        return _made(
+            header, "base", "FLUX.2 (klein or dev)", family="flux2", recipes=recipes, **where
+        )
+    if any(k.startswith("transformer_blocks.0.img_mod.") for k in names):
+        edit = "__index_timestep_zero__" in names
+        what = "Qwen-Image-Edit-2511" if edit else (
+            "Qwen-Image or Qwen-Image-Edit (the file does not say which; it lacks 2511's mark)"
+        )  # fmt: skip
+        return _made(header, "base", what, family="qwen-edit", recipes=("refineanything",), **where)
+    entry = keys.get("img_in.weight", keys.get("x_embedder.weight"))
+    flux = any(k.startswith(("single_blocks.0.linear1", "single_transformer_blocks.0.proj_mlp"))
+               for k in names)  # fmt: skip
+    if not flux or entry is None or any(k.startswith("distilled_guidance") for k in names):
+        return None
+    if entry[-1] != 64:
+        what = f"FLUX.1 with {entry[-1]} inputs a token (Fill, Canny or Depth)"
+        return _made(header, "base", what, family="flux")
+    recipes = ("omnirefiner", "imagecritic", "kontext")
+    what = "FLUX.1, Kontext or [dev] (the two have the same names and shapes)"
+    return _made(header, "base", what, family="flux", recipes=recipes, **where)
+
+
+def _part(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
+    what = architecture(keys)
+    if "fuse_module.layer_norm.weight" in keys:
+        return _made(
+            header, "detail encoder", what, family="flux", recipes=("imagecritic",),
+            slot="detail_encoder", folder="clip_vision",
+        )  # fmt: skip
+    flux = ("omnirefiner", "imagecritic", "kontext")
+    encoders = {
+        "a T5 text encoder": ("flux", flux, "t5xxl"),
+        "a CLIP text encoder": ("flux", flux, "clip_l"),
+        "a language model (Qwen or Mistral)": _language(keys),
+    }
+    if what in encoders:
+        family, recipes, slot = encoders[what]
+        return _made(
+            header, "text encoder", what, family=family, recipes=recipes, slot=slot,
+            folder="text_encoders",
+        )  # fmt: skip
+    if what == "an autoencoder":
+        family = _autoencoder(keys)
+        recipes = {
+            "flux": flux, "qwen-edit": ("refineanything",), "flux2": ("flux2-klein", "flux2-dev"),
+        }.get(family or "", ())  # fmt: skip
+        name = {
+            "flux": "FLUX.1's autoencoder (ae)", "qwen-edit": "Qwen-Image's (Wan 2.1's) autoencoder",
+            "flux2": "FLUX.2's autoencoder",
+        }.get(family or "", what)  # fmt: skip
+        return _made(header, "vae", name, family=family, recipes=recipes, slot="vae", folder="vae")
+    return _made(header, "other", what)
+
+
+def _language(keys: Mapping[str, tuple[int, ...]]) -> tuple[str, tuple[str, ...], str]:
+    """Qwen2.5-VL has a picture tower of its own; the encoders of FLUX.2 do not."""
+    if any(k.startswith("visual.") for k in keys):
+        return "qwen-edit", ("refineanything",), "text_encoder"
+    return "flux2", ("flux2-klein", "flux2-dev"), "text_encoder"
+
+
+def _autoencoder(keys: Mapping[str, tuple[int, ...]]) -> str | None:
+    if any(k.startswith("decoder.middle.0.residual.") for k in keys):
+        return "qwen-edit"
+    entry = keys.get("decoder.conv_in.weight")
+    channels = {16: "flux", 32: "flux2"}
+    return channels.get(entry[1]) if entry is not None and len(entry) == 4 else None
+
+
+def architecture(keys: Mapping[str, object]) -> str:
+    """The architecture in words, by the names of the weights."""
+    if any(mark in k for k in keys for mark in _LORA_MARKS):
+        return "a LoRA"
+    for prefixes, name in ARCHITECTURES:
+        if any(strip_prefix(k).startswith(prefixes) for k in keys):
+            return name
+    return f"unknown (first keys: {', '.join(list(keys)[:3]) or 'none'})"
+
+
+def _imagecritic_lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
+    rank = next(s[0] for k, s in keys.items() if k.endswith(".down.weight"))
+    return _made(
+        header, "lora", "ImageCritic's LoRA for FLUX.1-Kontext", family="flux",
+        recipes=("imagecritic",), slot="refiner_lora", folder="loras", rank=rank,
+        alpha="= rank (fixed)",
+    )  # fmt: skip
+
+
+def _lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
+    downs = {
+        k: s for k, s in keys.items() if ".lora_A" in k or "lora_down" in k or ".lora.down" in k
+    }
+    rank = max((s[0] for s in downs.values()), default=0)
+    alpha = "in the tensors" if any(k.endswith(".alpha") for k in keys) else "none: scale 1"
+    family, base = lora_base(keys)
+    recipes = {
+        "flux": ("omnirefiner", "kontext"), "qwen-edit": ("refineanything",),
+        "flux2": ("flux2-klein", "flux2-dev"),
+    }.get(family or "", ())  # fmt: skip
+    quick = "light" in header.path.name.lower() or any("img_mlp" in k for k in keys)
+    slot = "accelerator_lora" if family == "qwen-edit" and quick else "refiner_lora"
+    return _made(
+        header, "lora", f"a LoRA for {base}", family=family, recipes=recipes, slot=slot,
+        folder="loras", rank=rank, alpha=alpha,
+    )  # fmt: skip
+
+
+def lora_base(keys: Mapping[str, tuple[int, ...]]) -> tuple[str | None, str]:
+    """Family and name of the model that a LoRA is for, by the blocks that it changes."""
+    double, single = _blocks(keys)
+    fused = any("to_qkv_mlp_proj" in k or "linear_in" in k for k in keys)
+    if fused or any("double_stream_modulation" in k or "single_stream_mod" in k for k in keys):
+        return "flux2", "FLUX.2"
+    if any("img_mod" in k or "img_mlp" in k or "txt_norm" in k for k in keys) and not single:
+        named = any(k.count("double_blocks") for k in keys)
+        return ("flux", "FLUX.1") if named else ("qwen-edit", "Qwen-Image")
+    if single > 38 or (single and double <= _FLUX2_BLOCKS and single > 2 * double):
+        return "flux2", "FLUX.2"
+    if single:
+        return "flux", "FLUX.1"
+    if double > _FLUX_BLOCKS:
+        return "qwen-edit", "Qwen-Image"
+    if double:
+        return "flux", "FLUX.1"
+    if any("lora_unet_input_blocks" in k or "down_blocks" in k for k in keys):
+        return None, "Stable Diffusion"
+    return None, "a model this pack does not know"
+
+
+def _blocks(keys: Mapping[str, object]) -> tuple[int, int]:
+    """How many double and single blocks the names reach."""
+    counts = {"double": 0, "single": 0}
+    for key in keys:
+        found = _BLOCK.search(key)
+        if found is not None:
+            kind = "single" if found[1] or "single_blocks" in found[0] else "double"
+            counts[kind] = max(counts[kind], int(found[2]) + 1)
+    return counts["double"], counts["single"]
+
+
+def expect(path: str | Path, slot: str, family: str | None = None) -> WeightFile:
+    """Inspect a file that a user put in `slot`, and refuse it if it belongs elsewhere.
+
+    Args:
+        path: the file; a GGUF or an unknown kind is let through, its loader will tell.
+        slot: "diffusion_model", "clip_l", "t5xxl", "text_encoder", "vae", "refiner_lora",
+            "accelerator_lora" or "detail_encoder".
+        family: of the recipe.
+
+    Raises:
+        ValueError: says which file, what it is, and what was expected.
+    """
+    found = inspect_file(path)
+    kinds = {
+        "diffusion_model": "base", "clip_l": "text encoder", "t5xxl": "text encoder",
+        "text_encoder": "text encoder", "vae": "vae", "refiner_lora": "lora",
+        "accelerator_lora": "lora", "detail_encoder": "detail encoder",
+    }  # fmt: skip
+    kind = kinds[slot]
+    names = {"flux": "FLUX.1-Kontext", "qwen-edit": "Qwen-Image-Edit-2511", "flux2": "FLUX.2"}
+    wanted = f"a {kind} of {names[family]}" if family else f"a {kind}"
+    unknown = found.kind == "other" and kind != "detail encoder"
+    pair = ("clip_l", "t5xxl")  # both are text encoders, and neither does the other's work
+    swapped = slot in pair and found.slot in pair and found.slot != slot
+    if not unknown and (found.kind != kind or swapped):
+        goes = f" It goes to {found.slot}." if found.slot != _NEVER else ""
+        raise ValueError(
+            f"{slot}: {found.path.name} is {found.what}, but {wanted} was expected.{goes}"
+        )
+    if not unknown and family and found.family not in (None, family):
+        raise ValueError(
+            f"{slot}: {found.path.name} is {found.what}, but {wanted} was expected for this recipe."
+        )
+    return found

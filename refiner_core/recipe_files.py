@@ -1,0 +1,260 @@
+"""Recipes of the user's own: a small JSON or TOML file, which is data and can name no code.
+
+    {"name": "my-refiner", "based_on": "omnirefiner", "prompt": "fix the {subject}", "steps": 20}
+
+`based_on` takes every other field from a recipe of the pack. Unknown fields are errors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from .geometry import KONTEXT_BUCKETS, NANO_BUCKETS, QWEN_BUCKETS, Buckets, Extent
+from .recipes import RECIPES, Family, Fast, Layout, Recipe, Sight, get_recipe
+
+SUFFIXES = (".json", ".toml")
+_NAMED_BUCKETS = {"kontext": KONTEXT_BUCKETS, "qwen": QWEN_BUCKETS, "nano": NANO_BUCKETS}
+_ROLES = ("draft", "reference", "mask")
+_LARGEST = 100_000  # bytes; a recipe has about a thousand
+
+
+class BadValueError(ValueError):
+    """What is wrong with one value; the caller adds file and field."""
+
+
+def _number(low: float, high: float, whole: bool = False) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        kinds = (int,) if whole else (int, float)
+        good = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+        if not good or not low <= value <= high:
+            kind = "a whole number" if whole else "a number"
+            raise BadValueError(f"must be {kind} from {low:g} to {high:g}")
+        return value
+
+    return check
+
+
+def _maybe(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """ "none" (TOML has no null) or null, or what `check` takes."""
+    return lambda value: None if value in (None, "none") else check(value)
+
+
+def _choice(kind: Any) -> Callable[[Any], Any]:
+    names = get_args(kind)
+
+    def check(value: Any) -> Any:
+        if value not in names:
+            raise BadValueError(f"must be one of {', '.join(names)}")
+        return value
+
+    return check
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > 2000:
+        raise BadValueError("must be a text of at most 2000 characters")
+    return value
+
+
+def _prompt(value: Any) -> str:
+    text = _text(value)
+    try:
+        text.format(subject="")
+    except (KeyError, IndexError, ValueError, AttributeError) as e:
+        raise BadValueError("may hold {subject} and no other braces") from e
+    if set(re.findall(r"{([^}]*)}", text)) - {"subject"}:
+        raise BadValueError("may hold {subject} and no other braces")
+    return text
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise BadValueError("must be true or false")
+    return value
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise BadValueError(f"must be a list of {what}")
+    return cast(list[Any], value)
+
+
+def _order(value: Any) -> tuple[str, ...]:
+    roles = tuple(_list(value, "roles"))
+    if "draft" not in roles or len(set(roles)) != len(roles) or set(roles) - set(_ROLES):
+        raise BadValueError(
+            f"must hold draft and may hold reference and mask, each once ({list(_ROLES)})"
+        )
+    return roles
+
+
+def _indices(value: Any) -> tuple[int, ...]:
+    found = tuple(_number(0, 100, True)(v) for v in _list(value, "whole numbers"))
+    if found != tuple(range(found[0], found[0] + len(found))) if found else True:
+        raise BadValueError("must rise by one, as [1, 2]")
+    return found
+
+
+def _references(value: Any) -> tuple[int, int]:
+    pair = [_number(0, 3, True)(v) for v in _list(value, "two numbers")]
+    if len(pair) != 2 or pair[0] > pair[1]:
+        raise BadValueError("must be the least and the most, as [1, 3]")
+    return pair[0], pair[1]
+
+
+def _triggers(value: Any) -> tuple[tuple[str, str], ...]:
+    pairs = [tuple(_list(v, "role and word")) for v in _list(value, "[role, word] pairs")]
+    if any(len(p) != 2 or p[0] not in _ROLES or not isinstance(p[1], str) for p in pairs):
+        raise BadValueError('must hold pairs of role and word, as [["reference", "IMG1"]]')
+    return cast(tuple[tuple[str, str], ...], tuple(pairs))
+
+
+def _patterns(value: Any) -> tuple[str, ...]:
+    found = tuple(_text(v) for v in _list(value, "patterns"))
+    for pattern in found:
+        try:
+            re.compile(pattern)
+        except re.error as e:
+            raise BadValueError(f"{pattern!r} is no regular expression ({e})") from e
+    return found
+
+
+def _fast(value: Any) -> Fast:
+    if not isinstance(value, dict) or set(cast(dict[str, Any], value)) != {"steps", "cfg"}:
+        raise BadValueError('must be {"steps": N, "cfg": X}')
+    table = cast(dict[str, Any], value)
+    return Fast(_number(1, 1000, True)(table["steps"]), float(_number(1, 100)(table["cfg"])))
+
+
+def _buckets(value: Any) -> Buckets:
+    if isinstance(value, str):
+        if value not in _NAMED_BUCKETS:
+            raise BadValueError(
+                f"must be one of {', '.join(_NAMED_BUCKETS)}, or a list of [width, height]"
+            )
+        return _NAMED_BUCKETS[value]
+    side = _number(32, 8192, True)
+    sizes = [tuple(side(n) for n in _list(v, "two numbers")) for v in _list(value, "sizes")]
+    if not sizes or any(len(s) != 2 for s in sizes):
+        raise BadValueError("must hold at least one [width, height]")
+    multiple = math.gcd(*(n for s in sizes for n in s))
+    if multiple % 8:
+        raise BadValueError("must have sides that are multiples of 8")
+    return Buckets(tuple(Extent(*s) for s in sizes), min(multiple & -multiple, 32))
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "name": _text, "title": _text, "order": _order, "indices": _indices, "prompt": _prompt,
+    "guidance": _maybe(_number(0, 100)), "steps": _number(1, 1000, True),
+    "shift": _maybe(_number(-10, 10)), "text_tokens": _number(1, 4096, True),
+    "buckets": _buckets, "context": _number(1, 100), "align": _switch,
+    "latent_factor": _number(1, 64, True), "settles": _switch, "prefill": _number(0, 1),
+    "remainder": _number(0, 1),
+    "family": _choice(Family), "layout": _choice(Layout), "sight": _choice(Sight),
+    "references": _references, "one_size": _switch, "cfg": _number(1, 100), "negative": _text,
+    "fast": _maybe(_fast), "triggers": _triggers, "dropped": _patterns, "note": _text,
+}  # fmt: skip
+assert set(_CHECKS) == {f.name for f in fields(Recipe)}, "every field can be written in a file"
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """A recipe from a `.json` or `.toml` file.
+
+    Raises:
+        ValueError: names the file, the field and what it may be; an unknown field with the nearest
+            that exists.
+    """
+    path = Path(path).expanduser()
+    table = _read(path)
+    base = table.pop("based_on", None)
+    if base is not None and (not isinstance(base, str) or base not in RECIPES):
+        raise ValueError(f"{path}: based_on must be one of {', '.join(RECIPES)}, got {base!r}.")
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        if name not in _CHECKS:
+            raise ValueError(f"{path}: there is no field {name!r}{_nearest(name)}.")
+        try:
+            values[name] = _CHECKS[name](value)
+        except BadValueError as e:
+            raise ValueError(f"{path}: {name} {e}, got {value!r}.") from e
+    if "name" not in values or not re.fullmatch(
+        r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", values["name"]
+    ):
+        raise ValueError(f"{path}: a recipe needs a name of letters, digits, '.', '-' and '_'.")
+    if values["name"] in RECIPES:
+        raise ValueError(f"{path}: {values['name']!r} is one of the pack's own; take another name.")
+    values.setdefault("title", values["name"])
+    recipe = _complete(path, None if base is None else RECIPES[base], values)
+    _check_whole(path, recipe)
+    return recipe
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path} is no recipe file: it must end in {' or '.join(SUFFIXES)}.")
+    if not path.is_file():
+        raise ValueError(f"The recipe {path} does not exist.")
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; a recipe is small.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = _toml(text, path) if path.suffix.lower() == ".toml" else json.loads(text)
+    except ValueError as e:
+        raise ValueError(f"{path} cannot be read: {e}.") from e
+    if not isinstance(table, dict):
+        raise ValueError(f"{path} must hold one table of fields.")
+    return cast(dict[str, Any], table)
+
+
+def _toml(text: str, path: Path) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ModuleNotFoundError as e:  # Python 3.10
+        raise ValueError(f"TOML needs Python 3.11; write {path.stem}.json instead") from e
+    return tomllib.loads(text)
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, [*_CHECKS, "based_on"], 1, 0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(_CHECKS)}"
+
+
+def _complete(path: Path, base: Recipe | None, values: Mapping[str, Any]) -> Recipe:
+    if base is not None:
+        return replace(base, **values)
+    try:
+        return Recipe(**values)
+    except TypeError as e:
+        needed = re.findall(r"'(\w+)'", str(e))
+        raise ValueError(
+            f"{path}: without based_on it needs {', '.join(needed)} too; or add "
+            '"based_on": "omnirefiner".'
+        ) from e
+
+
+def _check_whole(path: Path, recipe: Recipe) -> None:
+    if len(recipe.indices) != len(recipe.order):
+        raise ValueError(
+            f"{path}: {len(recipe.order)} roles in order need as many indices, got "
+            f"{list(recipe.indices)}."
+        )
+    if (recipe.sight == "detail") != bool(recipe.triggers):
+        raise ValueError(f'{path}: triggers and sight "detail" go together.')
+    if (recipe.sight == "vision") != (recipe.family == "qwen-edit"):
+        raise ValueError(f'{path}: sight "vision" and family "qwen-edit" go together.')
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe of the pack by name, or the user's own by its file.
+
+    Raises:
+        ValueError: there is none of that name, or the file is not valid.
+    """
+    return read_recipe(name) if name.lower().endswith(SUFFIXES) else get_recipe(name)

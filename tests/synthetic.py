@@ -1,0 +1,144 @@
+"""Weight files of the published projects in miniature: their names and types, tiny shapes."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+WIDTH = 256
+
+
+def _normal(*shape: int, seed: int = 0, std: float = 0.05) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))) * std
+
+
+def imagecritic_lora(
+    width: int = WIDTH, rank: int = 4, double: int = 19, single: int = 38
+) -> dict[str, Tensor]:
+    """As ImageCritic's lora.safetensors; its own has width 3072 and rank 128."""
+    out: dict[str, Tensor] = {}
+    for block, count, parts in (
+        ("transformer_blocks", double, ("q", "k", "v", "proj")),
+        ("single_transformer_blocks", single, ("q", "k", "v")),
+    ):
+        for i in range(count):
+            for n, part in enumerate(parts):
+                name = f"{block}.{i}.attn.processor.{part}_loras.0"
+                out[f"{name}.down.weight"] = _normal(rank, width, seed=100 * i + n)
+                out[f"{name}.up.weight"] = _normal(width, rank, seed=100 * i + n + 50)
+    return out
+
+
+def detail_encoder(
+    width: int = 64, inner: int = 128, depth: int = 24, text: int = 4096, patch: int = 14
+) -> dict[str, Tensor]:
+    """As ImageCritic's detail_encoder.safetensors; its own has width 1024."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "vision_model.embeddings.class_embedding": (width,),
+        "vision_model.embeddings.patch_embedding.weight": (width, 3, patch, patch),
+        "vision_model.embeddings.position_embedding.weight": (257, width),
+        "visual_projection.weight": (48, width),
+        "visual_projection_2.weight": (80, width),
+        "fuse_module.mlp1.fc1.weight": (text, text + 128),
+        "fuse_module.mlp1.fc2.weight": (text, text),
+        "fuse_module.mlp2.fc1.weight": (text, text),
+        "fuse_module.mlp2.fc2.weight": (text, text),
+    }
+    norms = {
+        "vision_model.pre_layrnorm": width, "vision_model.post_layernorm": width,
+        "fuse_module.mlp1.layernorm": text + 128, "fuse_module.mlp2.layernorm": text,
+        "fuse_module.layer_norm": text,
+    }  # fmt: skip
+    for i in range(depth):
+        layer = f"vision_model.encoder.layers.{i}"
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes[f"{layer}.self_attn.{part}.weight"] = (width, width)
+        shapes[f"{layer}.mlp.fc1.weight"] = (inner, width)
+        shapes[f"{layer}.mlp.fc2.weight"] = (width, inner)
+        norms |= {f"{layer}.layer_norm1": width, f"{layer}.layer_norm2": width}
+    out = {k: _normal(*s, seed=n) for n, (k, s) in enumerate(shapes.items())}
+    for k, s in shapes.items():
+        if k.startswith("fuse_module.") or ".layers." in k:
+            out[k.removesuffix("weight") + "bias"] = _normal(s[0], seed=7)
+    for k, size in norms.items():
+        out[f"{k}.weight"] = 1 + _normal(size, seed=8)
+        out[f"{k}.bias"] = _normal(size, seed=9)
+    return out
+
+
+def peft_lora(modules: list[str], width: int = WIDTH, rank: int = 2) -> dict[str, Tensor]:
+    """A diffusers LoRA of square matrices."""
+    out = {}
+    for n, module in enumerate(modules):
+        out[f"transformer.{module}.lora_A.weight"] = _normal(rank, width, seed=n)
+        out[f"transformer.{module}.lora_B.weight"] = _normal(width, rank, seed=n + 1)
+    return out
+
+
+def refineanything_lora(blocks: int = 60, width: int = WIDTH) -> dict[str, Tensor]:
+    """As Qwen-Image-Edit-2511-RefineAny.safetensors; its own has width 3072 and rank 256."""
+    parts = ("to_q", "to_k", "to_v", "to_out.0")
+    return peft_lora(
+        [f"transformer_blocks.{i}.attn.{p}" for i in range(blocks) for p in parts], width
+    )
+
+
+def lightning_lora(blocks: int = 60, width: int = WIDTH) -> dict[str, Tensor]:
+    """As lightx2v's Lightning LoRAs for Qwen-Image-Edit, which change the MLPs too."""
+    out = {}
+    for i in range(blocks):
+        for part in ("attn.to_q", "img_mlp.net.0.proj"):
+            name = f"transformer_blocks.{i}.{part}"
+            out[f"{name}.lora_down.weight"] = _normal(2, width, seed=i)
+            out[f"{name}.lora_up.weight"] = _normal(width, 2, seed=i + 1)
+            out[f"{name}.alpha"] = torch.tensor(2.0)
+    return out
+
+
+def write(
+    path: Path, weights: dict[str, Tensor], dtype: torch.dtype | None = torch.bfloat16
+) -> Path:
+    """Save a file in the published type."""
+    cast = {k: (v if dtype is None else v.to(dtype)).contiguous() for k, v in weights.items()}
+    save_file(cast, path, {"format": "pt"})
+    return path
+
+
+def write_gguf(
+    path: Path, shapes: dict[str, tuple[int, ...]], architecture: str, kind: int = 8
+) -> Path:
+    """The header of a GGUF file (and no weights), by its specification."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    values = [text("general.architecture") + struct.pack("<I", 8) + text(architecture)]
+    values.append(text("some.list") + struct.pack("<IIQ3i", 9, 5, 3, 1, 2, 3))
+    tensors = [
+        text(k) + struct.pack(f"<I{len(s)}QIQ", len(s), *reversed(s), kind, 0)
+        for k, s in shapes.items()
+    ]
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(values))
+    path.write_bytes(head + b"".join(values + tensors))
+    return path
+
+
+def header_only(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "BF16") -> Path:
+    """A safetensors file that is whole by its sizes, at full shapes, without taking the disk's room."""
+    table, end = {}, 0
+    for name, shape in shapes.items():
+        size = 2
+        for n in shape:
+            size *= n
+        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    head = json.dumps(table).encode()
+    with path.open("wb") as f:
+        f.write(struct.pack("<Q", len(head)) + head)
+        f.truncate(8 + len(head) + end)
+    return path

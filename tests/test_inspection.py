@@ -1,0 +1,162 @@
+"""What weight files are, told by their headers alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from refiner_core.__main__ import main
+from refiner_core.inspection import expect, inspect_file
+
+from . import synthetic
+
+FLUX = {
+    "img_in.weight": (3072, 64), "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+    "single_blocks.0.linear1.weight": (21504, 3072), "vector_in.in_layer.weight": (3072, 768),
+}  # fmt: skip
+QWEN = {
+    "transformer_blocks.0.img_mod.1.weight": (18432, 3072), "txt_norm.weight": (3584,),
+    "img_in.weight": (3072, 64),
+}  # fmt: skip
+FLUX2 = {"double_stream_modulation_img.lin.weight": (36864, 6144), "img_in.weight": (6144, 128)}
+
+
+def named(prefix: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {prefix + k: v for k, v in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind", "family", "slot"),
+    [
+        (FLUX, "base", "flux", "diffusion_model"),
+        (named("model.diffusion_model.", FLUX), "base", "flux", "diffusion_model"),
+        (QWEN, "base", "qwen-edit", "diffusion_model"),
+        (QWEN | {"__index_timestep_zero__": (0,)}, "base", "qwen-edit", "diffusion_model"),
+        (FLUX2, "base", "flux2", "diffusion_model"),
+        (FLUX | {"img_in.weight": (3072, 384)}, "base", "flux", "none"),
+        ({"decoder.conv_in.weight": (512, 16, 3, 3)}, "vae", "flux", "vae"),
+        ({"decoder.conv_in.weight": (512, 32, 3, 3)}, "vae", "flux2", "vae"),
+        ({"decoder.middle.0.residual.0.gamma": (384, 1, 1, 1)}, "vae", "qwen-edit", "vae"),
+        ({"encoder.block.0.layer.0.SelfAttention.q.weight": (4096, 4096)}, "text encoder", "flux",
+         "t5xxl"),
+        ({"text_model.embeddings.token_embedding.weight": (49408, 768)}, "text encoder", "flux",
+         "clip_l"),
+        ({"visual.patch_embed.proj.weight": (1280, 3, 2, 14, 14), "model.layers.0.x": (2, 2)},
+         "text encoder", "qwen-edit", "text_encoder"),
+        ({"model.layers.0.self_attn.q_proj.weight": (4096, 5120)}, "text encoder", "flux2",
+         "text_encoder"),
+        ({"joint_blocks.0.x.weight": (2, 2)}, "other", None, "none"),
+    ],
+)  # fmt: skip
+def test_full_size_headers(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], kind: str, family: str | None, slot: str
+) -> None:
+    found = inspect_file(synthetic.header_only(tmp_path / "file.safetensors", shapes))
+    assert (found.kind, found.family, found.slot) == (kind, family, slot)
+    assert "BF16" in found.types
+
+
+def test_the_published_files(tmp_path: Path) -> None:
+    lora = synthetic.imagecritic_lora()
+    encoder = synthetic.detail_encoder(text=128)
+    assert len(lora) == 380 and len(encoder) == 407, "as many weights as the published files"
+    found = inspect_file(synthetic.write(tmp_path / "lora.safetensors", lora))
+    assert (found.kind, found.rank, found.recipes, found.folder) == (
+        "lora", 4, ("imagecritic",), "loras",
+    )  # fmt: skip
+    found = inspect_file(synthetic.write(tmp_path / "detail_encoder.safetensors", encoder))
+    assert (found.kind, found.recipes, found.folder) == (
+        "detail encoder", ("imagecritic",), "clip_vision",
+    )  # fmt: skip
+    found = inspect_file(
+        synthetic.write(tmp_path / "a.safetensors", synthetic.refineanything_lora())
+    )
+    assert (found.family, found.recipes, found.slot) == (
+        "qwen-edit", ("refineanything",), "refiner_lora",
+    )  # fmt: skip
+    found = inspect_file(synthetic.write(tmp_path / "b.safetensors", synthetic.lightning_lora()))
+    assert (found.family, found.slot, found.alpha) == (
+        "qwen-edit", "accelerator_lora", "in the tensors",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("modules", "family"),
+    [
+        (["transformer_blocks.18.attn.to_q", "single_transformer_blocks.37.attn.to_k"], "flux"),
+        (["transformer_blocks.0.attn.to_q"], "flux"),
+        (["transformer_blocks.59.attn.to_q"], "qwen-edit"),
+        (["transformer_blocks.7.attn.to_q", "single_transformer_blocks.47.attn.to_qkv_mlp_proj"],
+         "flux2"),
+        (["transformer_blocks.4.attn.to_q", "single_transformer_blocks.19.attn.to_k"], "flux2"),
+        (["blocks.3.cross_attn.q"], None),
+    ],
+)  # fmt: skip
+def test_loras_tell_their_base(tmp_path: Path, modules: list[str], family: str | None) -> None:
+    file = synthetic.write(tmp_path / "x.safetensors", synthetic.peft_lora(modules))
+    assert inspect_file(file).family == family
+
+
+def test_gguf_and_fp8(tmp_path: Path) -> None:
+    file = synthetic.write_gguf(tmp_path / "flux1-kontext-Q8_0.gguf", FLUX, "flux")
+    found = inspect_file(file)
+    assert (found.family, found.types, found.node) == ("flux", "GGUF Q8_0", "Refiner from Model")
+    assert found.parameters == sum(torch.Size(s).numel() for s in FLUX.values())
+    scaled = {"single_blocks.0.linear1.scale_weight": torch.ones(1)}
+    weights = {k: torch.zeros(2, 64, dtype=torch.float8_e4m3fn) for k in FLUX}
+    found = inspect_file(synthetic.write(tmp_path / "fp8.safetensors", weights | scaled, None))
+    assert found.types == "F8_E4M3 (scaled)"
+
+
+def test_cut_off_and_foreign_files(tmp_path: Path) -> None:
+    whole = synthetic.write(tmp_path / "lora.safetensors", synthetic.imagecritic_lora(double=1))
+    half = tmp_path / "half.safetensors"
+    half.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"half.*cut off: \d+ of \d+ bytes"):
+        inspect_file(half)
+    gguf = synthetic.write_gguf(tmp_path / "x.gguf", FLUX, "flux")
+    gguf.write_bytes(gguf.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="GGUF but cut off"):
+        inspect_file(gguf)
+    page = tmp_path / "page.safetensors"
+    page.write_text("<!DOCTYPE html><html>")
+    with pytest.raises(ValueError, match="neither safetensors nor GGUF"):
+        inspect_file(page)
+    with pytest.raises(ValueError, match="does not exist"):
+        inspect_file(tmp_path / "nothing.safetensors")
+
+
+def test_swapped_files_are_named(tmp_path: Path) -> None:
+    lora = synthetic.write(tmp_path / "critic-lora.safetensors", synthetic.imagecritic_lora())
+    qwen = synthetic.write(tmp_path / "refineany.safetensors", synthetic.refineanything_lora())
+    clip = synthetic.header_only(tmp_path / "clip_l.safetensors", {"text_model.x": (4, 4)})
+    flux2 = synthetic.header_only(tmp_path / "flux2.safetensors", FLUX2)
+    for path, slot, family, says in (
+        (
+            lora,
+            "detail_encoder",
+            "flux",
+            r"critic-lora.*is ImageCritic's LoRA.*goes to refiner_lora",
+        ),
+        (qwen, "refiner_lora", "flux", "refineany.*LoRA for Qwen-Image.*of FLUX.1-Kontext"),
+        (lora, "refiner_lora", "flux2", "critic-lora.*Kontext.*of FLUX.2"),
+        (clip, "t5xxl", "flux", "clip_l.*CLIP text encoder.*goes to clip_l"),
+        (flux2, "diffusion_model", "flux", "flux2.*FLUX.2.*FLUX.1-Kontext was expected"),
+        (clip, "vae", "flux", "clip_l.*a vae"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            expect(path, slot, family)
+    assert expect(lora, "refiner_lora", "flux").rank == 4
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = synthetic.write(tmp_path / "lora.safetensors", synthetic.imagecritic_lora(double=2))
+    assert main(["inspect", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "imagecritic" in said and "models/loras" in said and "rank      4" in said
+    assert main(["inspect", "--json", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["slot"] == "refiner_lora"
+    assert main(["inspect", str(tmp_path / "no.safetensors")]) == 2

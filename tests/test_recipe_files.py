@@ -1,0 +1,96 @@
+"""Recipes of the user's own: what a file may say, and what it is told when it may not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refiner_core.geometry import Extent
+from refiner_core.recipe_files import find_recipe, read_recipe
+from refiner_core.recipes import IMAGECRITIC, OMNIREFINER, Recipe
+
+
+def write(folder: Path, table: Any, name: str = "mine.json") -> Path:
+    path = folder / name
+    path.write_text(table if isinstance(table, str) else json.dumps(table))
+    return path
+
+
+def test_based_on_keeps_the_rest(tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path, {"name": "mine", "based_on": "imagecritic", "steps": 8}))
+    assert recipe.steps == 8 and recipe.triggers == IMAGECRITIC.triggers
+    assert find_recipe(str(tmp_path / "mine.json")) == recipe
+    assert find_recipe("omnirefiner") is OMNIREFINER
+
+
+def test_toml(tmp_path: Path) -> None:
+    pytest.importorskip("tomllib", reason="TOML needs Python 3.11")
+    text = 'name = "mine"\nbased_on = "kontext"\nguidance = "none"\nbuckets = [[512, 768]]\n'
+    recipe = read_recipe(write(tmp_path, text, "mine.toml"))
+    assert recipe.guidance is None and recipe.buckets.sizes == (Extent(512, 768),)
+
+
+def test_every_field_can_be_written(tmp_path: Path) -> None:
+    table = {
+        "name": "mine", "title": "Mine", "order": ["draft", "reference"], "indices": [1, 2],
+        "prompt": "fix the {subject}", "guidance": 2.5, "steps": 20, "shift": None,
+        "text_tokens": 512, "buckets": "kontext", "context": 1.5, "align": False,
+        "latent_factor": 8, "settles": True, "prefill": 0, "remainder": 0, "family": "flux",
+        "layout": "index",
+        "sight": "detail", "references": [1, 1], "one_size": True, "cfg": 1, "negative": "",
+        "fast": {"steps": 8, "cfg": 1}, "triggers": [["reference", "IMG1"]], "dropped": ["<[^>]*>"],
+        "note": "",
+    }  # fmt: skip
+    assert set(table) == {f.name for f in fields(Recipe)}
+    assert read_recipe(write(tmp_path, table)).triggers == (("reference", "IMG1"),)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"stpes": 4}, "no field 'stpes'; did you mean 'steps'"),
+        ({"loader": "os.system"}, "no field 'loader'"),
+        ({"steps": 0}, "steps must be a whole number from 1 to 1000, got 0"),
+        ({"steps": True}, "steps must be a whole number"),
+        ({"steps": 2.5}, "steps must be a whole number"),
+        ({"guidance": "high"}, "guidance must be a number"),
+        ({"prompt": "{subject.__class__}"}, "no other braces"),
+        ({"prompt": "{0}"}, "no other braces"),
+        ({"order": ["reference"]}, "must hold draft"),
+        ({"order": ["draft"], "indices": [1, 2]}, "1 roles in order need as many indices"),
+        ({"indices": [2, 1]}, "must rise by one"),
+        ({"indices": []}, "must rise by one"),
+        ({"buckets": "sdxl"}, "must be one of kontext"),
+        ({"buckets": [[500, 500]]}, "multiples of 8"),
+        ({"family": "sd3"}, "family must be one of flux"),
+        ({"based_on": "flux"}, "based_on must be one of"),
+        ({"name": "kontext"}, "one of the pack's own"),
+        ({"name": "../x"}, "needs a name"),
+        ({"name": None}, "name must be a text"),
+        ({"sight": "detail"}, "go together"),
+        ({"dropped": ["("]}, "no regular expression"),
+        ({"references": [2, 1]}, "least and the most"),
+    ],
+)
+def test_refused(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    table = {"name": "mine", "based_on": "omnirefiner"} | change
+    with pytest.raises(ValueError, match=says) as e:
+        read_recipe(write(tmp_path, table))
+    assert "mine.json" in str(e.value)
+
+
+def test_refused_files(tmp_path: Path) -> None:
+    for text, name, says in (
+        ("{", "a.json", "cannot be read"),
+        ("[]", "b.json", "one table"),
+        ('{"name": "x"}', "c.json", "without based_on it needs .*order"),
+        ("", "d.yaml", "must end in"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            read_recipe(write(tmp_path, text, name))
+    with pytest.raises(ValueError, match="does not exist"):
+        read_recipe(tmp_path / "none.json")
