@@ -176,6 +176,23 @@ def test_processes_give_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     assert contents(tmp_path) == contents(whole)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no ulimit on Windows")
+def test_a_full_disk_keeps_what_is_done(whole: Path, tmp_path: Path) -> None:
+    run_build(build_of(tmp_path, count=5))
+    size = max(p.stat().st_size for p in tmp_path.glob("*.tar")) // 512
+    command = (
+        f"ulimit -f {size // 2}; exec {sys.executable} -m refiner_core data build --out {tmp_path} "
+        "--count 12 --shard 5 --held-out 0.2 --size 64"
+    )
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "cannot be written" in done.stderr, done.stderr
+    assert not any(p.name.startswith(".") for p in tmp_path.rglob("*"))
+    run_build(build_of(tmp_path))
+    assert contents(tmp_path) == contents(whole)
+
+
 @dataclass(frozen=True)
 class Fragile(ProceduralPair):
     """Cannot read every third picture, and finds every fourth bad."""

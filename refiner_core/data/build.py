@@ -284,7 +284,13 @@ def build_part(build: Build, part: int) -> Report:
     samples = _fresh(build, part) if build.first == STAGES[0] else _earlier(build, part)
     done = [_run(build, s) for s in samples]
     kept = [s for s in done if isinstance(s, Sample)]
-    files, entries = _write(build, part, kept)
+    try:
+        files, entries = _write(build, part, kept)
+    except OSError as e:
+        raise OSError(
+            f"Part {part} cannot be written to {build.out}: {e}. Finished parts are kept: make room "
+            "and run the same command again."
+        ) from e
     report = {
         "samples": len(build.numbers(part)),
         "kept": len(kept),
