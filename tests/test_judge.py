@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from refiner_core.evaluation.judge import Endpoint, VlmJudge, read_reply
+from refiner_core.evaluation.judge import RUBRIC, WEIGHTS, Endpoint, VlmJudge, read_reply
 from refiner_core.evaluation.metrics import Case
 
 Answer = Callable[[int, dict[str, Any]], tuple[int, bytes]]
@@ -168,3 +168,9 @@ def test_nobody_listens(tmp_path: Path) -> None:
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Endpoint(**settings)
+
+
+def test_the_documented_rubric_is_the_one_that_is_sent() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert RUBRIC in text
+    assert sum(WEIGHTS.values()) == pytest.approx(1)
