@@ -18,6 +18,8 @@ from refiner_core.data.scenes import make_scene
 from refiner_core.data.shards import read_lines, read_manifest, read_triplets
 from refiner_core.data.stages.selection import Verdict, sharpness
 from refiner_core.data.workflow import load_workflow
+from refiner_core.scoring.dreamsim_release import convert_release
+from tests.dreamsim_release import LAYOUTS, TINY, write_release
 
 SIZE = (128, 96)
 
@@ -316,6 +318,20 @@ def test_an_endpoint_that_fails_stops_the_build(
     assert "answered 500" in capsys.readouterr().err
     with pytest.raises(ConnectionError):
         Verdict("http://127.0.0.1:9/v1", "m")(*[np.zeros((40, 40, 3), np.uint8)] * 2)
+
+
+def test_dreamsim_selects(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    variant = "dino_vitb16"
+    release = write_release(tmp_path / "release", variant, TINY)
+    weights = tmp_path / "dreamsim.safetensors"
+    convert_release(release, weights, side=2 * LAYOUTS[variant][0][0][1])
+    options = ["--pairs", pairs, "--scorer", "dreamsim", "--scorer-weights", weights]
+    assert build(tmp_path / "out", *options, "--min-distance", "1e-6") == 0
+    scores = [e["scores"][f"DreamSim {variant}"] for e in read_manifest(tmp_path / "out")]
+    assert len(scores) == 4 and 0 < min(scores) < max(scores)
+    assert build(tmp_path / "far", *options, "--min-distance", "0", "--max-distance", "1e-7") == 2
+    assert "no sample was kept" in capsys.readouterr().err
+    assert all("another thing" in r for r in reasons(tmp_path / "far").values())
 
 
 def test_dinov2_tells_pictures_apart(tmp_path: Path) -> None:
