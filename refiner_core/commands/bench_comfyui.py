@@ -1,0 +1,124 @@
+"""`omnirefiner bench comfyui`: beside ComfyUI's own FLUX and another pack's crop and stitch.
+
+ComfyUI is no dependency of the core: this runs with ComfyUI's Python, in ComfyUI's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..crop import crop, stitch, uncrop
+from ..geometry import KONTEXT_BUCKETS, Extent, plan_crop
+from ..masks import find_regions
+from .measuring import median_seconds, noise_picture, peak_megabytes
+
+
+def add_subject(subjects: Any) -> None:
+    """Add the subject's options."""
+    p = subjects.add_parser(
+        "comfyui", help="beside ComfyUI (run with ComfyUI's Python, in ComfyUI's folder)"
+    )
+    p.add_argument("--rounds", type=int, default=5, help="timed runs, the median counts")
+    p.add_argument(
+        "--crop-and-stitch", metavar="DIR", help="a checkout of ComfyUI-Inpaint-CropAndStitch"
+    )
+    p.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Print the comparisons.
+
+    Raises:
+        ValueError: ComfyUI cannot be imported from here.
+    """
+    sys.path.insert(0, "")
+    try:
+        importlib.import_module("comfy.cli_args").args.cpu = not torch.cuda.is_available()
+    except ModuleNotFoundError as e:
+        raise ValueError(
+            f"{e}: run this with ComfyUI's Python, in ComfyUI's folder, with this pack on PYTHONPATH."
+        ) from e
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    _against_native_flux(chosen.rounds)
+    if chosen.crop_and_stitch:
+        _against_crop_and_stitch(chosen.crop_and_stitch, chosen.rounds)
+
+
+@torch.inference_mode()
+def _against_native_flux(rounds: int) -> None:
+    """One velocity of nano, the same tokens through ComfyUI's FLUX and through the core."""
+    from safetensors.torch import load_file
+
+    from ..kontext import Conditioning, velocity, zero_text
+    from ..nano import NANO_WEIGHTS
+    from ..nano.engine import load_nano
+
+    core = load_nano().model
+    state = {k: v for k, v in load_file(NANO_WEIGHTS).items() if not k.startswith("codec.")}
+    sd = importlib.import_module("comfy.sd")
+    options = {"dtype": torch.float32}
+    native = sd.load_diffusion_model_state_dict(state, model_options=options).model.diffusion_model
+    generator = torch.Generator().manual_seed(0)
+    x, draft, reference = (torch.randn(1, 16, 64, 64, generator=generator) for _ in range(3))
+    text, pooled = zero_text(core)
+    conditioning = Conditioning((draft, reference), (1, 2), text, pooled)
+
+    def our_run() -> Tensor:
+        return velocity(core, x, 0.7, conditioning)
+
+    def native_run() -> Tensor:
+        return native(
+            x, torch.tensor([0.7]), text, pooled, None, ref_latents=[draft, reference],
+            ref_latents_method="index", transformer_options={},
+        )  # fmt: skip
+
+    apart = float((our_run() - native_run()).abs().max())
+    ours, theirs = median_seconds(our_run, rounds), median_seconds(native_run, rounds)
+    print("\nOne velocity of nano, 256 px crop (3 x 1024 tokens), float32")
+    print(
+        f"core {ours:.3f} s, ComfyUI native {theirs:.3f} s, native/core {theirs / ours:.2f}, ",
+        end="",
+    )
+    print(f"largest difference {apart:.1e}")
+
+
+def _against_crop_and_stitch(folder: str, rounds: int) -> None:
+    sys.path.insert(0, folder)
+    theirs = importlib.import_module("inpaint_cropandstitch")
+    image8, mask = noise_picture(4096)
+    image = image8.float() / 255
+    bhwc, bhw = image.movedim(1, -1).contiguous(), mask[:, 0]
+    cropper, stitcher = theirs.InpaintCropImproved(), theirs.InpaintStitchImproved()
+    settings = {
+        "downscale_algorithm": "bilinear", "upscale_algorithm": "bicubic", "preresize": False,
+        "preresize_mode": "ensure minimum resolution", "preresize_min_width": 1024,
+        "preresize_min_height": 1024, "preresize_max_width": 16384, "preresize_max_height": 16384,
+        "mask_fill_holes": True, "mask_expand_pixels": 0, "mask_invert": False,
+        "mask_blend_pixels": 32, "mask_hipass_filter": 0.1, "extend_for_outpainting": False,
+        "extend_up_factor": 1.0, "extend_down_factor": 1.0, "extend_left_factor": 1.0,
+        "extend_right_factor": 1.0, "context_from_mask_extend_factor": 1.5,
+        "output_resize_to_target_size": True, "output_target_width": 1024,
+        "output_target_height": 1024, "output_padding": "32", "device_mode": "cpu (compatible)",
+    }  # fmt: skip
+
+    def their_run() -> object:
+        cut = cropper.inpaint_crop(image=bhwc, mask=bhw, optional_context_mask=None, **settings)
+        return stitcher.inpaint_stitch(cut[0], cut[1])
+
+    def our_run() -> object:
+        region = find_regions(mask)[0]
+        plan = plan_crop(Extent(4096, 4096), region.box, KONTEXT_BUCKETS, 1.5)
+        patch = uncrop(crop(image, plan), plan, region)
+        return stitch(image, patch, region, feather_pixels=32)
+
+    ours, other = median_seconds(our_run, rounds), median_seconds(their_run, rounds)
+    print("\nCrop + stitch of a 256 px region in a 4096 px float picture")
+    print(f"ours {ours:.3f} s, Inpaint-CropAndStitch {other:.3f} s, ratio {other / ours:.2f}")
+    ours_mb, their_mb = peak_megabytes(our_run), peak_megabytes(their_run)
+    print(f"peak memory added: ours {ours_mb:.0f} MB, theirs {their_mb:.0f} MB")

@@ -1,0 +1,52 @@
+"""Clocks, memory and test pictures for the benchmarks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def median_seconds(work: Callable[[], object], rounds: int) -> float:
+    """Median wall time of `rounds` runs, after one that does not count."""
+    work()
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+def noise_picture(side: int) -> tuple[Tensor, Tensor]:
+    """A uint8 picture 1 3 H W and a mask with a 256 px region (or a third of it) in the middle."""
+    values = np.random.default_rng(0).integers(0, 255, (1, 3, side, side), dtype=np.uint8)
+    mask = torch.zeros(1, 1, side, side)
+    half, mid = min(128, side // 3), side // 2
+    mask[..., mid - half : mid + half, mid - half : mid + half] = 1
+    return torch.from_numpy(values), mask
+
+
+def peak_megabytes(work: Callable[[], object]) -> float:
+    """MB of resident memory that `work` adds at its peak, in a forked process (Linux, macOS)."""
+    import resource
+
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+
+    def measure() -> None:
+        torch.set_num_threads(1)  # a forked OpenMP pool would hang
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        work()
+        results.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+    process = context.Process(target=measure)
+    process.start()
+    added = results.get()
+    process.join()
+    return added / 1024
