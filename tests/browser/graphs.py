@@ -13,6 +13,8 @@ CASES = Path(__file__).resolve().parents[2] / "refiner_core" / "demo_cases"
 _BUILD = """
 ([nodes, links]) => {
   app.graph.clear();
+  // The page keeps widgets' values by the node's id, also over a clear: no id is used twice.
+  app.graph.state.lastNodeId = window.omnirefinerTestIds = (window.omnirefinerTestIds ?? 0) + 20;
   const made = nodes.map(({ type, pos, size, values }) => {
     const node = LiteGraph.createNode(type);
     app.graph.add(node);

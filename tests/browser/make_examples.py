@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageChops, ImageDraw
 
 from refiner_core.commands.demo import CASES
-from tests.browser.examples import EXAMPLES, Example
+from tests.browser.examples import EXAMPLES, MASKED, Example, case, load, refine, save
 from tests.browser.graphs import build
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
@@ -91,3 +91,33 @@ def test_make(open_comfy: Callable[..., Any], example: Example) -> None:
         picture = drawn_thumbnail()
     (FOLDER / f"{example.name}.json").write_text(json.dumps(workflow, indent=1) + "\n")
     picture.save(FOLDER / f"{example.name}.jpg", quality=88)
+
+
+_BLUEPRINT = """
+(name) => {
+  const parts = app.graph.nodes.filter((n) => /LoadRefiner|ReferenceRefine/.test(n.type));
+  const { node, subgraph } = app.graph.convertToSubgraph(new Set(parts));
+  node.title = subgraph.name = name;
+  for (const other of app.graph.nodes.filter((n) => n !== node)) app.graph.remove(other);
+  return app.graph.serialize();
+}
+"""
+
+
+def test_make_blueprint(open_comfy: Callable[..., Any]) -> None:
+    """The whole refiner as one node: subgraphs/, which ComfyUI offers among its blueprints."""
+    comfy = open_comfy()
+    name = "Repair details from a reference"
+    build(comfy, [load(), case("logo"), refine(), save()], MASKED)
+    blueprint = comfy.page.evaluate(_BLUEPRINT, name)
+    subgraph = blueprint["definitions"]["subgraphs"][0]
+    subgraph["category"] = "OmniRefiner"
+    subgraph["description"] = (
+        "Puts the true detail of the reference into the draft, inside the mask."
+    )
+    assert [i["name"] for i in subgraph["inputs"]][:2] == ["draft", "reference"]
+    comfy.shot("blueprint")
+    (FOLDER.parent / "subgraphs").mkdir(exist_ok=True)
+    (FOLDER.parent / "subgraphs" / f"{name}.json").write_text(
+        json.dumps(blueprint, indent=1) + "\n"
+    )

@@ -19,14 +19,14 @@ from tests.browser.graphs import build
 FOLDER = Path(__file__).resolve().parents[2] / "web" / "docs" / "images"
 PLAIN = [
     "LoadRefiner", "RefinerFromModel", "RefinerParts", "CropForRefine", "RefineConditioning",
-    "Stitch", "ExampleCase",
+    "Stitch", "ExampleCase", "LoadScorer", "DreamSimScore", "PickBest",
 ]  # fmt: skip
 
 
 def file_name(node: str) -> str:
     """`CropForRefine` -> `node-crop-for-refine.png`."""
     words = "".join(f"-{c.lower()}" if c.isupper() else c for c in node)
-    return f"node{words}.png"
+    return f"node{words}.png".replace("dream-sim", "dreamsim")
 
 
 def save_node(comfy: Any, node: int, name: str) -> None:

@@ -108,7 +108,8 @@ def test_an_error_is_shown_and_the_boxes_stay(open_comfy: Callable[..., Any]) ->
     entry = comfy.run()
     assert "Nothing is left of the mask" in comfy.server.error(entry)
     comfy.settle(800)
-    assert "failed" in comfy.page.locator(".omnirefiner-live").inner_text()
+    said = comfy.page.locator(".omnirefiner-live").inner_text()
+    assert "The run failed: Nothing is left of the mask" in said
     assert value_of(comfy, node) == text
     comfy.shot("refine-error")
 
@@ -137,4 +138,26 @@ def test_a_run_is_stopped_from_the_node(open_comfy: Callable[..., Any]) -> None:
     comfy.settle(600)
     assert comfy.page.locator(".omnirefiner-live").inner_text().startswith("Stopped")
     assert comfy.page.locator(".omnirefiner-pane").first.is_visible()
+    comfy.assert_clean()
+
+
+def test_a_server_that_goes_away_in_the_middle(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    text = '[{"draft": [0.5, 0.4, 0.8, 0.7], "reference": null}]'
+    node = refine_graph(comfy, boxes=text, steps=901)[3]
+    comfy.page.locator('[data-testid="queue-button"]').click()
+    comfy.page.wait_for_function(
+        "() => document.querySelector('.omnirefiner-live')?.innerText.includes('/901')",
+        timeout=90_000,
+    )
+    said = comfy.page.evaluate(
+        "() => { app.api.dispatchCustomEvent('reconnecting');"
+        "return document.querySelector('.omnirefiner-live').innerText; }"
+    )
+    assert "server is gone" in said
+    comfy.server.post("/interrupt", {})
+    comfy.page.wait_for_function(
+        "() => document.querySelector('.omnirefiner-live')?.innerText.startsWith('Stopped')"
+    )
+    assert value_of(comfy, node) == text
     comfy.assert_clean()

@@ -60,6 +60,9 @@ test("zooming keeps the point under the pointer", () => {
   assert.ok(Math.abs(at(320) - before) < 1e-9);
   viewport.zoomAt(0.01, 0, 0);
   assert.equal(viewport.zoom, 0, "never smaller than the view");
+  viewport.size = [100, 50];
+  viewport.zoomAt(1, 250, 200, 1);
+  assert.equal(viewport.scale, 1, "a small picture pixel for pixel");
 });
 
 test("an older Mask Builder keeps its box and its settings", () => {

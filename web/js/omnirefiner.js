@@ -90,6 +90,14 @@ function showPreview({ blob, displayNodeId, nodeId }) {
   if (before) URL.revokeObjectURL(before);
 }
 
+function showEarlierRuns() {
+  for (const [node, panel] of panels) {
+    const outputs = app.nodeOutputs?.[node.id] ?? app.nodeOutputs?.[`${node.graph?.id}:${node.id}`];
+    const shown = outputs?.omnirefiner?.[0];
+    if (shown) panel.showRun(shown, false);
+  }
+}
+
 function listen() {
   const on = (/** @type {string} */ name, /** @type {(detail: any) => void} */ act) =>
     api.addEventListener(name, (/** @type {any} */ event) => act(event.detail));
@@ -98,8 +106,8 @@ function listen() {
   on("b_preview_with_metadata", showPreview);
   on("execution_interrupted", () => stopAll(say("stopped")));
   on("execution_error", (detail) => {
-    stopAll(say("failed"));
-    panelOf(detail.node_id)?.stopped(say("failed"));
+    stopAll("");
+    panelOf(detail.node_id)?.stopped(say("failed", { message: detail.exception_message ?? "" }));
   });
   on("execution_success", () => stopAll(""));
   on("reconnecting", () => stopAll(say("lost")));
@@ -133,5 +141,10 @@ app.registerExtension({
   /** @param {any} graph A workflow that is about to be loaded. */
   beforeConfigureGraph(graph) {
     migrateGraph(graph);
+  },
+
+  /** Undoing and changing tabs make new nodes; ComfyUI gives their outputs back a moment later. */
+  afterConfigureGraph() {
+    setTimeout(showEarlierRuns, 150);
   },
 });

@@ -82,7 +82,10 @@ export class Panel {
       root.hidden = page !== name;
       this.tabs.children[i].setAttribute("aria-selected", String(page === name));
     });
-    if (name === "regions") this.picker?.refresh();
+    if (name === "regions") {
+      this.picker?.refresh();
+      this.picker?.redraw();
+    }
     if (name === "result") this.viewer?.redraw();
   }
 
@@ -96,14 +99,17 @@ export class Panel {
     void this.picker?.showRun(inputs);
   }
 
-  /** @param {any} shown What the node's run sent for the page. */
-  showRun(shown) {
+  /**
+   * @param {any} shown What the node's run sent for the page.
+   * @param {boolean} [news] false for a run of before, whose result need not come to the front.
+   */
+  showRun(shown, news = true) {
     this.live.end("");
     this.showLive(null);
     if (shown.inputs) void this.picker?.showRun(shown.inputs, shown.mask);
     if (shown.report) this.report?.show(shown.report);
     if (shown.pairs && this.viewer) {
-      this.open("result");
+      if (news) this.open("result");
       void this.viewer.show(shown.pairs);
     }
   }

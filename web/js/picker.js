@@ -37,6 +37,8 @@ export class Picker {
     this.shown = { draft: "", reference: "" };
     /** @type {Record<Side, boolean>} */
     this.gone = { draft: false, reference: false };
+    /** What the last drawing depended on besides boxes and pictures. */
+    this.drawn = "";
     /** A word on what the user just tried, until they do something else. */
     this.note = "";
     this.panes = { draft: this.makePane("draft"), reference: this.makePane("reference") };
@@ -156,6 +158,10 @@ export class Picker {
   /** Looks again what is connected and loads what changed. */
   refresh() {
     for (const side of SIDES) this.refreshSide(side);
+    const hints = SIDES.map((side) => this.panes[side].hint);
+    const key = JSON.stringify([planningOf(this.node), this.locked, hints]);
+    if (key === this.drawn) return;
+    this.drawn = key;
     this.redraw();
   }
 

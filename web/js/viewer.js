@@ -108,6 +108,7 @@ export class Viewer {
 
   /** @param {number} step */
   async go(step) {
+    if (!this.pairs.length) return;
     this.index = (this.index + step + this.pairs.length) % this.pairs.length;
     await this.load();
   }
@@ -208,6 +209,7 @@ export class Viewer {
   act(key, down) {
     const middle = /** @type {[number, number]} */ (this.viewport.view.map((v) => v / 2));
     const { viewport } = this;
+    const pixel = 1 / (window.devicePixelRatio * shownScale(this.canvas)); // of the screen, in CSS px
     /** @type {Record<string, () => void>} */
     const actions = {
       ArrowLeft: () => this.slideTo(this.split - 0.01),
@@ -215,7 +217,7 @@ export class Viewer {
       "+": () => viewport.zoomAt(viewport.scale * 1.25, ...middle),
       "-": () => viewport.zoomAt(viewport.scale / 1.25, ...middle),
       0: () => viewport.fit(),
-      1: () => viewport.zoomAt(1 / (window.devicePixelRatio * shownScale(this.canvas)), ...middle),
+      1: () => viewport.zoomAt(pixel, ...middle, pixel),
       o: () => (this.outlined = !this.outlined),
       PageUp: () => void this.go(-1),
       PageDown: () => void this.go(1),

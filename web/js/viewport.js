@@ -41,15 +41,15 @@ export class Viewport {
    * @param {number} zoom
    * @param {number} x
    * @param {number} y
+   * @param {number} [least] Smallest zoom; by default the whole picture, or its own pixels.
    */
-  zoomAt(zoom, x, y) {
+  zoomAt(zoom, x, y, least = Math.min(this.fitting, 1)) {
     const [ox, oy] = this.origin;
     const before = this.scale;
-    const least = Math.min(this.fitting, 1);
     this.zoom = Math.min(32, Math.max(least, zoom));
     this.x = x - ((x - ox) / before) * this.zoom;
     this.y = y - ((y - oy) / before) * this.zoom;
-    if (this.zoom <= this.fitting) this.fit();
+    if (this.zoom === this.fitting) this.fit();
   }
 
   /**
