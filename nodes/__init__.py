@@ -11,6 +11,7 @@ from .refine import ReferenceRefine
 from .routes import add_routes
 from .scoring import DreamSimScore, LoadScorer
 from .steps import CropForRefine, RefineConditioning, Stitch
+from .training import TrainRefiner
 
 
 class OmniRefinerExtension(ComfyExtension):
@@ -32,4 +33,5 @@ class OmniRefinerExtension(ComfyExtension):
             ExampleCase,
             DreamSimScore,
             LoadScorer,
+            TrainRefiner,
         ]

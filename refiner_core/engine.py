@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from .detail_encoder import DetailEncoder, fill_triggers
@@ -15,6 +14,9 @@ from .interfaces import SamplingJob
 from .kontext import Conditioning, Denoiser
 from .recipes import Recipe
 from .sampling import draw_noise, restrict, sample
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
 
 
 class Codec(Protocol):

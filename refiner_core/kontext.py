@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from . import flow, tokens
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
 
 
 @dataclass(frozen=True)

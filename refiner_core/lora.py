@@ -160,6 +160,19 @@ def _factors(path: Path, module: str, parts: Mapping[str, Tensor]) -> list[tuple
     ]
 
 
+def split_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """(A, B) by BFL's module paths as (A, B) by diffusers': fused matrices are cut by B's rows.
+
+    Raises:
+        ValueError: a path or shape that is not FLUX's.
+    """
+    out: dict[str, tuple[Tensor, Tensor]] = {}
+    for module, (a, b) in pairs.items():
+        for target, factor in _factors(Path(module), module, {"a": a, "b": b}):
+            out[target] = (factor.a, factor.b)
+    return out
+
+
 @torch.no_grad()
 def apply_lora(model: nn.Module, lora: LoRA, strength: float = 1.0) -> int:
     """Merge a LoRA, `W += strength * scale * B @ A`, and return how many weights it changed.

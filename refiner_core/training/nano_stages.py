@@ -17,12 +17,12 @@ from ..nano.engine import load_nano
 from ..nano.initialisation import initialise, nano_config
 from .compare import Comparison, held_out_scenes, measure, paired, table
 from .config import GRPO_PRESETS, GrpoConfig
+from .crops import CropViews
 from .export import fingerprint
 from .prepare import TextCache
 from .run import train_grpo
 from .session import assemble, load_base, manifest_hash
 from .settings import build, merged
-from .views import CropViews
 from .workers import Workers
 
 _HELD_OUT = 32

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from .. import flow
 from ..kontext import Conditioning, velocity
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
 
 
 class VelocityNet(nn.Module):

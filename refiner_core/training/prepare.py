@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..crop import crop, crop_mask
 from ..data.shards import TripletSet
 from ..data.triplets import Triplet
-from ..engine import CoreEngine, TextEncoder
+from ..engine import TextEncoder
 from ..geometry import Box, CropPlan, Extent
 from ..images import atomic_path
 from ..masks import Region, bounds
@@ -34,6 +34,15 @@ from .views import Pixels, Shape, View, latent_region
 from .workers import Workers
 
 _PIXELS = ("target", "draft", "reference", "mask")
+
+
+class Encoder(Protocol):
+    """The part of an engine that preparing needs; `source` says what weights it encodes with."""
+
+    recipe: Recipe
+    source: dict[str, str]
+
+    def encode(self, image: Tensor) -> Tensor: ...
 
 
 def _tensor(image: np.ndarray) -> Tensor:
@@ -88,7 +97,7 @@ def frame(
     return Pixels(crop(target, plan), seen, reference, (inside > 0).float()), plan
 
 
-def encode(pixels: Pixels, engine: CoreEngine, data: DataSettings) -> dict[str, Tensor]:
+def encode(pixels: Pixels, engine: Encoder, data: DataSettings) -> dict[str, Tensor]:
     """The latents of a framed view, on the CPU: target, draft and reference (half), mask."""
     recipe = engine.recipe
     share = recipe.prefill if recipe.align else 0.0
@@ -148,7 +157,7 @@ class PreparedViews:
         )
 
 
-def fingerprint(engine: CoreEngine, data: DataSettings, source: str, pixels: bool) -> str:
+def fingerprint(engine: Encoder, data: DataSettings, source: str, pixels: bool) -> str:
     """What a preparation depends on, as 12 hex digits: a changed setting never meets old views."""
     facts = [repr(engine.recipe), asdict(data), engine.source, source, pixels]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
@@ -157,7 +166,7 @@ def fingerprint(engine: CoreEngine, data: DataSettings, source: str, pixels: boo
 def prepare(
     triplets: TripletSet,
     chosen: Sequence[int],
-    engine: CoreEngine,
+    engine: Encoder,
     data: DataSettings,
     folder: Path,
     workers: Workers,
@@ -192,7 +201,7 @@ def prepare(
 
 
 def _prepare_one(
-    triplets: TripletSet, index: int, number: int, engine: CoreEngine, data: DataSettings,
+    triplets: TripletSet, index: int, number: int, engine: Encoder, data: DataSettings,
     path: Path, keep: bool,
 ) -> None:  # fmt: skip
     try:

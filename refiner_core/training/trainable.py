@@ -11,12 +11,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from ..lora import read_lora
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
 
 # Attention and feed-forward of both kinds of block, as the paper's figure 2 says; the single
 # blocks' proj_out is their attention output and feed-forward in one. The final layer is left out.

@@ -60,7 +60,7 @@ def test_every_node_is_there_with_tooltips(server: Any) -> None:
         "OmniRefiner_MaskBuilder", "OmniRefiner_CropForRefine", "OmniRefiner_RefineConditioning",
         "OmniRefiner_Stitch", "OmniRefiner_PickBest", "OmniRefiner_ExampleCase",
         "OmniRefiner_DreamSimScore", "OmniRefiner_LoadScorer", "OmniRefiner_RefinerParts",
-        "OmniRefiner_Compare",
+        "OmniRefiner_Compare", "OmniRefiner_TrainRefiner",
     }  # fmt: skip
     for name, info in found.items():
         for group in ("required", "optional"):

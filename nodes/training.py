@@ -1,0 +1,279 @@
+"""Train Refiner (SFT): a refiner LoRA from a folder of triplets, without a shell."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import io
+from PIL import Image
+from torch import Tensor, nn
+
+from ..refiner_core.data.shards import TripletSet
+from ..refiner_core.kontext import Conditioning
+from ..refiner_core.lora import save_lora, split_pairs
+from ..refiner_core.recipes import NANO
+from ..refiner_core.training.checkpoint import load_checkpoint, save_checkpoint
+from ..refiner_core.training.config import SFT_PRESETS, SftConfig
+from ..refiner_core.training.policy import Policy
+from ..refiner_core.training.prepare import PreparedViews, TextCache, fingerprint, prepare
+from ..refiner_core.training.samples import look
+from ..refiner_core.training.settings import build, merged
+from ..refiner_core.training.sft import SftTrainer
+from ..refiner_core.training.trainable import Trainable
+from ..refiner_core.training.workers import Workers
+from .engine import ComfyEngine, encode_prompt
+from .layout import from_core
+from .types import CATEGORY, Refiner, RefinerSocket
+
+# Attention and feed-forward of both kinds of block, by the names of ComfyUI's own FLUX.
+_TARGETS = ("_attn.qkv", "_attn.proj", "_mlp.0", "_mlp.2", ".linear1", ".linear2")
+_SAVE_EVERY = 50
+
+
+class _NativeNet(nn.Module):
+    """ComfyUI's FLUX in the shape that training calls."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        c = conditioning.repeat(len(x))
+        guidance = None if c.guidance is None else x.new_full((len(x),), c.guidance)
+        return self.model(
+            x, t, c.text, c.pooled, guidance, ref_latents=list(c.references),
+            ref_latents_method="index", transformer_options={},
+        )  # fmt: skip
+
+
+class _Encoder:
+    """What preparing views asks of an engine, in the scale the network sees."""
+
+    def __init__(self, refiner: Refiner, model: Any) -> None:
+        self.recipe, self.source = refiner.recipe, {"weights": refiner.name}
+        self._engine, self._model = ComfyEngine(refiner), model
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self._model.process_latent_in(self._engine.encode(image))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self._engine.decode(self._model.process_latent_out(latent))
+
+
+@contextlib.contextmanager
+def _adapted(net: nn.Module, rank: int, seed: int, device: Any) -> Iterator[Trainable]:
+    """A fresh LoRA beside the linear layers of all blocks, for the time of the block."""
+    generator = torch.Generator().manual_seed(seed)
+    learning: dict[str, nn.Parameter] = {}
+    hooks = []
+    for name, module in net.named_modules():
+        if not isinstance(module, nn.Linear) or not name.endswith(_TARGETS):
+            continue
+        a = torch.randn(rank, module.in_features, generator=generator) / rank
+        pair = [nn.Parameter(v.to(device)) for v in (a, torch.zeros(module.out_features, rank))]
+        learning[f"{name}.lora_A"], learning[f"{name}.lora_B"] = pair
+
+        def add(_: nn.Module, inputs: Any, out: Tensor, pair: Any = pair) -> Tensor:
+            low = inputs[0].to(pair[0].dtype) @ pair[0].T
+            return out + (low @ pair[1].T).to(out.dtype)
+
+        hooks.append(module.register_forward_hook(add))
+    try:
+        yield Trainable(learning, rank, rank)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _free_path(name: str) -> Path:
+    """A file in models/loras that does not exist yet."""
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    path = folder / f"{name}.safetensors"
+    number = 2
+    while path.exists():
+        path, number = folder / f"{name}-{number}.safetensors", number + 1
+    return path
+
+
+def _check_name(name: str) -> str:
+    if not name.strip() or Path(name).name != name or name.startswith("."):
+        raise ValueError(f"lora_name must be a plain file name without a folder, got {name!r}.")
+    return name.removesuffix(".safetensors")
+
+
+def _settings(refiner: Refiner, steps: int, rank: int, rate: float, batch: int, seed: int) -> Any:
+    preset = SFT_PRESETS["nano" if refiner.recipe.name == NANO.name else "kontext-24gb"]
+    chosen = {
+        "model": {"train": "lora", "rank": rank, "alpha": float(rank), "quantize": "none"},
+        "data": {"held_out": 4},
+        "optimizer": {"rate": rate, "eight_bit": False, "ema": 0.0},
+        "run": {"max_steps": steps, "batch": batch, "micro_batch": 1, "seed": seed},
+    }
+    return build(SftConfig, merged(preset, chosen))
+
+
+def _open(folder: str) -> TripletSet:
+    path = Path(folder).expanduser()
+    if not path.is_absolute():
+        path = Path(folder_paths.get_input_directory()) / path
+    return TripletSet(path)
+
+
+class _Run:
+    """One training: data on disk, a model of its own for the time, and what it shows meanwhile."""
+
+    def __init__(self, refiner: Refiner, data: TripletSet, config: SftConfig, name: str) -> None:
+        self.refiner, self.config, self.name = refiner, config, name
+        self.out = Path(folder_paths.get_output_directory()) / "omnirefiner-training" / name
+        self.encoder = _Encoder(refiner, refiner.model.model)
+        self.views, self.held, self.text = self._prepare(data)
+        self.losses: list[float] = []
+
+    def _encode_text(self, prompt: str, length: int) -> tuple[Tensor, Tensor]:
+        cond, values = encode_prompt(self.refiner, prompt)[0]
+        return cond.float().cpu(), values["pooled_output"].float().cpu()
+
+    def _prepare(self, data: TripletSet) -> tuple[PreparedViews, PreparedViews, TextCache]:
+        settings, recipe = self.config.data, self.refiner.recipe
+        count = len(data)
+        held = min(settings.held_out, max(1, count // 4))
+        mark = fingerprint(self.encoder, settings, str(data.folder.resolve()), True)
+        place = self.out / "cache" / mark
+        names = prepare(
+            data, range(count), self.encoder, settings, place, Workers(), pixels=True
+        )  # fmt: skip
+        text = TextCache(self._encode_text, recipe.text_tokens, self.out / "cache" / "texts")
+        split = max(1, len(names) - held)
+        parts = [PreparedViews(place, recipe.order, n) for n in (names[:split], names[split:])]
+        for prompt in sorted({"", *parts[0].prompts(), *parts[1].prompts()}):
+            text(prompt)
+        return parts[0], parts[1], text
+
+    def train(self, preview_every: int) -> tuple[Path, np.ndarray]:
+        """Train to the end or to an interruption; the LoRA's path and a picture of held-out cases."""
+        with torch.inference_mode(False), torch.enable_grad():
+            # Weights that ComfyUI read in inference mode cannot take part in a gradient.
+            patcher = self.refiner.model.clone(force_deepcopy=True)
+            patcher.model.requires_grad_(False)
+            try:
+                mm.load_models_gpu([patcher], force_full_load=True)
+                return self._train(patcher, preview_every)
+            finally:
+                patcher.detach()
+                del patcher
+                mm.cleanup_models()
+                mm.soft_empty_cache()
+
+    def _train(self, patcher: Any, preview_every: int) -> tuple[Path, np.ndarray]:
+        config, device = self.config, patcher.load_device
+        net = patcher.model.diffusion_model
+        precision = "bf16" if patcher.model.get_dtype() != torch.float32 else "fp32"
+        policy = Policy(_NativeNet(net), device, precision)
+        bar = comfy.utils.ProgressBar(config.run.max_steps)
+        with _adapted(net, config.model.rank, config.run.seed, device) as trainable:
+            trainer = SftTrainer(
+                config, policy, trainable, self.views, self.text, self.refiner.recipe
+            )
+            checkpoint = self.out / "checkpoint.safetensors"
+            if checkpoint.exists():
+                trainer.step = load_checkpoint(checkpoint, trainable, trainer.optimizer)["step"]
+            facts = {"kind": "node"}
+            picture = self._look(policy)
+            try:
+                while trainer.step < config.run.max_steps:
+                    mm.throw_exception_if_processing_interrupted()
+                    self.losses.append(trainer.train_step()["loss"])
+                    if preview_every and trainer.step % preview_every == 0:
+                        picture = self._look(policy)
+                    shown = ("JPEG", Image.fromarray(picture), 512)
+                    bar.update_absolute(trainer.step, config.run.max_steps, shown)
+                    if trainer.step % _SAVE_EVERY == 0:
+                        save_checkpoint(
+                            checkpoint, trainable, trainer.optimizer, facts | {"step": trainer.step}
+                        )
+            except mm.InterruptProcessingException:
+                save_checkpoint(
+                    checkpoint, trainable, trainer.optimizer, facts | {"step": trainer.step}
+                )
+                raise
+            return self._export(trainable, trainer.step), self._look(policy)
+
+    def _look(self, policy: Policy) -> np.ndarray:
+        recipe = self.refiner.recipe
+        from ..refiner_core.geometry import Extent
+
+        def schedule(size: tuple[int, int]) -> Tensor:
+            factor = recipe.latent_factor
+            return recipe.sigmas(Extent(size[1] * factor, size[0] * factor))
+
+        return look(
+            policy, self.held, self.encoder, self.text, schedule, recipe.indices, recipe.guidance
+        )[1]  # fmt: skip
+
+    def _export(self, trainable: Trainable, steps: int) -> Path:
+        path = _free_path(self.name)
+        metadata = {
+            "recipe": self.refiner.recipe.name,
+            "base": self.refiner.name,
+            "steps": str(steps),
+        }
+        save_lora(path, split_pairs(trainable.lora_pairs()), float(trainable.alpha), metadata)
+        (self.out / "checkpoint.safetensors").unlink(missing_ok=True)
+        return path
+
+
+class TrainRefiner(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OmniRefiner_TrainRefiner",
+            display_name="Train Refiner (SFT)",
+            category=CATEGORY,
+            description="Trains a refiner LoRA on a folder of triplets and writes it to models/loras.",
+            search_aliases=["train omnirefiner lora", "fine-tune refiner"],
+            is_output_node=True,
+            inputs=[
+                RefinerSocket.Input("refiner", tooltip="What the LoRA is trained on."),
+                io.String.Input("folder", default="triplets",
+                    tooltip="Folder of triplet shards (omnirefiner data build), absolute or inside "
+                    "ComfyUI's input folder."),
+                io.String.Input("lora_name", default="my-refiner",
+                    tooltip="Name of the file in models/loras; a number is added if it exists."),
+                io.Int.Input("steps", default=300, min=1, max=100000,
+                    tooltip="Updates in all, 1 to 100000."),
+                io.Int.Input("batch", default=4, min=1, max=64,
+                    tooltip="Triplets an update, one at a time in memory, 1 to 64."),
+                io.Int.Input("rank", default=16, min=1, max=256,
+                    tooltip="Rank of the LoRA, 1 to 256: how much it can learn."),
+                io.Float.Input("learning_rate", default=1e-4, min=1e-7, max=1e-1, step=1e-6, round=1e-7,
+                    tooltip="Step size, 1e-7 to 0.1. Kontext: 1e-4."),
+                io.Int.Input("preview_every", default=50, min=0, max=100000,
+                    tooltip="Steps between previews of held-out cases; 0 = only first and last."),
+                io.Int.Input("seed", default=0, min=0, max=0x7FFFFFFF,
+                    tooltip="Seed of start, noise and order."),
+            ],
+            outputs=[
+                io.String.Output(display_name="lora_name", tooltip="The file in models/loras."),
+                io.Image.Output(display_name="held_out",
+                    tooltip="Reference, draft, repaired, truth of cases that were not trained on."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, refiner: Refiner, folder: str, lora_name: str, steps: int, batch: int, rank: int,
+        learning_rate: float, preview_every: int, seed: int,
+    ) -> io.NodeOutput:  # fmt: skip
+        name = _check_name(lora_name)
+        config = _settings(refiner, steps, rank, learning_rate, batch, seed)
+        path, picture = _Run(refiner, _open(folder), config, name).train(preview_every)
+        image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
+        return io.NodeOutput(path.name, from_core(image))

@@ -1,0 +1,125 @@
+"""Trained LoRAs in a real ComfyUI: its stock loader means by them what training did; the node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
+
+from refiner_core.data.scenes import make_scene
+from refiner_core.data.shards import MANIFEST, write_lines, write_shard
+from refiner_core.data.triplets import Triplet
+from refiner_core.kontext import Conditioning, velocity
+from refiner_core.lora import apply_lora, read_lora, save_lora
+from refiner_core.training.trainable import add_lora
+
+SCRIPT = Path(__file__).with_name("native_lora.py")
+
+
+def tiny_kontext() -> FluxTransformer2DModel:
+    model = FluxTransformer2DModel(
+        num_layers=1, num_single_layers=1, num_attention_heads=2, joint_attention_dim=24,
+        pooled_projection_dim=20, guidance_embeds=True,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        p.data.normal_(0, 0.05, generator=generator)
+    return model.eval()
+
+
+def test_an_exported_lora_means_the_same_to_training_the_core_diffusers_and_comfyui(
+    run_in_comfyui: Any, tmp_path: Path
+) -> None:
+    trained = tiny_kontext()
+    base = {k: v.clone() for k, v in trained.state_dict().items()}
+    trainable = add_lora(trained, 4, 10.0)
+    generator = torch.Generator().manual_seed(1)
+    for p in trainable.parameters.values():
+        p.data.normal_(0, 0.1, generator=generator)
+    lora = tmp_path / "lora.safetensors"
+    save_lora(lora, trainable.lora_pairs(), trainable.alpha, {"recipe": "omnirefiner"})
+
+    x, a, b = (torch.randn(1, 16, 8, 8, generator=generator) for _ in range(3))
+    text = torch.randn(1, 7, 24, generator=generator)
+    pooled, t = torch.randn(1, 20, generator=generator), torch.tensor([0.7])
+    c = Conditioning((a, b), (1, 2), text, pooled, 2.5)
+    plain, theirs = tiny_kontext(), tiny_kontext()
+    with torch.no_grad():
+        bare = velocity(plain, x, t, c)
+        wanted = velocity(trained, x, t, c)
+        assert apply_lora(plain, read_lora(lora)) == 17
+        ours = velocity(plain, x, t, c)
+        theirs.load_lora_adapter(load_file(lora), prefix="transformer")
+        diffusers = velocity(theirs, x, t, c)
+    save_file(
+        {"x": x, "t": t, "text": text, "pooled": pooled, "references.0": a, "references.1": b,
+         "guidance": torch.tensor([2.5]), **{f"model.{k}": v for k, v in base.items()}},
+        tmp_path / "in.safetensors",
+    )  # fmt: skip
+    run_in_comfyui(SCRIPT, tmp_path / "in.safetensors", lora, tmp_path / "out.safetensors")
+    found = load_file(tmp_path / "out.safetensors")
+    assert float((wanted - bare).abs().max()) > 0.1, "the LoRA does something"
+    for name, v in (("core", ours), ("diffusers", diffusers), ("comfyui", found["velocity"])):
+        assert float((v - wanted).abs().max()) < 1e-3, name
+
+
+def write_triplets(folder: Path) -> None:
+    folder.mkdir()
+    scenes = [make_scene(500 + i, (160, 120), (0.4, 0.6)) for i in range(4)]
+    entries = write_shard(
+        folder / "train-00000.tar",
+        [
+            Triplet(f"s{i}", s.draft, s.reference, s.target, s.mask, s.reference_mask)
+            for i, s in enumerate(scenes)
+        ],
+    )
+    write_lines(folder / MANIFEST, entries)
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def test_the_node_trains_a_lora_that_load_refiner_loads(server: Any) -> None:
+    write_triplets(server.base / "input" / "triplets")
+    load = node(
+        "OmniRefiner_LoadRefiner", recipe="nano (embedded)", diffusion_model="none",
+        weight_dtype="default", clip_l="none", t5xxl="none", vae="none", refiner_lora="none",
+        lora_strength=1.0,
+    )  # fmt: skip
+    train = node(
+        "OmniRefiner_TrainRefiner", refiner=["load", 0], folder="triplets", lora_name="mine",
+        steps=3, batch=2, rank=4, learning_rate=1e-2, preview_every=0, seed=0,
+    )  # fmt: skip
+    graph = {"load": load, "train": train, "save": node("SaveImage", images=["train", 1],
+             filename_prefix="held-out")}  # fmt: skip
+    entry = server.run(graph)
+    assert server.saved(entry, "save")[0].is_file()
+    path = server.base / "models" / "loras" / "mine.safetensors"
+    lora = read_lora(path)
+    assert len(lora.factors) == 12 + 3 * 5
+    assert all(bool(f.b.any()) for fs in lora.factors.values() for f in fs)
+    assert lora.metadata["recipe"] == "nano"
+
+    case = node("OmniRefiner_ExampleCase", case="word")
+    refine = node(
+        "OmniRefiner_ReferenceRefine", refiner=["load", 0], draft=["case", 0], reference=["case", 1],
+        mask=["case", 2], reference_mask=["case", 3], prompt="", seed=0, steps=1, guidance=0.0,
+        sampler="omnirefiner (Euler)", scheduler="recipe", context=0.0, megapixels=0.0, grow=0,
+        feather=6, model_mask=0.0, blend="feather", color_match=-1.0, fix_drift="recipe",
+        align_reference="recipe",
+    )  # fmt: skip
+    save = node("SaveImage", images=["refine", 0], filename_prefix="with-lora")
+    load["inputs"]["refiner_lora"] = "mine.safetensors"
+    server.run({"load": load, "case": case, "refine": refine, "save": save})
+
+    load["inputs"]["refiner_lora"] = "none"
+    train["inputs"] |= {"folder": "nowhere"}
+    message = server.error(server.wait(server.queue(graph)))
+    assert "nowhere" in message
+    train["inputs"] |= {"folder": "triplets", "lora_name": "../x"}
+    assert "plain file name" in server.error(server.wait(server.queue(graph)))
+    assert not list(path.parent.glob("mine-2*"))
