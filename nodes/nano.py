@@ -59,14 +59,27 @@ class NanoVAE:
         return Image.fromarray((pixels[0].movedim(0, -1) * 255).byte().cpu().numpy())
 
 
-def load_nano_refiner() -> Refiner:
-    """The embedded refiner under ComfyUI's model management, loaded by ComfyUI's own loader."""
+def _read(codec: bool) -> dict[str, Tensor]:
     state = comfy.utils.load_torch_file(str(NANO_WEIGHTS), safe_load=True)
-    codec = BlockCodec()
-    codec.load_state_dict({k: state.pop(f"codec.{k}") for k in dict(codec.named_buffers())})
-    model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
+    prefix = "codec."
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix) == codec}
+
+
+def _load_transformer(**options: Any) -> Any:
+    model = comfy.sd.load_diffusion_model_state_dict(
+        _read(codec=False), model_options={"dtype": torch.float32}, **options
+    )
     if model is None:
         raise RuntimeError("This ComfyUI does not recognise the embedded model; update ComfyUI.")
+    # How ComfyUI makes a second, independent copy, as training needs one.
+    model.cached_patcher_init = (_load_transformer, ())
+    return model
+
+
+def load_nano_refiner() -> Refiner:
+    """The embedded refiner under ComfyUI's model management, loaded by ComfyUI's own loader."""
+    codec, model = BlockCodec(), _load_transformer()
+    codec.load_state_dict(_read(codec=True))
     width = model.model.model_config.unet_config["context_in_dim"]
     pooled = model.model.model_config.unet_config["vec_in_dim"]
     conditioning = [[torch.zeros(1, 1, width), {"pooled_output": torch.zeros(1, pooled)}]]

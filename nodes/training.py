@@ -165,8 +165,10 @@ class _Run:
             patcher.model.requires_grad_(False)
             try:
                 mm.load_models_gpu([patcher], force_full_load=True)
+                mm.in_training = True  # ComfyUI's own switch to kernels that have a gradient
                 return self._train(patcher, preview_every)
             finally:
+                mm.in_training = False
                 patcher.detach()
                 del patcher
                 mm.cleanup_models()

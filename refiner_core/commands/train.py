@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from . import train_compare, train_stages
+from . import train_compare, train_plan, train_stages
 
 
 def add_parser(commands: Any) -> None:
@@ -39,6 +39,7 @@ def add_parser(commands: Any) -> None:
                       help="held-out scenes to compare the stages on, for the model card")  # fmt: skip
     nano.set_defaults(run=run)
     train_stages.add_parsers(kinds)
+    train_plan.add_parser(kinds)
     train_compare.add_parser(kinds)
     evaluate = kinds.add_parser("evaluate-nano", help="the held-out table of the model card")
     evaluate.add_argument(

@@ -16,22 +16,25 @@ def add_parsers(kinds: Any) -> None:
     """Add both commands' options."""
     for name, title in _STAGES.items():
         p = kinds.add_parser(name, help=title)
-        p.add_argument("--preset", choices=("nano", "kontext-24gb", "kontext-80gb"),
-                       help="settings to start from")  # fmt: skip
-        p.add_argument(
-            "--config", metavar="FILE", help="settings over the preset's, .toml or .json"
-        )
-        p.add_argument(
-            "--set", action="append", default=[], metavar="GROUP.NAME=VALUE", dest="assignments",
-            help="one setting over the file's; may be given often",
-        )  # fmt: skip
+        add_settings(p)
         p.add_argument("--data", metavar="DIR", help="folder of triplet shards")
         p.add_argument("--out", metavar="DIR", help="run folder; an existing run goes on")
-        p.add_argument("--max-steps", type=int, metavar="N", help="updates (grpo: epochs) in all")
         p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
         p.add_argument("--print-config", action="store_true",
                        help="print the settings as TOML, explained, and stop")  # fmt: skip
         p.set_defaults(run=run, stage=name)
+
+
+def add_settings(p: argparse.ArgumentParser) -> None:
+    """Add the options that settings are read from."""
+    p.add_argument("--preset", choices=("nano", "kontext-24gb", "kontext-80gb"),
+                   help="settings to start from")  # fmt: skip
+    p.add_argument("--config", metavar="FILE", help="settings over the preset's, .toml or .json")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="GROUP.NAME=VALUE", dest="assignments",
+        help="one setting over the file's; may be given often",
+    )  # fmt: skip
+    p.add_argument("--max-steps", type=int, metavar="N", help="updates (grpo: epochs) in all")
 
 
 def read_settings(stage: str, chosen: argparse.Namespace) -> Any:

@@ -1,0 +1,61 @@
+"""Plans of training runs, against figures that are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from refiner_core.__main__ import main
+from refiner_core.training.config import GRPO_PRESETS, SFT_PRESETS, GrpoConfig, SftConfig
+from refiner_core.training.plan import CARDS, make_plan
+from refiner_core.training.settings import build, merged
+
+
+def sft(preset: str, **over: Any) -> SftConfig:
+    return build(SftConfig, merged(SFT_PRESETS[preset], over))
+
+
+@pytest.mark.parametrize(
+    ("preset", "tokens", "learning", "forward"),
+    [("kontext-24gb", 3599, 65.4e6, 55e12), ("kontext-80gb", 12860, 261.5e6, 280e12)],
+)
+def test_kontexts_size(preset: str, tokens: int, learning: float, forward: float) -> None:
+    config = sft(preset)
+    plan = make_plan(config, CARDS["h100"])
+    assert plan.base == pytest.approx(11.901e9, rel=1e-4)
+    assert plan.tokens == tokens
+    assert plan.trainable == pytest.approx(learning, rel=1e-3)
+    # A LoRA step with recomputed activations is 3.1 forward passes.
+    assert plan.flops / config.run.batch / 3.1 == pytest.approx(forward, rel=0.02)
+
+
+def test_presets_fit_their_cards() -> None:
+    assert make_plan(sft("kontext-24gb"), CARDS["rtx4090"]).total < 0.95 * 24
+    assert make_plan(sft("kontext-80gb"), CARDS["h100"]).total < 0.95 * 80
+    whole = make_plan(sft("kontext-24gb", model={"quantize": "none"}), CARDS["rtx4090"])
+    assert whole.total > 24, "a bf16 base alone fills a 24 GB card"
+    packed = make_plan(sft("kontext-24gb", model={"quantize": "nf4"}), CARDS["rtx4090"])
+    assert packed.parts["base"] == pytest.approx(6.7, abs=0.1)
+
+
+def test_grpo_costs_what_its_samples_cost() -> None:
+    config = build(GrpoConfig, GRPO_PRESETS["kontext-80gb"])
+    plan = make_plan(config, CARDS["h100"])
+    double = build(GrpoConfig, merged(GRPO_PRESETS["kontext-80gb"], {"rollout": {"group": 24}}))
+    assert make_plan(double, CARDS["h100"]).flops == pytest.approx(2 * plan.flops)
+    to_ref = merged(GRPO_PRESETS["kontext-80gb"], {"objective": {"kl_to": "ref"}})
+    assert make_plan(build(GrpoConfig, to_ref), CARDS["h100"]).flops > plan.flops
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "plan", "--preset", "nano", "--card", "cpu"]) == 0
+    assert "fits" in capsys.readouterr().out
+    assert main(["train", "plan", "--card", "abacus"]) == 2
+    assert "no card 'abacus'; there are cpu" in capsys.readouterr().err
+    assert main(["train", "sft", "--preset", "nano", "--set", "run.bacth=1"]) == 2
+    assert "nearest is run.batch" in capsys.readouterr().err
+    assert main(["train", "sft", "--preset", "nano"]) == 2
+    assert "needs --data DIR and --out DIR" in capsys.readouterr().err
+    assert main(["train", "grpo", "--preset", "nano", "--print-config"]) == 0
+    assert 'algorithm = "nft"' in capsys.readouterr().out
