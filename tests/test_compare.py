@@ -40,7 +40,7 @@ def test_a_model_against_itself_is_equal() -> None:
     engine = load_nano()
     found = paired(measure(engine, cases), measure(load_nano(), cases))
     assert [c.gain for c in found] == [0.0] * len(found)
-    assert {c.metric for c in found} >= {"psnr", "ssim", "edge_error", "reward/pixel"}
+    assert {c.metric for c in found} >= {"psnr", "ssim", "edge_error", "reward/pixels"}
     assert isinstance(found[0], Comparison)
 
 

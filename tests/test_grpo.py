@@ -14,7 +14,12 @@ from refiner_core import flow
 from refiner_core.kontext import Conditioning
 from refiner_core.sampling import Transition, advance, draw_noise, sample
 from refiner_core.training.advantages import group_advantages
-from refiner_core.training.config import GRPO_PRESETS, GrpoConfig, RolloutSettings
+from refiner_core.training.config import (
+    GRPO_PRESETS,
+    GrpoConfig,
+    ObjectiveSettings,
+    RolloutSettings,
+)
 from refiner_core.training.grpo import GrpoTrainer
 from refiner_core.training.objective import (
     clip_range,
@@ -25,7 +30,7 @@ from refiner_core.training.objective import (
     policy_loss,
 )
 from refiner_core.training.policy import Policy
-from refiner_core.training.reward import pixel_reward
+from refiner_core.training.reward import make_reward
 from refiner_core.training.rollout import case_order, place_window, roll_out
 from refiner_core.training.settings import build, merged
 from refiner_core.training.trainable import Trainable
@@ -77,12 +82,13 @@ class ToyCodec:
 
 
 def toy_reward(images: Tensor, pixels: Pixels) -> dict[str, Tensor]:
-    return {"pixel": -(images - pixels.target).abs().flatten(1).mean(1)}
+    return {"pixels": -(images - pixels.target).abs().flatten(1).mean(1)}
 
 
+NONE = dict.fromkeys(("whole", "patch", "edges", "background"), 0.0)
 TOY: dict[str, Any] = {
     "rollout": {"groups": 4, "group": 16, "steps": 6, "window": 2, "guidance": None},
-    "objective": {"rewards": {"pixel": 1.0}, "kl": 0.0, "clip": 0.02, "updates": 2},
+    "objective": {"rewards": {"pixels": 1.0, **NONE}, "kl": 0.0, "clip": 0.02, "updates": 2},
     "optimizer": {"rate": 1e-2, "clip": 10.0},
     "run": {"micro_batch": 16, "max_steps": 40},
 }
@@ -110,7 +116,7 @@ def reward_of(trainer: GrpoTrainer) -> float:
             x = sample(trainer.policy, x, flow.sigmas(6, 0.6), {"conditioning": c})
         assert view.pixels is not None
         images = trainer.codec.decode(x).clamp(0, 1)
-        values.append(float(toy_reward(images, view.pixels)["pixel"].mean()))
+        values.append(float(toy_reward(images, view.pixels)["pixels"].mean()))
     return sum(values) / 2
 
 
@@ -355,23 +361,35 @@ def pictures() -> Pixels:
     return Pixels(target, torch.where(mask > 0, draft, target), reference, mask)
 
 
+PARTS = ("whole", "patch", "pixels", "edges", "background")
+
+
+def reward(images: Tensor, p: Pixels) -> dict[str, float]:
+    found = make_reward(ObjectiveSettings(), CPU)(images, p)
+    assert tuple(found) == PARTS
+    return {k: float(v) for k, v in found.items()}
+
+
 def test_the_truth_is_worth_one_and_the_draft_a_third() -> None:
     p = pictures()
-    perfect, broken = pixel_reward(p.target, p), pixel_reward(p.draft, p)
-    assert {k: float(v) for k, v in perfect.items()} == {"pixel": 1, "gradient": 1, "background": 1}
-    assert float(broken["pixel"]) == pytest.approx(math.exp(-1))
-    assert float(broken["background"]) == 1
-    fine = pixel_reward(p.target, replace(p, draft=p.target))
-    assert float(fine["pixel"]) == 1
+    assert reward(p.target, p) == pytest.approx(dict.fromkeys(PARTS, 1.0), abs=1e-5)
+    broken = reward(p.draft, p)
+    assert broken["pixels"] == pytest.approx(math.exp(-1), abs=1e-4)
+    assert broken["background"] == 1
+    assert reward(p.target, replace(p, draft=p.target))["pixels"] == 1
 
 
 def test_each_part_looks_at_its_own_place() -> None:
     p = pictures()
     outside = p.target + 0.3 * (1 - p.mask)
-    assert float(pixel_reward(outside, p)["pixel"]) == 1
-    assert float(pixel_reward(outside, p)["background"]) < 0.1
+    assert reward(outside, p)["pixels"] == 1
+    assert reward(outside, p)["background"] < 0.1
     blurred = p.target * (1 - p.mask) + p.mask * p.target.mean()
-    assert float(pixel_reward(blurred, p)["gradient"]) < 0.7
+    assert reward(blurred, p)["edges"] < 0.7
+
+
+def test_every_default_weight_names_a_part() -> None:
+    assert set(ObjectiveSettings().rewards) == set(PARTS)
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -388,7 +406,7 @@ def test_presets_are_settings(name: str) -> None:
         ({"rollout": {"groups": 5}}, "groups = 5 cannot be dealt into objective.updates = 2"),
         ({"run": {"micro_batch": 5}}, "micro_batch = 5 must divide rollout.group = 16"),
         ({"rollout": {"steps": 1}}, "the last step is never random"),
-        ({"objective": {"rewards": {"pixel": 0.0}}}, "nothing to climb"),
+        ({"objective": {"rewards": {"pixels": 0.0}}}, "nothing to climb"),
         ({"objective": {"clips": 1.0}}, "nearest is objective.clip"),
         ({"rollout": {"kind": "sde"}}, "must be one of flow, dance, cps"),
     ],
@@ -400,5 +418,5 @@ def test_bad_settings(over: dict[str, Any], message: str) -> None:
 
 def test_an_unknown_reward_is_named() -> None:
     trainer = toy(objective={"rewards": {"dreamsim": 1.0}})
-    with pytest.raises(ValueError, match="dreamsim.*this reward has pixel"):
+    with pytest.raises(ValueError, match="dreamsim.*this reward has pixels"):
         trainer.step()

@@ -18,11 +18,12 @@ from ..geometry import Extent
 from ..kontext import Conditioning
 from ..processes import worker_pool
 from ..recipes import NANO, Recipe
+from ..scoring.structural import StructuralScorer
 from ..views import prefill
 from .config import DataSettings
 from .policy import Policy, VelocityNet
 from .prepare import frame
-from .reward import pixel_reward
+from .reward import PatchReward
 from .samples import figures, repair
 from .views import Pixels, View
 
@@ -131,7 +132,8 @@ def _schedule(recipe: Recipe, shape: torch.Size) -> Tensor:
 def _row(image: Tensor, p: Pixels) -> dict[str, float]:
     none = torch.zeros(1, 1, 1, 1)
     found = figures(image, View("", "", none, (), none, p))
-    return found | {f"reward/{k}": float(v) for k, v in pixel_reward(image, p).items()}
+    parts = PatchReward(StructuralScorer())(image, p)
+    return found | {f"reward/{k}": float(v) for k, v in parts.items()}
 
 
 def paired(a: dict[str, np.ndarray], b: dict[str, np.ndarray], seed: int = 0) -> list[Comparison]:

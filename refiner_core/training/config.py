@@ -181,7 +181,8 @@ class ObjectiveSettings:
 
     algorithm: Literal["grpo", "nft"] = option("grpo", "Flow-GRPO, or DiffusionNFT.")
     rewards: dict[str, float] = option(
-        {"pixel": 1.0, "gradient": 0.5, "background": 0.25}, "Weight of every part of the reward."
+        {"whole": 0.5, "patch": 0.5, "pixels": 0.5, "edges": 0.5, "background": 0.25},
+        "Weight of every part of the reward; a part of weight 0 is only logged.",
     )
     combine: Combine = option("each", "Normalise every part in its group, or their sum.")
     spread: Spread = option("group", "Divide by the group's spread or the batch's.")
@@ -193,7 +194,9 @@ class ObjectiveSettings:
     updates: int = option(2, "Optimiser steps an epoch.")
     nft_beta: float = option(1.0, "How far DiffusionNFT's implicit policies lie from the old one.")
     nft_levels: int = option(2, "Noise levels a sample is judged at (nft).")
-    dreamsim: str | None = option(None, "DreamSim weights (.safetensors) for the reward's patches.")
+    dreamsim: str | None = option(
+        None, "DreamSim weights (.safetensors) for whole and patch; empty: a structural score."
+    )
     patience: int = option(0, "Held-out checks without a gain after which to stop; 0 = never.")
 
     def __post_init__(self) -> None:

@@ -126,7 +126,7 @@ class GrpoTrainer:
         o = self.config.objective
         groups = torch.cat([torch.full((len(j.rollout.x0),), j.group) for j in judged])
         rewards = {k: torch.cat([j.rewards[k] for j in judged]) for k in judged[0].rewards}
-        unknown = o.rewards.keys() - rewards.keys()
+        unknown = {k for k, weight in o.rewards.items() if weight} - rewards.keys()
         if unknown:
             raise ValueError(
                 f"objective.rewards names {', '.join(sorted(unknown))}; this reward has "

@@ -52,6 +52,8 @@ def build(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
                 f"There are: {', '.join(known)}."
             )
         given[name] = _convert(value, hints[name], path)
+        if isinstance(given[name], dict):  # a table: what is not named keeps its value
+            given[name] = getattr(kind(), name) | given[name]
     return kind(**given)
 
 
