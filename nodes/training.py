@@ -68,12 +68,18 @@ class _Encoder:
         return self._engine.decode(self._model.process_latent_out(latent))
 
 
+def _own_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.clone() for x in inputs)
+
+
 @contextlib.contextmanager
 def _adapted(net: nn.Module, rank: int, seed: int, device: Any) -> Iterator[Trainable]:
     """A fresh LoRA beside the linear layers of all blocks, for the time of the block."""
     generator = torch.Generator().manual_seed(seed)
     learning: dict[str, nn.Parameter] = {}
-    hooks = []
+    # ComfyUI's blocks add into their input, which a norm's gradient still needs: it gets its own.
+    norms = [m for m in net.modules() if isinstance(m, nn.LayerNorm)]
+    hooks: list[Any] = [m.register_forward_pre_hook(_own_input) for m in norms]
     for name, module in net.named_modules():
         if not isinstance(module, nn.Linear) or not name.endswith(_TARGETS):
             continue
