@@ -62,9 +62,10 @@ def run(chosen: argparse.Namespace) -> None:
         rows["dreamsim package"] = [chosen.package, str(script), "package", release]
     found = {name: _measured(c, chosen.batch, chosen.rounds) for name, c in rows.items()}
     print(f"DreamSim {variant}, {chosen.batch} pairs of 224 px, CPU, median of {chosen.rounds}")
-    print(f"{'':<18}{'seconds':>9}{'loaded MB':>11}{'forward adds MB':>17}")
+    print(f"{'':<18}{'seconds':>9}{'CPU s':>9}{'loaded MB':>11}{'peak MB':>9}")
     for name, row in found.items():
-        print(f"{name:<18}{row['seconds']:>9.3f}{row['loaded']:>11.0f}{row['added']:>17.0f}")
+        memory = f"{row['resident']:>11.0f}{row['peak']:>9.0f}"
+        print(f"{name:<18}{row['seconds']:>9.3f}{row['cpu']:>9.3f}{memory}")
     if len(found) == 2:
         ours, theirs = (found[n]["distances"] for n in rows)
         apart = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
