@@ -13,7 +13,11 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
         "--refiner", default="nano", metavar="nano|DIR|FILE",
         help="the embedded model, a diffusers folder, or a FLUX.1-Kontext single file",
     )  # fmt: skip
-    model.add_argument("--recipe", help="omnirefiner or kontext; default by --lora")
+    model.add_argument(
+        "--recipe", metavar="NAME|FILE",
+        help="omnirefiner, imagecritic, kontext, or a .json or .toml of your own; default by --lora",
+    )  # fmt: skip
+    model.add_argument("--detail-encoder", metavar="FILE", help="ImageCritic's detail encoder")
     model.add_argument("--lora", action="append", default=[], metavar="FILE:STRENGTH")
     model.add_argument("--clip-l", metavar="FILE", help="CLIP-L text encoder for a single file")
     model.add_argument("--t5", metavar="FILE", help="T5-XXL text encoder for a single file")
@@ -27,5 +31,5 @@ def model_arguments(chosen: argparse.Namespace) -> dict[str, Any]:
     return {
         "refiner": chosen.refiner, "loras": tuple(chosen.lora), "device": chosen.device,
         "recipe": chosen.recipe, "clip_l": chosen.clip_l, "t5": chosen.t5, "vae": chosen.vae,
-        "tokenizers": chosen.tokenizers,
+        "tokenizers": chosen.tokenizers, "detail_encoder": chosen.detail_encoder,
     }  # fmt: skip

@@ -19,6 +19,7 @@ from ..images import (
     load_picture,
     save_picture,
 )
+from .model_options import add_model_options, model_arguments
 
 
 def add_parser(commands: Any) -> None:
@@ -39,22 +40,7 @@ def add_parser(commands: Any) -> None:
     files.add_argument("--out", required=True, metavar="FILE", help=".png, .tif or lossless .webp")
     files.add_argument("--report", metavar="FILE", help="write what was done as JSON")
     files.add_argument("--overwrite", action="store_true", help="replace existing outputs")
-    model = p.add_argument_group("model")
-    model.add_argument(
-        "--refiner", default="nano", metavar="nano|DIR|FILE",
-        help="the embedded model, a diffusers folder, or a FLUX.1-Kontext single file",
-    )  # fmt: skip
-    model.add_argument(
-        "--recipe", metavar="NAME|FILE",
-        help="omnirefiner, imagecritic, kontext, or a .json or .toml of your own; default by --lora",
-    )  # fmt: skip
-    model.add_argument("--detail-encoder", metavar="FILE", help="ImageCritic's detail encoder")
-    model.add_argument("--lora", action="append", default=[], metavar="FILE:STRENGTH")
-    model.add_argument("--clip-l", metavar="FILE", help="CLIP-L text encoder for a single file")
-    model.add_argument("--t5", metavar="FILE", help="T5-XXL text encoder for a single file")
-    model.add_argument("--vae", metavar="FILE", help="FLUX autoencoder (ae.safetensors)")
-    model.add_argument("--tokenizers", metavar="DIR", help="folder with the two tokenizers")
-    model.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add_model_options(p)
     how = p.add_argument_group("repair")
     how.add_argument("--prompt", help="full prompt; default: the recipe's template")
     how.add_argument("--subject", help="what the template calls the detail, e.g. 'logo'")
@@ -97,7 +83,6 @@ def run(chosen: argparse.Namespace) -> None:
         ValueError: any input that cannot be used; nothing is written then.
     """
     from ..load import load_engine
-    from ..lora import parse_lora_argument
     from ..pipeline import RefineOptions, RefineRequest, refine
 
     out = check_picture_output(chosen.out, chosen.overwrite)
@@ -120,11 +105,7 @@ def run(chosen: argparse.Namespace) -> None:
         _mask(m, r, chosen.resize_mask, "reference mask")
         for m, r in zip(chosen.reference_mask, references, strict=False)
     )
-    engine = load_engine(
-        chosen.refiner, loras=[parse_lora_argument(a) for a in chosen.lora], device=chosen.device,
-        recipe=chosen.recipe, clip_l=chosen.clip_l, t5=chosen.t5, vae=chosen.vae,
-        tokenizers=chosen.tokenizers, detail_encoder=chosen.detail_encoder,
-    )  # fmt: skip
+    engine = load_engine(**model_arguments(chosen))
     result = refine(engine, RefineRequest(draft.pixels, references, mask, reference_masks, options))
     save_picture(Picture(result.image, draft.alpha), out, chosen.overwrite)
     if report is not None:
