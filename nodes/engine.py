@@ -13,50 +13,54 @@ import comfy.utils
 import latent_preview
 import node_helpers
 import torch
+from comfy_extras.nodes_cfg import CFGNorm
 from PIL import Image
 from torch import Tensor
 
 from ..refiner_core import sampling
 from ..refiner_core.interfaces import SamplingJob
 from ..refiner_core.recipes import Recipe
+from .conditioning import condition
 from .types import Refiner
 
 OWN_SAMPLER = "omnirefiner (Euler)"
 RECIPE_SCHEDULE = "recipe"
 
 
-def reference_conditioning(conditioning: Any, latents: list[Tensor], guidance: float | None) -> Any:
-    """Conditioning with clean latents laid out by index: the first is 1, the second 2, ..."""
-    values: dict[str, Any] = {"reference_latents": latents, "reference_latents_method": "index"}
-    if guidance is not None:
-        values["guidance"] = guidance
-    return node_helpers.conditioning_set_values(conditioning, values)
+_FAMILIES = {
+    "flux": (comfy.model_base.Flux, 16, "FLUX.1-Kontext"),
+    "flux2": (comfy.model_base.Flux, 128, "FLUX.2"),
+    "qwen-edit": (comfy.model_base.QwenImage, 16, "Qwen-Image-Edit-2511"),
+}
 
 
-def check_flux(model: Any, what: str) -> None:
-    """Refuse a MODEL that is not FLUX.1.
+def check_model(model: Any, recipe: Recipe, what: str) -> None:
+    """Refuse a MODEL of another family than the recipe's.
 
     Raises:
-        ValueError: names the model's class.
+        ValueError: names the model's class and what was expected.
     """
     inner = getattr(model, "model", None)
     channels = getattr(getattr(inner, "latent_format", None), "latent_channels", None)
-    if not isinstance(inner, comfy.model_base.Flux) or channels != 16:
+    kind, wanted, name = _FAMILIES[recipe.family]
+    if not isinstance(inner, kind) or channels != wanted:
         raise ValueError(
-            f"{what} is a {type(inner).__name__} with {channels} latent channels. A refiner needs a "
-            "FLUX.1-Kontext model (16 channels), which lays out references as tokens."
+            f"{what} is a {type(inner).__name__} with {channels} latent channels. The recipe "
+            f"{recipe.name} needs {name} ({wanted} channels), which lays out references as tokens."
         )
 
 
-def obeys_reference_method(model: Any, conditioning: Any) -> bool:
-    """Whether the model tells "index" from "offset" when it lays out two references.
+def obeys_reference_method(model: Any, conditioning: Any, layout: str = "index") -> bool:
+    """Whether the model tells the recipe's layout from "offset" when it lays out two references.
 
     Found out by running it on 4x4 latents: a wrapper that ignores the method gives the same twice.
     """
     generator = torch.Generator().manual_seed(0)
-    x, a, b = (torch.randn(1, 16, 8, 8, generator=generator) for _ in range(3))
+    form = model.model.latent_format
+    size = (1, form.latent_channels, *([1] * (form.latent_dimensions - 2)), 8, 8)
+    x, a, b = (torch.randn(size, generator=generator) for _ in range(3))
     seen = []
-    for method in ("index", "offset"):
+    for method in (layout, "offset"):
         values = {"reference_latents": [a, b], "reference_latents_method": method, "guidance": 2.5}
         positive = node_helpers.conditioning_set_values(conditioning, values)
         sampler = comfy.samplers.sampler_object("euler")
@@ -67,13 +71,6 @@ def obeys_reference_method(model: Any, conditioning: Any) -> bool:
             ).float()
         )  # fmt: skip
     return float((seen[0] - seen[1]).abs().max()) > 1e-5 * float(seen[0].abs().max() + 1e-8)
-
-
-def encode_prompt(refiner: Refiner, prompt: str) -> Any:
-    """The refiner's text conditioning: ready-made if it has some, else the encoded prompt."""
-    if refiner.conditioning is not None:
-        return refiner.conditioning
-    return refiner.clip.encode_from_tokens_scheduled(refiner.clip.tokenize(prompt))
 
 
 class ComfyEngine:
@@ -103,7 +100,10 @@ class ComfyEngine:
         return self.refiner.vae.encode(image.movedim(1, -1))
 
     def decode(self, latent: Tensor) -> Tensor:
-        return self.refiner.vae.decode(latent).movedim(-1, 1).float().cpu()
+        image = self.refiner.vae.decode(latent)
+        if image.ndim == 5:  # codecs of video give B T H W C
+            image = image.flatten(0, 1)
+        return image.movedim(-1, 1).float().cpu()
 
     def _sigmas(self, job: SamplingJob) -> Tensor:
         if self.scheduler == RECIPE_SCHEDULE:
@@ -126,17 +126,20 @@ class ComfyEngine:
 
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
         refiner = self.refiner
-        text = encode_prompt(refiner, job.prompt)
-        if not refiner.probed:
-            if not obeys_reference_method(refiner.model, text):
+        positive, negative = condition(refiner, job)
+        layout = self.recipe.layout
+        if layout != "offset" and not refiner.probed:
+            if not obeys_reference_method(refiner.model, positive, layout):
                 raise ValueError(
                     f"{refiner.name or 'This model'} ignores how references are laid out (it gave the "
-                    'same for "index" and "offset"), as Nunchaku\'s FLUX wrapper does. Load the model '
-                    "with ComfyUI's own loader or as GGUF instead."
+                    f'same for "{layout}" and "offset"), as Nunchaku\'s FLUX wrapper does. Load the '
+                    "model with ComfyUI's own loader or as GGUF instead."
                 )
             refiner.probed = True
-        positive = reference_conditioning(text, list(job.references), job.guidance)
-        draft = job.references[self.recipe.order.index("draft")]
+        model = refiner.model
+        if negative:  # Qwen's guidance keeps the length of the conditional prediction
+            model = CFGNorm.execute(model, 1.0).result[0]
+        draft = job.draft
         sigmas = self._sigmas(job)
         steps = len(sigmas) - 1
         sigmas = sigmas[job.begin : (steps if job.end is None else job.end) + 1]
@@ -148,8 +151,8 @@ class ComfyEngine:
         held = job.restrict is not None
         clean = draft if held else torch.zeros_like(draft)
         latent = comfy.sample.sample_custom(
-            refiner.model, self._noise(job, sigmas, draft, held), 1.0, self._sampler(), sigmas,
-            positive, [], clean, noise_mask=job.restrict, callback=callback,
+            model, self._noise(job, sigmas, draft, held), job.cfg, self._sampler(), sigmas,
+            positive, negative, clean, noise_mask=job.restrict, callback=callback,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=job.seed,
         )  # fmt: skip
         return latent if sigmas[-1] == 0 else self._state(latent, sigmas)

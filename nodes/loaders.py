@@ -12,19 +12,62 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..refiner_core.recipes import KONTEXT, OMNIREFINER, RECIPES, get_recipe
-from .engine import check_flux, encode_prompt
+from ..refiner_core.detail_encoder import load_detail_encoder
+from ..refiner_core.imagecritic_lora import read_imagecritic_lora
+from ..refiner_core.inspection import expect
+from ..refiner_core.recipe_files import SUFFIXES, read_recipe
+from ..refiner_core.recipes import (
+    NANO,
+    OMNIREFINER,
+    RECIPES,
+    Recipe,
+    get_recipe,
+    lightning_steps,
+)
+from .adapters import apply_imagecritic
+from .conditioning import DetailPatcher, encode_prompt
+from .engine import check_model
 from .nano import load_nano_refiner
 from .types import CATEGORY, Refiner, RefinerSocket
 
 NONE = "none"
 NANO_CHOICE = "nano (embedded)"
-_RECIPE_CHOICES = [NANO_CHOICE, OMNIREFINER.name, KONTEXT.name]
+RECIPE_FOLDER = "omnirefiner_recipes"
+_CLIP_TYPES = {
+    "flux": comfy.sd.CLIPType.FLUX,
+    "qwen-edit": comfy.sd.CLIPType.QWEN_IMAGE,
+    "flux2": getattr(comfy.sd.CLIPType, "FLUX2", None),  # younger than our oldest ComfyUI
+}
 _TYPES = {
     "default": None,
     "fp8_e4m3fn": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
 }
+
+
+def _register_folder() -> None:
+    if RECIPE_FOLDER not in folder_paths.folder_names_and_paths:
+        place = os.path.join(folder_paths.models_dir, RECIPE_FOLDER)
+        folder_paths.folder_names_and_paths[RECIPE_FOLDER] = ([place], set(SUFFIXES))
+
+
+_register_folder()
+
+
+def recipe_choices() -> list[str]:
+    """The pack's recipes, and the user's own files in models/omnirefiner_recipes."""
+    return [*RECIPES, *folder_paths.get_filename_list(RECIPE_FOLDER)]
+
+
+def chosen_recipe(name: str) -> Recipe:
+    """A choice as a recipe.
+
+    Raises:
+        ValueError: the user's file is not valid.
+    """
+    if name.lower().endswith(SUFFIXES):
+        return read_recipe(folder_paths.get_full_path_or_raise(RECIPE_FOLDER, name))
+    return get_recipe(name)
 
 
 def _files(folder: str) -> list[str]:
@@ -58,8 +101,19 @@ def load_diffusion_model(name: str, weight_dtype: str) -> Any:
     return _shared_model(path, options) or comfy.sd.load_diffusion_model(path, options)
 
 
-def _apply_lora(model: Any, name: str, strength: float) -> Any:
-    state = comfy.utils.load_torch_file(_path("loras", name), safe_load=True)
+def _apply_lora(
+    model: Any, name: str, strength: float, recipe: Recipe, slot: str = "refiner_lora"
+) -> Any:
+    path = _path("loras", name)
+    found = expect(path, slot, recipe.family)
+    critic = found.recipes == ("imagecritic",)
+    if critic != (recipe.sight == "detail"):
+        raise ValueError(
+            f"{slot}: {name} is {found.what}, which the recipe {recipe.name} cannot take."
+        )
+    if critic:
+        return apply_imagecritic(model, read_imagecritic_lora(path), strength)
+    state = comfy.utils.load_torch_file(path, safe_load=True)
     patched, _ = comfy.sd.load_lora_for_models(model, None, state, strength, 0)
     if not patched.patches or patched.patches.keys() == model.patches.keys():
         sample = ", ".join(list(state)[:3])
@@ -81,9 +135,13 @@ class LoadRefiner(io.ComfyNode):
             "FLUX.1-Kontext choose its files below.",
             search_aliases=["omnirefiner", "kontext refiner", "detail repair model"],
             inputs=[
-                io.Combo.Input("recipe", options=_RECIPE_CHOICES, default=NANO_CHOICE,
+                io.Combo.Input("recipe",
+                    options=[NANO_CHOICE, *(n for n in recipe_choices() if n != NANO.name)],
+                    default=NANO_CHOICE,
                     tooltip="nano: small, embedded, no files. omnirefiner: Kontext with a refiner "
-                    "LoRA. kontext: Kontext as it is, not trained for two images."),
+                    "LoRA. imagecritic: Kontext with ImageCritic's LoRA and detail encoder. "
+                    "refineanything: Qwen-Image-Edit-2511 with its LoRA. kontext: Kontext as it is, "
+                    "not trained for two images. Files of your own: models/omnirefiner_recipes."),
                 io.Combo.Input("diffusion_model", options=_files("diffusion_models"), default=NONE,
                     tooltip="FLUX.1-Kontext from models/diffusion_models; unused by nano."),
                 io.Combo.Input("weight_dtype", options=list(_TYPES), default="default",
@@ -98,6 +156,19 @@ class LoadRefiner(io.ComfyNode):
                     tooltip="Refiner LoRA from models/loras, for the omnirefiner recipe."),
                 io.Float.Input("lora_strength", default=1.0, min=-4.0, max=4.0, step=0.05,
                     tooltip="Strength of the LoRA; 1 = as trained."),
+                io.Combo.Input("text_encoder", options=_files("text_encoders"), default=NONE,
+                    optional=True,
+                    tooltip="Qwen2.5-VL for refineanything, FLUX.2's for flux2; else unused."),
+                io.Combo.Input("detail_encoder", options=_files("clip_vision"), default=NONE,
+                    optional=True,
+                    tooltip="ImageCritic's detail_encoder from models/clip_vision; else unused."),
+                io.Combo.Input("detail_loading", options=["auto", "assign", "add"], default="auto",
+                    optional=True, advanced=True,
+                    tooltip="assign takes the detail encoder's weights, add adds them to random ones "
+                    "as published (seed 0); auto looks at the file."),
+                io.Combo.Input("accelerator_lora", options=_files("loras"), default=NONE,
+                    optional=True,
+                    tooltip="Lightning LoRA for refineanything: sets its steps and CFG 1."),
             ],
             outputs=[RefinerSocket.Output(display_name="refiner")],
         )  # fmt: skip
@@ -105,40 +176,85 @@ class LoadRefiner(io.ComfyNode):
     @classmethod
     def execute(
         cls, recipe: str, diffusion_model: str, weight_dtype: str, clip_l: str, t5xxl: str,
-        vae: str, refiner_lora: str, lora_strength: float,
+        vae: str, refiner_lora: str, lora_strength: float, text_encoder: str = NONE,
+        detail_encoder: str = NONE, detail_loading: str = "auto", accelerator_lora: str = NONE,
     ) -> io.NodeOutput:  # fmt: skip
         if recipe == NANO_CHOICE:
-            refiner = load_nano_refiner()
-        else:
-            refiner = cls._load_kontext(recipe, diffusion_model, weight_dtype, clip_l, t5xxl, vae)
-        if refiner_lora != NONE:
-            refiner.model = _apply_lora(refiner.model, refiner_lora, lora_strength)
-            refiner.name += f" + {refiner_lora}:{lora_strength:g}"
-        return io.NodeOutput(refiner)
-
-    @staticmethod
-    def _load_kontext(
-        recipe: str, diffusion_model: str, weight_dtype: str, clip_l: str, t5xxl: str, vae: str
-    ) -> Refiner:
-        chosen = {
-            "diffusion_model": diffusion_model, "clip_l": clip_l, "t5xxl": t5xxl, "vae": vae,
-        }  # fmt: skip
-        missing = [name for name, value in chosen.items() if value == NONE]
-        if missing:
-            raise ValueError(
-                f"The recipe {recipe} needs {', '.join(missing)}: choose the files, or the recipe "
-                f"'{NANO_CHOICE}', which needs none."
+            return io.NodeOutput(
+                _with_loras(load_nano_refiner(), refiner_lora, lora_strength, NONE)
             )
-        model = load_diffusion_model(diffusion_model, weight_dtype)
-        check_flux(model, diffusion_model)
-        paths = [_path("text_encoders", n) for n in (clip_l, t5xxl)]
-        clip = comfy.sd.load_clip(
-            paths, folder_paths.get_folder_paths("embeddings"), comfy.sd.CLIPType.FLUX
+        plan = chosen_recipe(recipe)
+        encoders = {"clip_l": clip_l, "t5xxl": t5xxl}
+        if plan.family != "flux":
+            encoders = {"text_encoder": text_encoder}
+        files = {"diffusion_model": diffusion_model, **encoders, "vae": vae}
+        if plan.sight == "detail":
+            files |= {"refiner_lora": refiner_lora, "detail_encoder": detail_encoder}
+        check_files(plan, files)
+        refiner = _load_parts(plan, files, list(encoders.values()), weight_dtype)
+        if plan.sight == "detail":
+            refiner.detail = _detail_patcher(detail_encoder, detail_loading)
+        return io.NodeOutput(_with_loras(refiner, refiner_lora, lora_strength, accelerator_lora))
+
+
+_FOLDERS = {
+    "diffusion_model": "diffusion_models", "clip_l": "text_encoders", "t5xxl": "text_encoders",
+    "text_encoder": "text_encoders", "vae": "vae", "refiner_lora": "loras",
+    "detail_encoder": "clip_vision",
+}  # fmt: skip
+
+
+def check_files(recipe: Recipe, files: dict[str, str]) -> None:
+    """Refuse missing, cut off and swapped files before anything large is read.
+
+    Raises:
+        ValueError: which file, what it is and what was expected.
+    """
+    missing = [slot for slot, name in files.items() if name == NONE]
+    if missing:
+        raise ValueError(
+            f"The recipe {recipe.name} needs {', '.join(missing)}: choose the files, or the recipe "
+            f"'{NANO_CHOICE}', which needs none."
         )
-        autoencoder = comfy.sd.VAE(
-            sd=comfy.utils.load_torch_file(_path("vae", vae), safe_load=True)
-        )
-        return Refiner(get_recipe(recipe), model, autoencoder, clip, name=diffusion_model)
+    for slot, name in files.items():
+        path = _path(_FOLDERS[slot], name)
+        if path.lower().endswith((".safetensors", ".sft", ".gguf")):
+            expect(path, slot, recipe.family)
+
+
+def _detail_patcher(name: str, loading: str = "auto") -> DetailPatcher:
+    encoder, _ = load_detail_encoder(
+        _path("clip_vision", name),
+        None if loading == "auto" else loading,  # pyright: ignore[reportArgumentType]
+    )
+    return DetailPatcher(encoder)
+
+
+def _load_parts(
+    recipe: Recipe, files: dict[str, str], encoders: list[str], weight_dtype: str
+) -> Refiner:
+    model = load_diffusion_model(files["diffusion_model"], weight_dtype)
+    check_model(model, recipe, files["diffusion_model"])
+    clip = comfy.sd.load_clip(
+        [_path("text_encoders", n) for n in encoders],
+        folder_paths.get_folder_paths("embeddings"), _CLIP_TYPES[recipe.family],
+    )  # fmt: skip
+    state = comfy.utils.load_torch_file(_path("vae", files["vae"]), safe_load=True)
+    return Refiner(recipe, model, comfy.sd.VAE(sd=state), clip, name=files["diffusion_model"])
+
+
+def _with_loras(refiner: Refiner, lora: str, strength: float, accelerator: str) -> Refiner:
+    """The refiner with its LoRA, and with an accelerator, which sets its steps and CFG."""
+    if lora != NONE:
+        refiner.model = _apply_lora(refiner.model, lora, strength, refiner.recipe)
+        refiner.name += f" + {lora}:{strength:g}"
+    if accelerator != NONE:
+        recipe = refiner.recipe.accelerated(lightning_steps(accelerator))
+        slot = "accelerator_lora"
+        refiner.model = _apply_lora(refiner.model, accelerator, 1.0, refiner.recipe, slot)
+        refiner.recipe = recipe
+        refiner.name += f" + {accelerator}"
+    return refiner
 
 
 class RefinerFromModel(io.ComfyNode):
@@ -154,25 +270,37 @@ class RefinerFromModel(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="FLUX.1-Kontext, as any loader gives it."),
                 io.Vae.Input("vae", tooltip="The FLUX autoencoder."),
-                io.Combo.Input("recipe", options=list(RECIPES), default=OMNIREFINER.name,
+                io.Combo.Input("recipe", options=recipe_choices(), default=OMNIREFINER.name,
                     tooltip="How the weights were trained and so have to be run."),
                 io.Clip.Input("clip", optional=True,
                     tooltip="Text encoders for the prompt on Reference Refine."),
                 io.Conditioning.Input("conditioning", optional=True,
                     tooltip="Ready text conditioning instead of clip; the prompt is then unused."),
+                io.Combo.Input("refiner_lora", options=_files("loras"), default=NONE, optional=True,
+                    tooltip="ImageCritic's LoRA, whose names ComfyUI's loaders do not know; other "
+                    "LoRAs may also come with the model."),
+                io.Float.Input("lora_strength", default=1.0, min=-4.0, max=4.0, step=0.05,
+                    optional=True, tooltip="Strength of that LoRA; 1 = as trained."),
+                io.Combo.Input("detail_encoder", options=_files("clip_vision"), default=NONE,
+                    optional=True, tooltip="ImageCritic's, from models/clip_vision; else unused."),
             ],
             outputs=[RefinerSocket.Output(display_name="refiner")],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, model: Any, vae: Any, recipe: str, clip: Any = None, conditioning: Any = None
-    ) -> io.NodeOutput:
-        check_flux(model, "The connected model")
+        cls, model: Any, vae: Any, recipe: str, clip: Any = None, conditioning: Any = None,
+        refiner_lora: str = NONE, lora_strength: float = 1.0, detail_encoder: str = NONE,
+    ) -> io.NodeOutput:  # fmt: skip
+        plan = chosen_recipe(recipe)
+        check_model(model, plan, "The connected model")
         if clip is None and conditioning is None:
             raise ValueError("Connect clip (to encode the prompt) or conditioning (ready-made).")
-        refiner = Refiner(get_recipe(recipe), model, vae, clip, conditioning, "connected model")
-        return io.NodeOutput(refiner)
+        refiner = Refiner(plan, model, vae, clip, conditioning, "connected model")
+        if plan.sight == "detail":
+            check_files(plan, {"refiner_lora": refiner_lora, "detail_encoder": detail_encoder})
+            refiner.detail = _detail_patcher(detail_encoder)
+        return io.NodeOutput(_with_loras(refiner, refiner_lora, lora_strength, NONE))
 
 
 class RefinerParts(io.ComfyNode):

@@ -56,8 +56,9 @@ class ReferenceRefine(io.ComfyNode):
             inputs=[
                 RefinerSocket.Input("refiner", tooltip="From Load Refiner or Refiner from Model."),
                 io.Image.Input("draft", tooltip="The picture to repair; a batch goes one by one."),
-                io.Image.Input("reference",
-                    tooltip="The true detail. One for all drafts, or as many as drafts."),
+                io.Image.Input("reference", optional=True,
+                    tooltip="The true detail. One for all drafts, or as many as drafts. Only "
+                    "refineanything can do without."),
                 io.Mask.Input("mask", optional=True,
                     tooltip="What may change, in the draft. Separate pieces are repaired one after "
                     "the other. Unconnected: the whole picture."),
@@ -123,11 +124,12 @@ class ReferenceRefine(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, refiner: Refiner, draft: Tensor, reference: Tensor, prompt: str, seed: int, steps: int,
+        cls, refiner: Refiner, draft: Tensor, prompt: str, seed: int, steps: int,
         guidance: float, sampler: str, scheduler: str, context: float, megapixels: float, grow: int,
         feather: int, model_mask: float, blend: Any, color_match: float, fix_drift: str,
         align_reference: str, mask: Tensor | None = None, reference_mask: Tensor | None = None,
-        reference_2: Tensor | None = None, reference_3: Tensor | None = None, boxes: str = "",
+        reference: Tensor | None = None, reference_2: Tensor | None = None,
+        reference_3: Tensor | None = None, boxes: str = "",
         candidates: int = 1, keep: int = 1, prune_at: int = -1, scorer: Scorer | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         # 0 stands for "the recipe's" in widgets, which cannot be empty.
@@ -141,9 +143,9 @@ class ReferenceRefine(io.ComfyNode):
         views = [r for r in (reference, reference_2, reference_3) if r is not None]
         request = RefineRequest(
             to_core(draft).cpu(), tuple(to_core(v).cpu() for v in views), mask_to_core(mask),
-            (mask_to_core(reference_mask),), options, parse_boxes(boxes),
+            (mask_to_core(reference_mask),) if views else (), options, parse_boxes(boxes),
         )  # fmt: skip
-        shown = show_inputs(cls, request.draft, request.references[0])
+        shown = show_inputs(cls, request.draft, request.references[0] if views else None)
         engine = ComfyEngine(refiner, sampler, scheduler)
         result = refine(engine, request, LiveView(cls, engine), scorer)
         return io.NodeOutput(

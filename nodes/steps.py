@@ -15,7 +15,7 @@ from ..refiner_core.masks import find_regions, whole_region
 from ..refiner_core.pipeline import settle
 from ..refiner_core.recipes import RECIPES, get_recipe
 from ..refiner_core.views import lost, plan_views, prefill, reference_view
-from .engine import reference_conditioning
+from .conditioning import reference_conditioning
 from .layout import from_core, mask_from_core, mask_to_core, to_core
 from .types import CATEGORY, RefineCrop, RefineCropSocket
 

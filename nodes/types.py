@@ -21,7 +21,7 @@ class Refiner:
 
     `model` a ModelPatcher, `vae` anything with encode and decode, `clip` or None, `conditioning`
     ready-made text conditioning or None, `name` for the report. `probed` remembers that the model
-    was seen to obey the reference method.
+    was seen to obey the reference method; `detail` the detail encoder of recipes that need one.
     """
 
     recipe: Recipe
@@ -31,6 +31,7 @@ class Refiner:
     conditioning: Any = None
     name: str = ""
     probed: bool = field(default=False)
+    detail: Any = None
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def with_stock_loaders(deaf: bool = False) -> dict[str, Any]:
         "parts": node("OmniRefiner_RefinerParts", refiner=["load", 0], prompt=""),
         "made": node(
             "OmniRefiner_RefinerFromModel", model=["deaf" if deaf else "unet", 0], vae=["vae", 0],
-            recipe="kontext", conditioning=["parts", 2],
+            recipe="omnirefiner", conditioning=["parts", 2],
         ),
     }  # fmt: skip
     graph["refine"]["inputs"]["refiner"] = ["made", 0]

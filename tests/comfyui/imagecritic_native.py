@@ -1,0 +1,71 @@
+"""ImageCritic's LoRA on ComfyUI's own FLUX: `python imagecritic_native.py IN OUT` (safetensors).
+
+A script for ComfyUI's Python. IN holds `model.*`, `merged.*` (the LoRA merged by the core), `noise`,
+`text`, `pooled`, `references.N`; beside it lies lora.safetensors. OUT gets what each way sampled.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    from comfy.cli_args import args
+
+    args.cpu = True  # before anything asks for a device
+
+    import comfy.sample
+    import comfy.samplers
+    import comfy.sd
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    import nodes  # noqa: F401  claims the name before this pack's folder can
+
+    root = Path(__file__).resolve().parents[2]
+    spec = importlib.util.spec_from_file_location(
+        "pack", root / "__init__.py", submodule_search_locations=[str(root)]
+    )
+    pack = importlib.util.module_from_spec(spec)
+    sys.modules["pack"] = pack
+    spec.loader.exec_module(pack)
+    from pack.nodes import adapters
+    from pack.nodes.conditioning import reference_conditioning
+    from pack.refiner_core.imagecritic_lora import read_imagecritic_lora
+
+    given = load_file(sys.argv[1])
+    lora = read_imagecritic_lora(Path(sys.argv[1]).with_name("lora.safetensors"))
+
+    def load(prefix: str, dtype: torch.dtype = torch.float32):
+        weights = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
+        return comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": dtype})
+
+    def run(model) -> torch.Tensor:
+        text = [[given["text"], {"pooled_output": given["pooled"]}]]
+        latents = [given["references.0"], given["references.1"]]
+        positive = reference_conditioning(text, latents, 3.5)
+        noise = given["noise"]
+        with torch.inference_mode():
+            return comfy.sample.sample_custom(
+                model, noise, 1.0, comfy.samplers.sampler_object("euler"),
+                torch.tensor([1.0, 0.6, 0.0]), positive, [], torch.zeros_like(noise),
+                disable_pbar=True, seed=0,
+            )  # fmt: skip
+
+    base = load("model.")
+    patched = adapters.apply_imagecritic(base, lora, 0.8)
+    out = {"plain": run(base), "patched": run(patched), "merged": run(load("merged."))}
+    adapters._PLAIN = ()  # as on a quantised base
+    bypassed = adapters.apply_imagecritic(base, lora, 0.8)
+    assert not bypassed.patches, "weights are left alone"
+    out["bypassed"] = run(bypassed)
+    out["after"] = run(base)
+    adapters._PLAIN = (torch.float32,)
+    small = load("model.", torch.float8_e4m3fn)
+    on_fp8 = adapters.apply_imagecritic(small, lora, 0.8)
+    assert not on_fp8.patches, "fp8 weights are not rounded again"
+    out["fp8"], out["fp8_plain"] = run(on_fp8), run(small)
+    save_file({k: v.contiguous().clone() for k, v in out.items()}, sys.argv[2])

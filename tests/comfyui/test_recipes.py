@@ -1,0 +1,51 @@
+"""The published refiners in a real ComfyUI, with weights in miniature."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
+
+from refiner_core.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
+from refiner_core.sampling import draw_noise
+
+from .. import synthetic
+
+SCRIPT = Path(__file__).with_name("imagecritic_native.py")
+
+
+def test_imagecritic_lora_is_exact_in_both_ways(run_in_comfyui: Any, tmp_path: Path) -> None:
+    model = FluxTransformer2DModel(
+        num_layers=2, num_single_layers=2, num_attention_heads=2, joint_attention_dim=24,
+        pooled_projection_dim=20, guidance_embeds=True,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        p.data.normal_(0, 0.05, generator=generator)
+    weights = {k: 10 * v for k, v in synthetic.imagecritic_lora(double=2, single=2).items()}
+    file = synthetic.write(tmp_path / "lora.safetensors", weights, None)
+    merged = copy.deepcopy(model)
+    merge_imagecritic(merged, read_imagecritic_lora(file), 0.8)
+    data = {f"model.{k}": v.clone() for k, v in model.state_dict().items()}
+    data |= {f"merged.{k}": v.clone() for k, v in merged.state_dict().items()}
+    data |= {
+        "noise": draw_noise((1, 16, 8, 12), 0), "text": draw_noise((1, 9, 24), 1),
+        "pooled": draw_noise((1, 20), 2), "references.0": draw_noise((1, 16, 8, 12), 3),
+        "references.1": draw_noise((1, 16, 8, 12), 4),
+    }  # fmt: skip
+    save_file(data, tmp_path / "in.safetensors")
+    run_in_comfyui(SCRIPT, tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    out = load_file(tmp_path / "out.safetensors")
+
+    def apart(a: str, b: str) -> float:
+        return float((out[a] - out[b]).abs().max())
+
+    assert apart("plain", "merged") > 0.1, "the LoRA does something"
+    assert apart("patched", "merged") < 1e-3
+    assert apart("bypassed", "merged") < 1e-3
+    assert apart("after", "plain") == 0, "the base is as it was"
+    assert apart("fp8", "fp8_plain") > 0.1
