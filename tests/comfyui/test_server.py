@@ -165,7 +165,7 @@ def test_refiner_from_stock_loaders(server: Any) -> None:
     assert (out[~mask] == draft[~mask]).all()
     assert (out[mask] != draft[mask]).any()
     report = json.loads(entry["outputs"]["report"]["text"][0])
-    assert report["recipe"] == "kontext" and report["regions"][0]["drift"]["measured"]
+    assert report["recipe"] == "omnirefiner" and report["regions"][0]["drift"]["measured"]
 
 
 def test_a_model_deaf_to_the_reference_method_is_refused(server: Any) -> None:
