@@ -277,7 +277,7 @@ GRPO_PRESETS: dict[str, dict[str, Any]] = {
         # Nano's schedule stays at t > 0.94, where noise put into a step hardly reaches the picture:
         # policy gradients of those steps find nothing to hold on to, DiffusionNFT needs no such noise.
         "objective": {"algorithm": "nft", "kl": 1e-4, "kl_to": "ref"},
-        "optimizer": {"rate": 1e-4, "ema": 0.9, "beta2": 0.98},
+        "optimizer": {"rate": 3e-5, "ema": 0.9, "beta2": 0.98},
         "run": {"micro_batch": 8, "max_steps": 50, "save_every": 5, "sample_every": 5},
     },
     "kontext-24gb": {
