@@ -29,7 +29,8 @@ from ..refiner_core.training.settings import build, merged
 from ..refiner_core.training.sft import SftTrainer
 from ..refiner_core.training.trainable import Trainable
 from ..refiner_core.training.workers import Workers
-from .engine import ComfyEngine, encode_prompt
+from .conditioning import encode_prompt
+from .engine import ComfyEngine
 from .layout import from_core
 from .types import CATEGORY, Refiner, RefinerSocket
 
