@@ -69,7 +69,7 @@ def test_recipes_state_their_schedule() -> None:
     assert OMNIREFINER.text(None, "logo").startswith("Fix the logo in")
     assert OMNIREFINER.text("as I say") == "as I say"
     assert OMNIREFINER.text(None, "{odd}").startswith("Fix the {odd} in")
-    with pytest.raises(ValueError, match="nope.*omnirefiner, kontext, nano"):
+    with pytest.raises(ValueError, match="nope.*omnirefiner, .*kontext, .*nano"):
         get_recipe("nope")
 
 
