@@ -34,7 +34,8 @@ ARCHITECTURES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("encoder.conv_in.", "decoder.conv_in.", "decoder.", "first_stage_model."), "an autoencoder"),
 )  # fmt: skip
 _LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.")
-_FLUX_BLOCKS, _FLUX2_BLOCKS, _QWEN_BLOCKS = 19, 8, 60
+_FLUX_BLOCKS, _FLUX_SINGLE = 19, 38
+_FLUX2_BLOCKS = ((8, 48), (5, 20), (8, 24))  # double and single: dev, klein 4B, klein 9B
 _BLOCK = re.compile(r"(?:^|[._])(single_)?(?:transformer|double|single)_blocks[._](\d+)[._]")
 _NEVER = "none"
 
@@ -244,7 +245,8 @@ def lora_base(keys: Mapping[str, tuple[int, ...]]) -> tuple[str | None, str]:
     if any("img_mod" in k or "img_mlp" in k or "txt_norm" in k for k in keys) and not single:
         named = any(k.count("double_blocks") for k in keys)
         return ("flux", "FLUX.1") if named else ("qwen-edit", "Qwen-Image")
-    if single > 38 or (single and double <= _FLUX2_BLOCKS and single > 2 * double):
+    # A LoRA of a few blocks looks like no model in particular: only whole ones are told by count.
+    if single > _FLUX_SINGLE or (double, single) in _FLUX2_BLOCKS:
         return "flux2", "FLUX.2"
     if single:
         return "flux", "FLUX.1"

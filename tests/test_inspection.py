@@ -91,6 +91,8 @@ def test_the_published_files(tmp_path: Path) -> None:
         (["transformer_blocks.59.attn.to_q"], "qwen-edit"),
         (["transformer_blocks.7.attn.to_q", "single_transformer_blocks.47.attn.to_qkv_mlp_proj"],
          "flux2"),
+        (["transformer_blocks.0.attn.to_q", "single_transformer_blocks.2.attn.to_k"], "flux"),
+        (["single_transformer_blocks.7.attn.to_q", "single_transformer_blocks.20.attn.to_k"], "flux"),
         (["transformer_blocks.4.attn.to_q", "single_transformer_blocks.19.attn.to_k"], "flux2"),
         (["blocks.3.cross_attn.q"], None),
     ],
