@@ -127,7 +127,8 @@ def test_a_run_is_stopped_from_the_node(open_comfy: Callable[..., Any]) -> None:
     comfy.settle(500)
     comfy.shot("refine-live")
     assert comfy.page.locator(".omnirefiner-livepicture").is_visible()
-    comfy.page.get_by_role("button", name="Stop this run").click()
+    # The panel is at the node's foot, which may lie below the window's edge.
+    comfy.page.get_by_role("button", name="Stop this run").dispatch_event("click")
     for _ in range(150):
         new = set(comfy.server.get("/history")) - before
         if new:

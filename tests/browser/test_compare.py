@@ -80,7 +80,8 @@ def test_one_to_one_and_the_wheel(open_comfy: Callable[..., Any]) -> None:
     comfy.page.keyboard.press("1")
     comfy.settle(200)
     red, blue = colours(comfy)
-    assert (red + blue) * box["width"] * box["height"] == pytest.approx(128 * 96, rel=0.06)
+    # The divider and its handle lie over some of the picture.
+    assert (red + blue) * box["width"] * box["height"] == pytest.approx(128 * 96, rel=0.1)
     comfy.page.mouse.wheel(0, -100)
     comfy.settle(200)
     assert sum(colours(comfy)) > 1.3 * (red + blue)
