@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..scoring.dinov2 import SIDE, class_tokens, load_network
 from .files import sha256
 from .metrics import Case, Column, Scores, Unavailable, cut
 
-_SIDE, _SHORT = 224, 256
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_SHORT = 256
 
 
 def _image(pixels: Tensor) -> Image.Image:
@@ -29,13 +29,13 @@ def whole(pixels: Tensor) -> Image.Image:
         (max(_SHORT, round(image.width * scale)), max(_SHORT, round(image.height * scale))),
         Image.Resampling.BICUBIC,
     )
-    x, y = (image.width - _SIDE) // 2, (image.height - _SIDE) // 2
-    return image.crop((x, y, x + _SIDE, y + _SIDE))
+    x, y = (image.width - SIDE) // 2, (image.height - SIDE) // 2
+    return image.crop((x, y, x + SIDE, y + SIDE))
 
 
 def squeezed(pixels: Tensor) -> Image.Image:
     """A region's crop as 224x224: nothing of it is cut away; both sides are bent alike."""
-    return _image(pixels).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    return _image(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 class DinoV2:
@@ -61,25 +61,18 @@ class DinoV2:
                 "(config.json, model.safetensors) and name its folder with --dinov2."
             )
         try:
-            from transformers import AutoModel
+            self.model = load_network(folder).to(device)
         except ImportError as e:
             raise Unavailable("DINOv2: pip install 'omnirefiner[score]' (transformers).") from e
-        try:
-            self.model = AutoModel.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as e:
-            raise Unavailable(f"DINOv2: {folder} cannot be loaded: {e}") from e
-        if self.model.config.model_type != "dinov2":
-            raise Unavailable(f"DINOv2: {folder} is a {self.model.config.model_type}, not dinov2.")
-        self.model.eval().requires_grad_(False).to(device)
-        self.device, self.folder = device, folder
+        except ValueError as e:
+            raise Unavailable(f"DINOv2: {e}") from e
+        self.folder = folder
 
     @torch.inference_mode()
     def embed(self, images: list[Image.Image]) -> Tensor:
         """224x224 pictures to unit vectors N D: the class token after the final norm."""
         x = torch.from_numpy(np.stack([np.asarray(i, np.float32) / 255 for i in images]))
-        x = (x - torch.tensor(_MEAN)) / torch.tensor(_STD)
-        out = self.model(pixel_values=x.permute(0, 3, 1, 2).to(self.device))
-        return torch.nn.functional.normalize(out.last_hidden_state[:, 0].float().cpu(), dim=1)
+        return class_tokens(self.model, x.permute(0, 3, 1, 2)).cpu()
 
     def measure(self, case: Case, results: Mapping[str, Tensor]) -> Scores:
         names, box = list(results), case.box

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .interface import check_pair, only_inside
 
-_SIDE = 224
+SIDE = 224  # px of the network's square
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -27,10 +27,8 @@ class DinoV2Scorer:
 
     def embed(self, images: Tensor) -> Tensor:
         """Unit vectors `B D` of pictures B 3 H W in [0, 1], squeezed to the network's square."""
-        x = F.interpolate(images, (_SIDE, _SIDE), mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (_MEAN, _STD))
-        out = self.model(pixel_values=((x - mean) / std).to(self.model.device))
-        return F.normalize(out.last_hidden_state[:, 0].float(), dim=1)
+        x = F.interpolate(images, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
+        return class_tokens(self.model, x)
 
     def distance(self, a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
         """See `Scorer.distance`; what is outside the mask is taken from `a` in both."""
@@ -40,7 +38,19 @@ class DinoV2Scorer:
         return 1 - (self.embed(a) * self.embed(b)).sum(1).to(a.device)
 
 
+def class_tokens(model: Any, pictures: Tensor) -> Tensor:
+    """Unit vectors `B D` of pictures B 3 224 224 in [0, 1]: the class token after the final norm."""
+    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (_MEAN, _STD))
+    out = model(pixel_values=((pictures - mean) / std).to(model.device))
+    return F.normalize(out.last_hidden_state[:, 0].float(), dim=1)
+
+
 def load_dinov2(folder: Path) -> DinoV2Scorer:
+    """A DINOv2 in transformers' layout as a scorer. Raises as `load_network`."""
+    return DinoV2Scorer(load_network(folder), f"DINOv2 {folder.name}")
+
+
+def load_network(folder: Path) -> Any:
     """A DINOv2 in transformers' layout (config.json, model.safetensors), without gradients.
 
     Raises:
@@ -59,4 +69,4 @@ def load_dinov2(folder: Path) -> DinoV2Scorer:
         raise ValueError(f"The DINOv2 in {folder} cannot be loaded: {e}") from e
     if model.config.model_type != "dinov2":
         raise ValueError(f"{folder} holds a {model.config.model_type}, not a dinov2.")
-    return DinoV2Scorer(model.eval().requires_grad_(False), f"DINOv2 {folder.name}")
+    return model.eval().requires_grad_(False)
