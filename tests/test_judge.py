@@ -171,6 +171,8 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 
 
 def test_the_documented_rubric_is_the_one_that_is_sent() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "refiner_core" / "evaluation" / "README.md").read_text(
+        encoding="utf-8"
+    )
     assert RUBRIC in text
     assert sum(WEIGHTS.values()) == pytest.approx(1)
