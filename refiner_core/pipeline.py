@@ -136,14 +136,15 @@ class RefineResult:
 
 def _check(request: RefineRequest) -> int:
     draft, refs = request.draft, request.references
-    if draft.ndim != 4 or draft.shape[1] != 3 or min(draft.shape) < 1:
-        raise ValueError(f"The draft must be N 3 H W, got {tuple(draft.shape)}.")
-    if max(draft.shape[-2:]) > MAX_SIDE:
-        raise ValueError(
-            f"The draft is {draft.shape[-1]}x{draft.shape[-2]}; at most {MAX_SIDE} px are supported."
-        )
+    _check_draft(draft)
     if len(refs) > 3:
         raise ValueError(f"At most three references are supported, got {len(refs)}.")
+    candidates = request.options.candidates
+    if not refs and candidates > 1:
+        raise ValueError(
+            f"{candidates} candidates are compared with the reference: give one, or set candidates "
+            "to 1."
+        )
     counts = {"drafts": len(draft)}
     for i, reference in enumerate(refs):
         _check_reference(reference)
@@ -167,6 +168,15 @@ def _check(request: RefineRequest) -> int:
         listed = ", ".join(f"{c} {name}" for name, c in counts.items())
         raise ValueError(f"Batches do not match: {listed}. Give one of each or equally many.")
     return n
+
+
+def _check_draft(draft: Tensor) -> None:
+    if draft.ndim != 4 or draft.shape[1] != 3 or min(draft.shape) < 1:
+        raise ValueError(f"The draft must be N 3 H W, got {tuple(draft.shape)}.")
+    if max(draft.shape[-2:]) > MAX_SIDE:
+        raise ValueError(
+            f"The draft is {draft.shape[-1]}x{draft.shape[-2]}; at most {MAX_SIDE} px are supported."
+        )
 
 
 def _check_reference(reference: Tensor) -> None:
@@ -368,16 +378,12 @@ class _RegionJob:
         seen, report = self._look(image, region, references, masks)
         begun = self.clock.run("plan", begun)
 
-        if not references and self.options.candidates > 1:
-            raise ValueError(
-                f"{self.options.candidates} candidates are compared with the reference: give one, or "
-                "set candidates to 1."
-            )
         self.tell("encode")
-        latents = self._encode(seen, self._share)
+        roles, pictures = self._pictures(seen, self._share)
+        latents = self._encode(pictures)
         begun = self.clock.run("encode", begun)
 
-        job = self._job(region, seen, latents)
+        job = self._job(region, seen.plan, latents, roles, pictures)
         if self.options.candidates == 1:
             latent = self.engine.sample(job, self._sampled)
             begun = self.clock.run("sample", begun)
@@ -436,19 +442,21 @@ class _RegionJob:
         draft = prefill(seen.draft, seen.views[0], seen.mask, share) if seen.views else seen.draft
         return ordered_pictures(self.engine.recipe.order, draft, seen.views, seen.mask)
 
-    def _encode(self, seen: _Seen, share: float) -> tuple[Tensor, ...]:
+    def _encode(self, pictures: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Clean latents of those pictures."""
-        return tuple(self.engine.encode(p) for p in self._pictures(seen, share)[1])
+        return tuple(self.engine.encode(p) for p in pictures)
 
-    def _job(self, region: Region, seen: _Seen, latents: tuple[Tensor, ...]) -> SamplingJob:
+    def _job(
+        self, region: Region, plan: CropPlan, latents: tuple[Tensor, ...], roles: tuple[str, ...],
+        pictures: tuple[Tensor, ...],
+    ) -> SamplingJob:  # fmt: skip
         o, recipe = self.options, self.engine.recipe
-        roles, pictures = self._pictures(seen, self._share)
         guidance, cfg = recipe.guided(o.guidance)
-        restriction = self._restriction(region, seen.plan, latents[roles.index("draft")])
+        restriction = self._restriction(region, plan, latents[roles.index("draft")])
         return SamplingJob(
             latents,
             tuple(range(recipe.indices[0], recipe.indices[0] + len(latents))),
-            recipe.sigmas(seen.plan.target, o.steps),
+            recipe.sigmas(plan.target, o.steps),
             recipe.text(o.prompt, o.subject),
             guidance,
             o.seed,
@@ -505,7 +513,7 @@ class _RegionJob:
         if self._share == 0:
             return Candidate(seed, job.references)
         share = spread_share(self._share, i)
-        latents = job.references if i == 0 else self._encode(seen, share)
+        latents = job.references if i == 0 else self._encode(self._pictures(seen, share)[1])
         return Candidate(seed, latents, {"prefill": round(share, 3)})
 
     @property

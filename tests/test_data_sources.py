@@ -315,7 +315,7 @@ def test_an_endpoint_that_fails_stops_the_build(
 ) -> None:
     Judge.answers = ["500"]
     assert build(tmp_path / "out", "--pairs", pairs, "--vlm", judge, "--vlm-model", "m") == 2
-    assert "answered 500" in capsys.readouterr().err
+    assert "HTTP 500" in capsys.readouterr().err
     with pytest.raises(ConnectionError):
         Verdict("http://127.0.0.1:9/v1", "m")(*[np.zeros((40, 40, 3), np.uint8)] * 2)
 

@@ -8,7 +8,6 @@ of a build that ran through.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..digests import sha256
 from ..images import atomic_path
 from ..processes import worker_pool
 from .shards import (
@@ -304,11 +304,7 @@ def build_part(build: Build, part: int) -> Report:
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 # --- the whole build -----------------------------------------------------------------------------

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
+from .. import digests
 from ..data.triplets import PICTURES, Triplet
 
-
-@cache
-def sha256(path: Path) -> str:
-    """The file's SHA-256, hexadecimal; read once a process."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+sha256 = cache(digests.sha256)  # read once a process
 
 
 def triplet_digest(triplet: Triplet) -> str:

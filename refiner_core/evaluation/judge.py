@@ -6,14 +6,10 @@ judges and rubrics cannot be compared with it; ours is printed below and in the 
 
 from __future__ import annotations
 
-import base64
-import http.client
 import io
 import json
 import re
 import statistics
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +18,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from ..chat import ask, png_url
 from .metrics import Case, Column, Scores
 
 RUBRIC = """You judge the repair of one detail in a generated picture. You see three pictures:
@@ -68,30 +65,11 @@ class Endpoint:
         """The model's raw reply.
 
         Raises:
-            OSError: no answer in time, a refusal, or an answer that is none of the protocol's.
+            OSError: as `chat.ask`.
         """
-        content: list[dict[str, Any]] = [{"type": "text", "text": RUBRIC}]
-        content += [{"type": "image_url", "image_url": {"url": u}} for u in images]
-        body = {
-            "model": self.model, "temperature": 0, "seed": vote, "max_tokens": 300,
-            "messages": [{"role": "user", "content": content}],
-        }  # fmt: skip
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(
-            f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
+        return ask(
+            self.url, self.model, RUBRIC, images, key=self.key, timeout=self.timeout, seed=vote
         )
-        try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                reply = json.load(answer)["choices"][0]["message"]["content"]
-        except urllib.error.HTTPError as e:
-            raise OSError(f"HTTP {e.code}: {e.read(300).decode(errors='replace')}") from e
-        except (ValueError, LookupError, TypeError, http.client.HTTPException) as e:
-            raise OSError(f"not an answer of the protocol ({type(e).__name__}: {e})") from e
-        if not isinstance(reply, str):
-            raise OSError(f"the reply is a {type(reply).__name__}, not text")
-        return reply
 
 
 def read_reply(reply: str) -> float | None:
@@ -125,7 +103,7 @@ def data_url(pixels: Tensor) -> str:
     image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     image.save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    return png_url(stream.getvalue())
 
 
 class VlmJudge:

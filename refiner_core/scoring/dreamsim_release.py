@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import pickle
 import stat
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..digests import sha256
 from ..weight_files import read_weights
 from .dreamsim import VARIANTS, Family, Variant
 from .dreamsim_files import save_dreamsim
@@ -51,15 +51,6 @@ def release_url(variant: str) -> str:
     first = ("ensemble", "dino_vitb16", "clip_vitb32", "open_clip_vitb32")
     tag = "v0.2.0" if variant in first else "v0.2.1"
     return f"{_RELEASES}/{tag}-checkpoints/dreamsim_{variant}_checkpoint.zip"
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @dataclass

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -18,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...chat import ask, png_url
 from ...scoring.interface import Scorer
 from ..triplets import encode_png
 from .files import shrunk
@@ -89,32 +87,14 @@ class Verdict:
             ConnectionError: no answer.
             ValueError: an answer without a score.
         """
-        pictures = [
-            base64.b64encode(encode_png(shrunk(p, 768))).decode() for p in (reference, target)
-        ]
-        content: list[dict[str, Any]] = [{"type": "text", "text": _QUESTION}]
-        content += [
-            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{p}"}}
-            for p in pictures
-        ]
-        body = {
-            "model": self.model, "temperature": 0, "seed": 0, "max_tokens": 200,
-            "messages": [{"role": "user", "content": content}],
-        }  # fmt: skip
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(
-            f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
-        )
+        pictures = [png_url(encode_png(shrunk(p, 768))) for p in (reference, target)]
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                text = json.load(answer)["choices"][0]["message"]["content"]
-        except urllib.error.HTTPError as e:
-            reason = e.read().decode(errors="replace")[:300]
-            raise ConnectionError(f"{self.url} answered {e.code}: {reason}") from e
-        except (OSError, KeyError, IndexError, TypeError, ValueError) as e:
-            raise ConnectionError(f"{self.url} gives no verdict ({type(e).__name__}: {e}).") from e
+            text = ask(
+                self.url, self.model, _QUESTION, pictures, key=self.key, timeout=self.timeout,
+                tokens=200,
+            )  # fmt: skip
+        except OSError as e:
+            raise ConnectionError(f"{self.url} gives no verdict: {e}") from e
         return _score(text)
 
 
