@@ -35,7 +35,10 @@ _WAYS = [
 
 
 def _local_mean(x: Tensor) -> Tensor:
-    return F.avg_pool2d(x, _WINDOW, _STRIDE, _WINDOW // 2, count_include_pad=False)
+    """Means of the neighbourhoods, one axis after the other: less than half the work."""
+    reach = _WINDOW // 2
+    x = F.avg_pool2d(x, (_WINDOW, 1), (_STRIDE, 1), (reach, 0), count_include_pad=False)
+    return F.avg_pool2d(x, (1, _WINDOW), (1, _STRIDE), (0, reach), count_include_pad=False)
 
 
 class Agreement:

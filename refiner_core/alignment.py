@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from .agreement import Agreement, climb
 from .homography import from_points
+from .masks import widen
 from .outline import is_upright, mask_box_corners, quadrilateral
 from .registration import MotionModel, register, warp
 
@@ -171,10 +172,7 @@ def _witnesses(mask: Tensor) -> Tensor:
     """
     ys, xs = (mask[0, 0] > 0.5).nonzero(as_tuple=True)
     reach = max(2, round(_RING * min(float(ys.max() - ys.min()), float(xs.max() - xs.min()))))
-    side = 2 * reach + 1  # one axis after the other: a square window of 150 px would take seconds
-    around = F.max_pool2d(mask, (side, 1), 1, (reach, 0))
-    around = F.max_pool2d(around, (1, side), 1, (0, reach))
-    return around - 0.5 * mask
+    return widen(mask, reach) - 0.5 * mask
 
 
 def align(

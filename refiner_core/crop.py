@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .geometry import Box, CropPlan, Extent
 from .images import resize, to_dtype, to_float
-from .masks import Region, feather
+from .masks import Region, feather, widen
 
 Blend = Literal["feather", "multiband"]
 
@@ -129,7 +129,7 @@ def ring(region: Region, plan: CropPlan) -> Tensor:
     """
     mask = crop_mask(region, plan)
     margin = max(1, round(0.04 * min(plan.target)))
-    near = F.max_pool2d(mask, 2 * margin + 1, 1, margin)
+    near = widen(mask, margin)
     inside = torch.zeros_like(mask)
     i, s = plan.inside, plan.scale
     y0, y1 = round((i.y0 - plan.box.y0) * s), round((i.y1 - plan.box.y0) * s)

@@ -72,9 +72,14 @@ def resize(image: Tensor, size: Extent) -> Tensor:
     )
 
 
+def all_finite(x: Tensor) -> bool:
+    """Whether no value is NaN or infinite; one pass without a mask of the tensor's size."""
+    return bool(torch.isfinite(torch.stack(torch.aminmax(x))).all()) if x.numel() else True
+
+
 def check_finite(image: Tensor, name: str) -> None:
     """Raise ValueError if a float image carries NaN or infinity."""
-    if image.is_floating_point() and not bool(torch.isfinite(image).all()):
+    if image.is_floating_point() and not all_finite(image):
         bad = int((~torch.isfinite(image)).sum())
         raise ValueError(
             f"The {name} has {bad} values that are NaN or infinite. An earlier node or program "

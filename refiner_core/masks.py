@@ -10,6 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from .geometry import Box, Extent
+from .images import all_finite
 
 MAX_REGIONS = 64
 
@@ -62,6 +63,12 @@ def grow(mask: Tensor, pixels: float) -> Tensor:
         deep = _distance(padded)[1:-1, 1:-1]
         out = np.where(deep > -pixels, m, 0)
     return torch.from_numpy(np.ascontiguousarray(out, np.float32))[None, None]
+
+
+def widen(mask: Tensor, reach: int) -> Tensor:
+    """The largest value of `1 1 H W` within a square of `2 * reach + 1` pixels around each pixel."""
+    m = ndimage.maximum_filter(mask[0, 0].cpu().numpy(), 2 * reach + 1, mode="nearest")
+    return torch.from_numpy(m)[None, None]
 
 
 def feather(mask: Tensor, pixels: float, open_sides: tuple[bool, bool, bool, bool]) -> Tensor:
@@ -140,7 +147,7 @@ def find_regions(
         ValueError: the mask is empty (or became so), carries NaN, or falls apart into over 64
             regions.
     """
-    if not bool(torch.isfinite(mask).all()):
+    if not all_finite(mask):
         raise ValueError("The mask has values that are NaN or infinite.")
     image = Extent(mask.shape[-1], mask.shape[-2])
     tight = bounds(mask)

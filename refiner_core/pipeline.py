@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -248,7 +249,7 @@ def refine(
         ref_masks = [None if m is None else _pick(m, i) for m in request.reference_masks]
         ref_masks += [None] * (len(refs) - len(ref_masks))
         regions = _regions(request, i, size)
-        image, allowed = draft.clone(), torch.zeros(1, 1, size.height, size.width)
+        image, allowed = draft.clone(), _empty_mask(size)
         for r, region in enumerate(regions):
             place = Stage(
                 "plan", picture=i, pictures=n, region=r, regions=len(regions), image=image
@@ -279,8 +280,16 @@ def refine(
     }
     if request.boxes and request.mask is not None:
         report["mask_outside_boxes_px"] = _outside_boxes(request, size)
-    image = images[0] if n == 1 else torch.cat(images)
-    return RefineResult(image, crops, torch.cat(changed), report)
+    return RefineResult(_batch(images), crops, _batch(changed), report)
+
+
+def _empty_mask(size: Extent) -> Tensor:
+    """Zeros 1 1 H W. NumPy's are the system's empty pages: what is never written costs nothing."""
+    return torch.from_numpy(np.zeros((1, 1, size.height, size.width), np.float32))
+
+
+def _batch(pictures: list[Tensor]) -> Tensor:
+    return pictures[0] if len(pictures) == 1 else torch.cat(pictures)
 
 
 def _peak_memory() -> int:

@@ -320,8 +320,8 @@ def register(
     """Align `moving` to `fixed`, both `1 C H W`, where `weight` `1 1 H W` (of fixed) is not 0.
 
     `starts` (rough guesses, else the identity) are compared at a coarse level; the `keep` best are
-    refined through the pyramid with growing freedom (similarity first, then `model`), and the one
-    that fits best is returned.
+    refined through the pyramid with growing freedom (similarity first, then `model`), the best of
+    them at the finest level, and the one that fits best is returned.
     `guide` holds rough masks of the same thing in both pictures, 1 1 H W each: they pull the
     coarse levels and count in every choice. Coordinates are normalised: sizes may differ.
     """
@@ -330,20 +330,18 @@ def register(
     share = 0.5 if guide is not None else 0.0
     first = levels[min(1, len(levels) - 1)]
     order = _scores(first, torch.stack(starts), share).argsort(descending=True)[:keep]
-    ends: list[Tensor] = []
-    for start in [starts[int(i)] for i in order]:
-        matrix = start
-        ends.append(start)
-        for depth, level in enumerate(levels):
-            left = len(levels) - 1 - depth
-            free = _GENERATORS["shift_zoom" if model == "shift_zoom" else "similarity"]
-            if model in ("affine", "homography") and left <= 1:
-                free = _GENERATORS["affine"]
-            if left == 0:
-                ends.append(_refine(level, matrix, free, rounds))
-                free = _GENERATORS[model]
-            matrix = _refine(level, matrix, free, rounds)
-        ends.append(matrix)
+    rigid = _GENERATORS["shift_zoom" if model == "shift_zoom" else "similarity"]
+    freer = _GENERATORS["affine"] if model in ("affine", "homography") else rigid
+    tracks = [starts[int(i)] for i in order]
+    ends = list(tracks)
+    for depth, level in enumerate(levels[:-1]):
+        free = freer if depth == len(levels) - 2 else rigid
+        tracks = [_refine(level, m, free, rounds) for m in tracks]
+    # The finest level costs as much as all others together: only the best track goes there.
+    best = int(_scores(levels[max(0, len(levels) - 2)], torch.stack(tracks), share).argmax())
+    freest = _GENERATORS[model]
+    for free in [freer] if freest is freer else [freer, freest]:
+        ends.append(_refine(levels[-1], tracks[best], free, rounds))
     quality = _scores(levels[-1], torch.stack(ends), share)
     chosen = ends[int(quality.argmax())]
     return Registration(chosen, float(_scores(levels[-1], chosen[None], 0.0)[0]))

@@ -49,6 +49,23 @@ def _around_the_model(rounds: int) -> None:
         print(f"{title:<22}{sampled:>10.3f}{rest:>10.3f}{rest / sampled:>13.3f}")
 
 
+def _whole_repair(rounds: int) -> None:
+    from ..nano.engine import load_nano
+    from ..pipeline import RefineRequest, refine
+
+    engine = load_nano()
+    print("\nThe whole repair of a 256 px region with nano, by picture size (uint8)")
+    print(f"{'picture':<12}{'seconds':>10}{'of the 512 px picture':>24}")
+    least = 0.0
+    for side in (512, 2048, 8192):
+        draft, mask = noise_picture(side)
+        b = find_regions(mask)[0].box
+        request = RefineRequest(draft, (draft[..., b.y0 : b.y1, b.x0 : b.x1].contiguous(),), mask)
+        spent = median_seconds(lambda r=request: refine(engine, r), rounds)
+        least = least or spent
+        print(f"{side:<12}{spent:>10.3f}{spent / least:>24.2f}")
+
+
 def _picture_size(rounds: int) -> None:
     print("\nPlan + crop + stitch of a 256 px region, by picture size (uint8)")
     print(
@@ -74,6 +91,7 @@ def run(chosen: argparse.Namespace) -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     _around_the_model(chosen.rounds)
     _picture_size(chosen.rounds)
+    _whole_repair(chosen.rounds)
 
 
 def run_search(chosen: argparse.Namespace) -> None:
