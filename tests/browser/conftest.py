@@ -18,6 +18,7 @@ from tests.comfyui.conftest import (  # noqa: F401
     comfyui_environment,
     comfyui_path,
     comfyui_python,
+    launcher,
     server,
 )
 
@@ -133,6 +134,15 @@ class Comfy:
         return path
 
 
+def page_settings(vue: bool = False, theme: str = "dark", locale: str = "en") -> dict[str, Any]:
+    """ComfyUI's settings for a page that keeps nothing from one test to the next."""
+    return {
+        "Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue,
+        "Comfy.ColorPalette": theme, "Comfy.Locale": locale,
+        "Comfy.Workflow.Persist": False, "Comfy.Minimap.Visible": False,
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
     """`chromium(width, height) -> page` in a browser with an empty profile."""
@@ -172,12 +182,7 @@ def open_comfy(
     def make(vue: bool = False, theme: str = "dark", locale: str = "en", **size: int) -> Comfy:
         key = (vue, theme, locale, *sorted(size.items()))
         if key not in pages:
-            settings = {
-                "Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue,
-                "Comfy.ColorPalette": theme, "Comfy.Locale": locale,
-                "Comfy.Workflow.Persist": False, "Comfy.Minimap.Visible": False,
-            }  # fmt: skip
-            pages[key] = Comfy(chromium(**size), server, settings)
+            pages[key] = Comfy(chromium(**size), server, page_settings(vue, theme, locale))
             pages[key].open()
         pages[key].reset()
         return pages[key]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from tests.browser.conftest import Comfy, page_settings
 from tests.browser.graphs import build, drag, picker_graph, refine_graph, value_of
 
 
@@ -45,6 +47,21 @@ def test_a_hundred_boxes_and_a_click_without_area(open_comfy: Callable[..., Any]
     assert value_of(comfy, node) == ""
     drag(comfy, 0, (0.5, 0.5), (0.5, 0.5))
     assert value_of(comfy, node) == ""
+    comfy.assert_clean()
+
+
+def test_a_workflow_with_a_hundred_boxes(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    at = [(x / 10, y / 10) for y in range(10) for x in range(10)]
+    boxes = [{"draft": [x, y, x + 0.08, y + 0.08], "reference": None} for x, y in at]
+    text = json.dumps(boxes)
+    node = picker_graph(comfy, boxes=text)[2]
+    assert value_of(comfy, node) == text and "At most 64" in status(comfy)
+    comfy.shot("picker-hundred")
+    comfy.page.locator(".omnirefiner-pane").first.focus()
+    comfy.page.keyboard.press("n")
+    comfy.page.keyboard.press("Delete")
+    assert len(json.loads(value_of(comfy, node))) == 99
     comfy.assert_clean()
 
 
@@ -142,23 +159,42 @@ def test_a_run_is_stopped_from_the_node(open_comfy: Callable[..., Any]) -> None:
     comfy.assert_clean()
 
 
-def test_a_server_that_goes_away_in_the_middle(open_comfy: Callable[..., Any]) -> None:
-    comfy = open_comfy()
-    text = '[{"draft": [0.5, 0.4, 0.8, 0.7], "reference": null}]'
-    node = refine_graph(comfy, boxes=text, steps=901)[3]
+def run_until(comfy: Any, text: str) -> None:
+    """Press Run and wait until the node's line of progress has the text."""
     comfy.page.locator('[data-testid="queue-button"]').click()
     comfy.page.wait_for_function(
-        "() => document.querySelector('.omnirefiner-live')?.innerText.includes('/901')",
-        timeout=90_000,
-    )
-    said = comfy.page.evaluate(
-        "() => { app.api.dispatchCustomEvent('reconnecting');"
-        "return document.querySelector('.omnirefiner-live').innerText; }"
-    )
-    assert "server is gone" in said
-    comfy.server.post("/interrupt", {})
+        "text => document.querySelector('.omnirefiner-live')?.innerText.includes(text)",
+        arg=text, timeout=90_000,
+    )  # fmt: skip
+
+
+def test_a_server_that_is_restarted_in_the_middle(
+    chromium: Callable[..., Any], launcher: Any, tmp_path: Path
+) -> None:
+    launcher.furnish(tmp_path)
+    text = '[{"draft": [0.5, 0.4, 0.8, 0.7], "reference": null}]'
+    with launcher.running(tmp_path) as server:
+        comfy = Comfy(chromium(), server, page_settings())
+        comfy.open()
+        node = refine_graph(comfy, boxes=text, steps=901)[3]
+        run_until(comfy, "/901")
+        port = int(server.url.rsplit(":", 1)[1])
     comfy.page.wait_for_function(
-        "() => document.querySelector('.omnirefiner-live')?.innerText.startsWith('Stopped')"
+        "() => document.querySelector('.omnirefiner-live').innerText.includes('server is gone')"
     )
-    assert value_of(comfy, node) == text
-    comfy.assert_clean()
+    assert value_of(comfy, node) == text and comfy.page.locator(".omnirefiner-pane").count() == 2
+    comfy.shot("refine-server-gone")
+    with launcher.running(tmp_path, port):
+        comfy.page.wait_for_function("() => app.api.socket?.readyState === 1", timeout=60_000)
+        comfy.page.evaluate(
+            "id => { app.graph.getNodeById(id).widgets.find((w) => w.name === 'steps').value = 2; }",
+            node,
+        )
+        entry = comfy.run()
+        assert entry["status"]["status_str"] == "success", server.error(entry)
+        comfy.settle(800)
+        assert comfy.page.locator(".omnirefiner-view").first.is_visible()
+        assert not comfy.page.locator(".omnirefiner-live").first.is_visible()
+        assert value_of(comfy, node) == text
+        assert [e for e in comfy.errors if "omnirefiner" in e] == [] and comfy.external == []
+    comfy.page.close()

@@ -16,31 +16,44 @@ VIEW = ".omnirefiner-view"
 
 
 def compare_graph(
-    comfy: Any, width: int = 128, second: tuple[int, int] = (128, 96), batch: int = 1
-) -> None:
-    """A red picture of `width` x 96 as a, a blue one as b, compared; run once."""
+    comfy: Any, second: tuple[int, int] = (128, 96), batch: int = 1, overlay: bool = False
+) -> dict[str, Any]:
+    """A red picture of 128x96 as a, a blue one as b, a green one as overlay, compared; run once.
+
+    Returns the run's history entry.
+    """
 
     def empty(size: tuple[int, int], colour: int, y: int) -> dict[str, Any]:
         values = {"width": size[0], "height": size[1], "batch_size": batch, "color": colour}
         return {"type": "EmptyImage", "pos": [20, y], "values": values}
 
     nodes = [
-        empty((width, 96), 0xFF0000, 80), empty(second, 0x0000FF, 320),
+        empty((128, 96), 0xFF0000, 80), empty(second, 0x0000FF, 320),
         {"type": "OmniRefiner_Compare", "pos": [420, 80], "size": [620, 520]},
     ]  # fmt: skip
-    build(comfy, nodes, [(0, 0, 2, "a"), (1, 0, 2, "b")])
+    links = [(0, 0, 2, "a"), (1, 0, 2, "b")]
+    if overlay:
+        nodes.append(empty((128, 96), 0x00FF00, 560))
+        links.append((3, 0, 2, "overlay"))
+    build(comfy, nodes, links)
     entry = comfy.run()
     assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
     comfy.page.wait_for_function(
         "() => document.querySelector('.omnirefiner-viewer .omnirefiner-status').innerText"
     )
     comfy.settle(400)
+    return entry
+
+
+def seen(comfy: Any) -> np.ndarray:
+    """The view as it is on the screen, height x width x 3, 0..255."""
+    shot = Image.open(io.BytesIO(comfy.page.locator(VIEW).first.screenshot())).convert("RGB")
+    return np.asarray(shot).astype(int)
 
 
 def colours(comfy: Any) -> tuple[float, float]:
-    """How much of the view is red and blue, seen on the screen."""
-    shot = Image.open(io.BytesIO(comfy.page.locator(VIEW).first.screenshot())).convert("RGB")
-    pixels = np.asarray(shot).astype(int)
+    """How much of the view is red and blue."""
+    pixels = seen(comfy)
     red = (pixels[..., 0] > 200) & (pixels[..., 2] < 60)
     blue = (pixels[..., 2] > 200) & (pixels[..., 0] < 60)
     return float(red.mean()), float(blue.mean())
@@ -68,6 +81,25 @@ def test_slider_at_three_positions_and_flip(open_comfy: Callable[..., Any], vue:
     comfy.page.keyboard.up(" ")
     comfy.settle(200)
     assert colours(comfy)[1] > 0.1
+    comfy.assert_clean()
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_an_overlay_has_the_strength_that_was_set(
+    open_comfy: Callable[..., Any], vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue)
+    compare_graph(comfy, overlay=True)
+    strength = comfy.page.get_by_label("Strength of the overlay, 0 to 1").first
+    for opacity in (0.0, 0.25, 0.5, 1.0):
+        strength.fill(f"{opacity:g}")
+        comfy.settle(200)
+        pixels = seen(comfy)
+        row = pixels[pixels.shape[0] // 3]  # away from the divider's handle
+        left, right = row[row.shape[0] // 4], row[row.shape[0] * 3 // 4]
+        under, green = 255 * (1 - opacity), 255 * opacity
+        assert left.tolist() == pytest.approx([under, green, 0], abs=3)
+        assert right.tolist() == pytest.approx([0, green, under], abs=3)
     comfy.assert_clean()
 
 
@@ -110,3 +142,21 @@ def test_batches(open_comfy: Callable[..., Any]) -> None:
     comfy.settle(400)
     assert count.inner_text() == "2 / 3"
     comfy.assert_clean()
+
+
+def test_a_picture_that_the_server_has_forgotten(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    entry = compare_graph(comfy, batch=2)
+    shown = next(o["omnirefiner"][0] for o in entry["outputs"].values() if "omnirefiner" in o)
+    gone = comfy.server.base / "temp" / shown["pairs"][1]["after"]["filename"]
+    gone.unlink()
+    comfy.page.get_by_role("button", name="Next picture").click()
+    comfy.settle()
+    status = comfy.page.locator(".omnirefiner-viewer .omnirefiner-status").first
+    assert "no longer on the server" in status.inner_text() and sum(colours(comfy)) == 0
+    comfy.shot("compare-gone")
+    comfy.page.get_by_role("button", name="Previous picture").click()
+    comfy.settle()
+    assert "128×96" in status.inner_text() and sum(colours(comfy)) > 0.2
+    assert all("404" in m and gone.name in m for m in comfy.our_failures), comfy.our_failures
+    assert comfy.errors == []

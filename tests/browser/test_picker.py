@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browser.graphs import drag, picker_graph, refine_graph, value_of
+from tests.browser.graphs import build, drag, frame_of, picker_graph, refine_graph, value_of
 
 RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
 
@@ -112,4 +113,43 @@ def test_from_an_empty_canvas_to_a_repaired_picture(
     comfy.settle()
     comfy.shot(f"refine-report-{'vue' if vue else 'canvas'}")
     assert "nano" in comfy.page.locator(".omnirefiner-table").inner_text()
+    comfy.assert_clean()
+
+
+def veil_at(comfy: Any, x: float, y: float) -> float:
+    """How much redder than blue the draft is on the screen at a point, fractions; 0..255."""
+    left, top, width, height = frame_of(comfy, 0)
+    clip = {"x": left + x * width - 2, "y": top + y * height - 2, "width": 4, "height": 4}
+    shot = Image.open(io.BytesIO(comfy.page.screenshot(clip=clip))).convert("RGB")
+    pixels = np.asarray(shot).astype(float)
+    return float(pixels[..., 0].mean() - pixels[..., 2].mean())
+
+
+@RENDERERS
+def test_the_mask_that_the_server_made_lies_over_the_draft_in_red(
+    open_comfy: Callable[..., Any], vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue)
+    box = {"draft": [0.05, 0.1, 0.3, 0.4], "reference": None}
+    grow = 32 + vue  # a run that the server remembers tells the page nothing
+    nodes = [
+        {"type": "LoadImage", "pos": [20, 80], "values": {"image": "draft.png"}},
+        {"type": "OmniRefiner_MaskBuilder", "pos": [420, 80], "size": [520, 560],
+         "values": {"boxes": json.dumps([box]), "grow": grow}},
+        {"type": "MaskPreview", "pos": [1000, 80]},
+    ]  # fmt: skip
+    node = build(comfy, nodes, [(0, 0, 1, "image"), (1, 0, 2, "mask")])[1]
+    inside, grown, outside = (0.2, 0.2), (0.2, 0.4 + 16 / 427), (0.6, 0.1)
+    before = [veil_at(comfy, *point) for point in (inside, grown, outside)]
+    entry = comfy.run()
+    assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
+    comfy.settle(800)
+    comfy.shot(f"picker-veil-{'vue' if vue else 'canvas'}")
+    after = [veil_at(comfy, *point) for point in (inside, grown, outside)]
+    reddened = [b - a for a, b in zip(before, after, strict=True)]
+    assert reddened[0] > 60 and reddened[1] > 60 and abs(reddened[2]) < 3, reddened
+    # A changed box makes another mask: the old one is taken away.
+    drag(comfy, 0, (0.1, 0.3), (0.1, 0.25))
+    assert json.loads(value_of(comfy, node))[0]["draft"] != box["draft"]
+    assert abs(veil_at(comfy, *grown) - before[1]) < 30
     comfy.assert_clean()

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -198,42 +199,68 @@ def write_tiny_models(folder: Path) -> None:
     save_file(vae, folder / "vae" / "tiny_ae.safetensors")
 
 
+class Launcher:
+    """Starts servers whose custom_nodes holds this pack, as a user's would."""
+
+    def __init__(self, python: Path, folder: Path, environment: dict[str, str]) -> None:
+        self.python, self.folder, self.environment = python, folder, environment
+
+    @staticmethod
+    def furnish(base: Path) -> None:
+        """Lay out a base directory: this pack, the deaf node, miniature models, no tutorial."""
+        for folder in ("custom_nodes", "input", "output", "models/diffusion_models", "models/vae",
+                       "models/loras", "user/default"):  # fmt: skip
+            (base / folder).mkdir(parents=True)
+        (base / "user/default/comfy.settings.json").write_text('{"Comfy.TutorialCompleted": true}')
+        (base / "custom_nodes" / "comfyui-omnirefiner").symlink_to(ROOT)
+        (base / "custom_nodes" / "deaf.py").write_text(DEAF_NODE)
+        write_tiny_models(base / "models")
+
+    @contextmanager
+    def running(self, base: Path, port: int | None = None) -> Iterator[Server]:
+        """A server on a furnished base, killed at the end; `port` None takes a free one."""
+        port, log = port or _free_port(), base / "server.log"
+        command = [
+            str(self.python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port),
+            "--base-directory", str(base), "--database-url", "sqlite:///:memory:",
+            "--disable-api-nodes", "--disable-auto-launch", "--preview-method", "latent2rgb",
+        ]  # fmt: skip
+        with log.open("w") as stream:
+            process = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdout=stream, stderr=stream
+            )
+            server = Server(base, f"http://127.0.0.1:{port}", log)
+            try:
+                self._wait(server, process)
+                yield server
+            finally:
+                process.terminate()
+                process.wait(30)
+
+    @staticmethod
+    def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
+        end = time.monotonic() + 180
+        while True:
+            try:
+                server.get("/system_stats")
+                return
+            except OSError:
+                if process.poll() is not None or time.monotonic() > end:
+                    pytest.fail(f"ComfyUI did not start:\n{server.log.read_text()[-4000:]}")
+                time.sleep(0.3)
+
+
 @pytest.fixture(scope="session")
-def server(
-    comfyui_python: Path, comfyui_path: Path, comfyui_environment: dict[str, str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Server]:  # fmt: skip
-    """A running server whose custom_nodes holds this pack, as a user's would."""
+def launcher(
+    comfyui_python: Path, comfyui_path: Path, comfyui_environment: dict[str, str]
+) -> Launcher:
+    return Launcher(comfyui_python, comfyui_path, comfyui_environment)
+
+
+@pytest.fixture(scope="session")
+def server(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server that most tests share."""
     base = tmp_path_factory.mktemp("comfy")
-    for folder in ("custom_nodes", "input", "output", "models/diffusion_models", "models/vae",
-                   "models/loras", "user/default"):  # fmt: skip
-        (base / folder).mkdir(parents=True)
-    (base / "user/default/comfy.settings.json").write_text('{"Comfy.TutorialCompleted": true}')
-    (base / "custom_nodes" / "comfyui-omnirefiner").symlink_to(ROOT)
-    (base / "custom_nodes" / "deaf.py").write_text(DEAF_NODE)
-    write_tiny_models(base / "models")
-    port, log = _free_port(), base / "server.log"
-    command = [
-        str(comfyui_python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port),
-        "--base-directory", str(base), "--database-url", "sqlite:///:memory:",
-        "--disable-api-nodes", "--disable-auto-launch", "--preview-method", "latent2rgb",
-    ]  # fmt: skip
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            command, cwd=comfyui_path, env=comfyui_environment, stdout=stream, stderr=stream
-        )
-        running = Server(base, f"http://127.0.0.1:{port}", log)
-        try:
-            end = time.monotonic() + 180
-            while True:
-                try:
-                    running.get("/system_stats")
-                    break
-                except OSError:
-                    if process.poll() is not None or time.monotonic() > end:
-                        pytest.fail(f"ComfyUI did not start:\n{log.read_text()[-4000:]}")
-                    time.sleep(0.3)
-            yield running
-        finally:
-            process.terminate()
-            process.wait(30)
+    launcher.furnish(base)
+    with launcher.running(base) as running:
+        yield running

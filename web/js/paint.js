@@ -41,7 +41,7 @@ export function drawBox(context, frame, box, index, selected) {
   context.strokeStyle = colour;
   context.strokeRect(x, y, w, h);
   if (selected) drawHandles(context, x, y, w, h, colour);
-  drawNumber(context, x, y, String(index + 1), colour);
+  drawNumber(context, x, y, String(index + 1), colour, Math.min(w, h) < 28 ? 9 : 12);
 }
 
 /**
@@ -75,16 +75,17 @@ function drawHandles(context, x, y, w, h, colour) {
  * @param {number} y
  * @param {string} text
  * @param {string} colour
+ * @param {number} size Of the letters, CSS px.
  */
-function drawNumber(context, x, y, text, colour) {
-  context.font = "bold 12px sans-serif";
-  const width = context.measureText(text).width + 10;
-  const top = y >= 17 ? y - 17 : y + 1;
+function drawNumber(context, x, y, text, colour, size) {
+  context.font = `bold ${size}px sans-serif`;
+  const [width, height] = [context.measureText(text).width + size * 0.8, size * 1.33];
+  const top = y >= height + 1 ? y - height - 1 : y + 1;
   context.fillStyle = colour;
-  context.fillRect(x - 1, top, width, 16);
+  context.fillRect(x - 1, top, width, height);
   context.fillStyle = "#000";
   context.textAlign = "left";
-  context.fillText(text, x + 4, top + 12.5);
+  context.fillText(text, x - 1 + size * 0.4, top + size * 1.04);
 }
 
 /**

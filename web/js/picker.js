@@ -103,10 +103,11 @@ export class Picker {
   set(pairs, selected, done = true) {
     if (this.locked) return;
     this.pairs = pairs;
+    const text = formatPairs(pairs);
+    if (text !== this.text) this.panes.draft.mask = null; // it was made of other boxes
     this.select(selected);
-    if (!done || formatPairs(pairs) === this.text) return;
-    this.text = formatPairs(pairs);
-    this.panes.draft.mask = null; // it was made of other boxes
+    if (!done || text === this.text) return;
+    this.text = text;
     this.changed();
     rememberChange();
   }
@@ -234,6 +235,7 @@ export class Picker {
   describe() {
     if (parsePairs(this.text) === null) return say("unreadable");
     if (this.locked) return say("fromNode");
+    if (this.pairs.length > MOST_BOXES) return say("tooMany", { most: MOST_BOXES });
     return this.pairs.length ? say("count", { count: this.pairs.length }) : say("howTo");
   }
 
