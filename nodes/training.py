@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..refiner_core.data.shards import TripletSet
 from ..refiner_core.kontext import Conditioning
 from ..refiner_core.lora import save_lora, split_pairs
-from ..refiner_core.recipes import NANO
+from ..refiner_core.recipes import NANO, Recipe
 from ..refiner_core.training.checkpoint import load_checkpoint, save_checkpoint
 from ..refiner_core.training.config import SFT_PRESETS, SftConfig
 from ..refiner_core.training.policy import Policy
@@ -51,7 +51,7 @@ class _NativeNet(nn.Module):
         guidance = None if c.guidance is None else x.new_full((len(x),), c.guidance)
         return self.model(
             x, t, c.text, c.pooled, guidance, ref_latents=list(c.references),
-            ref_latents_method="index", transformer_options={},
+            ref_latents_method=conditioning.layout, transformer_options={},
         )  # fmt: skip
 
 
@@ -114,6 +114,14 @@ def _check_name(name: str) -> str:
     if not name.strip() or Path(name).name != name or name.startswith("."):
         raise ValueError(f"lora_name must be a plain file name without a folder, got {name!r}.")
     return name.removesuffix(".safetensors")
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    if recipe.family != "flux" or recipe.sight != "text":
+        raise ValueError(
+            f"The recipe {recipe.name} cannot be trained here: only FLUX.1 refiners that see text and "
+            "clean latents can (nano, omnirefiner, kontext). Choose one of them in Load Refiner."
+        )
 
 
 def _settings(refiner: Refiner, steps: int, rank: int, rate: float, batch: int, seed: int) -> Any:
@@ -223,9 +231,7 @@ class _Run:
             factor = recipe.latent_factor
             return recipe.sigmas(Extent(size[1] * factor, size[0] * factor))
 
-        return look(
-            policy, self.held, self.encoder, self.text, schedule, recipe.indices, recipe.guidance
-        )[1]  # fmt: skip
+        return look(policy, self.held, self.encoder, self.text, schedule, recipe)[1]
 
     def _export(self, trainable: Trainable, steps: int) -> Path:
         path = _free_path(self.name)
@@ -282,6 +288,7 @@ class TrainRefiner(io.ComfyNode):
         learning_rate: float, preview_every: int, seed: int,
     ) -> io.NodeOutput:  # fmt: skip
         name = _check_name(lora_name)
+        _check_recipe(refiner.recipe)
         config = _settings(refiner, steps, rank, learning_rate, batch, seed)
         path, picture = _Run(refiner, _open(folder), config, name).train(preview_every)
         image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from refiner_core import flow
 from refiner_core.kontext import Conditioning
+from refiner_core.recipes import OMNIREFINER
 from refiner_core.sampling import Transition, advance, draw_noise, sample
 from refiner_core.training.advantages import group_advantages
 from refiner_core.training.config import (
@@ -59,6 +60,9 @@ class Toy(nn.Module):
         return self.body(torch.cat([x.flatten(1), hint.flatten(1), t], 1)).reshape(x.shape)
 
 
+ONE = replace(OMNIREFINER, order=("draft",), indices=(1,))
+
+
 class ToyViews:
     """Two cases; the answer is 0.8 in one, 0.3 in the other."""
 
@@ -101,7 +105,7 @@ def toy(**over: Any) -> GrpoTrainer:
     empty = (torch.zeros(1, 1, 1), torch.zeros(1, 1))
     return GrpoTrainer(
         build(GrpoConfig, merged(TOY, over)), policy, Trainable(dict(net.named_parameters())),
-        ToyViews(), ToyCodec(), toy_reward, lambda _: empty, lambda _: flow.sigmas(6, 0.6), (1,),
+        ToyViews(), ToyCodec(), toy_reward, lambda _: empty, lambda _: flow.sigmas(6, 0.6), ONE,
     )  # fmt: skip
 
 

@@ -21,17 +21,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from refiner_core.interfaces import SamplingJob
 from refiner_core.kontext import Conditioning
 from refiner_core.lora import apply_lora, read_lora
+from refiner_core.recipes import KONTEXT, OMNIREFINER, Recipe
 from refiner_core.training import checkpoint
 from refiner_core.training.config import SFT_PRESETS, SftConfig
-from refiner_core.training.policy import Policy
+from refiner_core.training.policy import Policy, VelocityNet
 from refiner_core.training.run import train_sft
+from refiner_core.training.samples import repair
 from refiner_core.training.settings import build, merged, parse_assignments, read_file, write_toml
 from refiner_core.training.sft import SftTrainer
 from refiner_core.training.times import draw_times
 from refiner_core.training.trainable import LORA_TARGETS, Trainable, add_lora, continue_lora
-from refiner_core.training.views import View, epoch_batches
+from refiner_core.training.views import View, epoch_batches, stack
 from tests.tiny_training import SETTINGS, TinyViews, tiny_engine, tiny_flux, tiny_session
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,6 +96,27 @@ def test_gradients_reach_every_lora_matrix_and_nothing_else(tmp_path: Path) -> N
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     assert all(".lora_" in k for k in changed)
     assert len(changed) == 2 * 17
+
+
+@pytest.mark.parametrize("recipe", [OMNIREFINER, KONTEXT], ids=lambda r: r.name)
+def test_training_lays_tokens_out_as_inference_does(tmp_path: Path, recipe: Recipe) -> None:
+    engine, view = replace(tiny_engine(), recipe=recipe), TinyViews()[0]
+    for p in engine.model.parameters():
+        p.data.mul_(4)  # attention that minds positions
+    text, pooled = engine.text("a word", 5)
+    batch = stack([view], [(text, pooled)], recipe, 2.5, engine.device)
+    sigmas = torch.tensor([1.0, 0.6, 0.0])
+    policy = Policy(VelocityNet(engine.model), engine.device)
+    trained = repair(policy, batch.conditioning, batch.target.shape, sigmas, 3)
+    job = SamplingJob(
+        view.references, recipe.indices, sigmas, "a word", 2.5, 3, None, recipe.order, ()
+    )
+    assert torch.allclose(trained, engine.sample(job, lambda *_: None), atol=1e-5)
+    other = {"index": "offset", "offset": "index"}[recipe.layout]
+    elsewhere = replace(batch.conditioning, layout=other)
+    assert not torch.allclose(
+        trained, repair(policy, elsewhere, batch.target.shape, sigmas, 3), atol=1e-3
+    )
 
 
 class Oracle(nn.Module):

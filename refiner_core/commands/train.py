@@ -32,6 +32,8 @@ def add_parser(commands: Any) -> None:
         "--grpo-set", action="append", default=[], metavar="GROUP.NAME=VALUE",
         help="a setting of stage 2 (see train grpo --print-config); may be given often",
     )  # fmt: skip
+    nano.add_argument("--grpo-window", type=int, default=0, metavar="PX",
+                      help="side of the squares it is trained on; default: whole crops")  # fmt: skip
     nano.add_argument(
         "--start", metavar="FILE", help="a nano to take stage 2 from, without stage 1"
     )
@@ -94,7 +96,8 @@ def _stage_two(chosen: argparse.Namespace, out: Path, cache: Path, weights: Path
     if chosen.start:
         _draw(chosen, cache)
     over = parse_assignments(chosen.grpo_set)
-    path = reinforce(weights, cache, out / "grpo", chosen.grpo_steps, chosen.seed, over)
+    path = reinforce(weights, cache, out / "grpo", chosen.grpo_steps, chosen.seed, over,
+                     chosen.grpo_window)  # fmt: skip
     print(f"wrote {path}")
     return path
 

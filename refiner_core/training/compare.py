@@ -118,7 +118,7 @@ def measure(engine: CoreEngine, cases: Sequence[Pixels]) -> dict[str, np.ndarray
         seen = prefill(p.draft, p.reference, p.mask, share)
         latents = {"draft": engine.encode(seen), "reference": engine.encode(p.reference)}
         clean = tuple(latents[role] for role in recipe.order)
-        c = Conditioning(clean, recipe.indices, text, pooled, recipe.guidance)
+        c = Conditioning(clean, recipe.indices, text, pooled, recipe.guidance, recipe.layout)
         shape = latents["draft"].shape
         x0 = repair(policy, c, shape, _schedule(recipe, shape), seed)
         rows.append(_row(engine.decode(x0).clamp(0, 1), p))

@@ -162,12 +162,19 @@ class RolloutSettings:
     window: int = option(2, "Stochastic steps in the first half of the schedule; the rest is ODE.")
     guidance: float | None = option(2.5, "Guidance embedding; empty: the recipe's.")
     same_noise: bool = option(False, "Start all samples of a case from one noise.")
+    explore_noise: float = option(0.0, "How much weaker siblings' starting noise may be (nft).")
+    explore_share: float = option(0.0, "How far siblings' prefill lies from the recipe's (nft).")
+    explore_background: float = option(
+        0.0, "Part of the siblings that is held to the draft outside the region (nft)."
+    )
 
     def __post_init__(self) -> None:
         check_range("rollout", {
             "group": (self.group, 2, 4096), "groups": (self.groups, 1, 1 << 16),
             "eta": (self.eta, 1e-3, 2 if self.kind != "cps" else 0.99),
-            "window": (self.window, 1, 1000),
+            "window": (self.window, 1, 1000), "explore_noise": (self.explore_noise, 0, 1),
+            "explore_share": (self.explore_share, 0, 1),
+            "explore_background": (self.explore_background, 0, 1),
         })  # fmt: skip
         if self.steps is not None and self.steps < 2:
             raise ValueError(
@@ -194,6 +201,9 @@ class ObjectiveSettings:
     updates: int = option(2, "Optimiser steps an epoch.")
     nft_beta: float = option(1.0, "How far DiffusionNFT's implicit policies lie from the old one.")
     nft_levels: int = option(2, "Noise levels a sample is judged at (nft).")
+    nft_noise: Literal["fresh", "start"] = option(
+        "fresh", "Noise it is judged with (nft): drawn anew, or the one it was sampled from."
+    )
     dreamsim: str | None = option(
         None, "DreamSim weights (.safetensors) for whole and patch; empty: a structural score."
     )
@@ -225,6 +235,13 @@ class GrpoConfig:
             raise ValueError(
                 f"rollout.groups = {self.rollout.groups} cannot be dealt into objective.updates = "
                 f"{self.objective.updates} equal parts."
+            )
+        r = self.rollout
+        explored = max(r.explore_noise, r.explore_share, r.explore_background)
+        if explored and self.objective.algorithm != "nft":
+            raise ValueError(
+                "rollout.explore_* changes what samples are drawn from, and GRPO's ratios then mean "
+                "nothing: set objective.algorithm = 'nft', or rollout.explore_* to 0."
             )
         if self.rollout.group % self.run.micro_batch:
             raise ValueError(

@@ -16,9 +16,11 @@ from torch import Tensor
 from .. import flow
 from ..engine import Codec
 from ..kontext import Conditioning
+from ..recipes import Recipe
 from ..sampling import Transition, advance
 from .advantages import group_advantages
 from .config import GrpoConfig
+from .exploration import Siblings, explores, make_siblings, turn_knobs
 from .objective import (
     clip_range,
     gaussian_kl,
@@ -61,24 +63,29 @@ class GrpoTrainer:
         reward: what they are worth.
         text: embeddings of a prompt.
         schedule: noise levels for a crop of (height, width) latent pixels.
-        indices: position indices of the clean latents.
+        recipe: what is trained for: order and layout of the clean latents, the draft's prefill.
         workers: the processes that share the work.
     """
 
     def __init__(
         self, config: GrpoConfig, policy: Policy, trainable: Trainable, views: Views, codec: Codec,
         reward: Reward, text: TextOf, schedule: Callable[[tuple[int, int]], Tensor],
-        indices: tuple[int, ...], workers: Workers | None = None,
+        recipe: Recipe, workers: Workers | None = None,
     ) -> None:  # fmt: skip
         self.config, self.policy, self.trainable = config, policy, trainable
         self.views, self.codec, self.reward = views, codec, reward
-        self.text, self.schedule, self.indices = text, schedule, indices
+        self.text, self.schedule, self.recipe = text, schedule, recipe
         self.workers = workers or Workers()
         self.optimizer = make_optimizer(trainable, config.optimizer)
         for role in ("old", "ref", "ema"):
             trainable.keep(role)
         self.epoch = 0
         self.updates = 0
+        if config.rollout.explore_share and not recipe.prefill:
+            raise ValueError(
+                f"rollout.explore_share needs a recipe that lays the reference over the draft; "
+                f"{recipe.name} does not. Set it to 0."
+            )
         if config.rollout.groups % self.workers.count:
             raise ValueError(
                 f"rollout.groups = {config.rollout.groups} cannot be dealt to "
@@ -100,25 +107,36 @@ class GrpoTrainer:
         view, run = self.views[case], self.config.run
         assert view.pixels is not None
         sigmas = self.schedule(view.shape[0])
+        knobs = None
+        if explores(self.config.rollout):
+            seed = case_seed(run.seed, self.epoch, group, 1 << 21)
+            knobs = turn_knobs(self.config.rollout, self.recipe.prefill, seed)
         judged = []
         for part in range(0, self.config.rollout.group, run.micro_batch):
             first = 0 if self.config.rollout.same_noise else part
             seed = case_seed(run.seed, self.epoch, group, first)
-            done = self._sample(view, sigmas, seed)
+            siblings = None
+            if knobs is not None:
+                turned = knobs[part : part + run.micro_batch]
+                siblings = make_siblings(view, turned, self.codec, self.recipe, self.policy.device)
+            done = self._sample(view, sigmas, seed, siblings)
             images = self.codec.decode(done.x0).float().clamp(0, 1)
             rewards = {k: v.cpu() for k, v in self.reward(images, view.pixels).items()}
             judged.append(Judged(done, case, group, seed, rewards))
         return judged
 
-    def _sample(self, view: View, sigmas: Tensor, seed: int) -> Rollout:
+    def _sample(self, view: View, sigmas: Tensor, seed: int, siblings: Siblings | None) -> Rollout:
         count = self.config.run.micro_batch
         batch = stack(
-            [view] * count, [self.text(view.prompt)] * count, self.indices,
+            [view] * count, [self.text(view.prompt)] * count, self.recipe,
             self.config.rollout.guidance, self.policy.device,
         )  # fmt: skip
         if self.config.objective.algorithm == "nft":
             with self.trainable.using("old"):
-                return roll_out(self.policy, batch, sigmas, self.config.rollout, seed)
+                return roll_out(
+                    self.policy, batch, sigmas, self.config.rollout, seed,
+                    random=False, siblings=siblings,
+                )  # fmt: skip
         return roll_out(self.policy, batch, sigmas, self.config.rollout, seed)
 
     def advantages(self, judged: list[Judged]) -> tuple[list[Tensor], list[bool]]:
@@ -243,8 +261,10 @@ class GrpoTrainer:
             # advantages sum to 0, and only what tells them apart is learnt.
             pick = torch.randint(len(levels), (1,), generator=generator)
             t = levels[pick].to(x0).expand(len(x0))
-            noise = torch.randn((1, *x0.shape[1:]), generator=generator).to(x0)
-            x = flow.interpolate(x0, noise.expand_as(x0), t)
+            noise = torch.randn((1, *x0.shape[1:]), generator=generator).to(x0).expand_as(x0)
+            if o.nft_noise == "start":
+                noise = done.start
+            x = flow.interpolate(x0, noise, t)
             with torch.no_grad(), self.trainable.using("old"):
                 v_old = self.policy.velocity(x, t, conditioning)
             with torch.no_grad(), self.trainable.using("ref"):

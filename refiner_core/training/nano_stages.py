@@ -35,14 +35,16 @@ def reinforce(
     steps: int,
     seed: int = 0,
     over: dict[str, Any] | None = None,
+    window: int = 0,
 ) -> Path:
-    """Stage 2 of a nano on its own crops: `steps` epochs on 64 px windows; the refiner's path.
+    """Stage 2 of a nano on its own crops: `steps` epochs; the refiner's path.
 
     Args:
         weights: the stage-1 nano.
         crops: cached crops; those held out are drawn from another seed beside `out`.
         out: the stage's folder; goes on where it stopped.
         over: settings over the preset's.
+        window: side of the squares cut from the crops, px; 0 = whole crops.
     """
     base = {"model": {"base": str(weights)}, "run": {"max_steps": steps, "seed": seed}}
     config = build(GrpoConfig, merged(merged(GRPO_PRESETS["nano"], base), over or {}))
@@ -50,7 +52,7 @@ def reinforce(
     engine = load_base(config.model)
     build_cache(out / "held-out", CacheSpec(512, seed=seed + 7_000), 1)
     share = engine.recipe.prefill
-    views = CropViews(crops, engine.codec, share, window=64)
+    views = CropViews(crops, engine.codec, share, window=window)
     held = CropViews(out / "held-out", engine.codec, share, stop=_HELD_OUT)
     text = TextCache(engine.text, engine.recipe.text_tokens, out / "texts")
     session = assemble(

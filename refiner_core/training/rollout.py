@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..sampling import Transition, draw_noise, sample
+from ..sampling import Transition, draw_noise, restrict, sample
 from .config import RolloutSettings
+from .exploration import Siblings
 from .policy import Policy
 from .views import Batch
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Some samples of one case: what they saw, their x0 `B C h w`, and the random steps taken."""
+    """Some samples of one case: its inputs, their x0 and starting noise `B C h w`, and the random
+    steps taken.
+    """
 
     batch: Batch
     x0: Tensor
+    start: Tensor
     transitions: tuple[Transition, ...]
 
 
@@ -51,22 +55,31 @@ def place_window(steps: int, length: int, seed: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def roll_out(
-    policy: Policy, batch: Batch, sigmas: Tensor, settings: RolloutSettings, seed: int
-) -> Rollout:
+    policy: Policy, batch: Batch, sigmas: Tensor, settings: RolloutSettings, seed: int,
+    *, random: bool = True, siblings: Siblings | None = None,
+) -> Rollout:  # fmt: skip
     """Sample every row of a batch (siblings of one case) once.
 
     Args:
         sigmas: the schedule.
         seed: of the starting noise and of the steps'; the window follows from it as well.
+        random: whether the window's steps are stochastic; DiffusionNFT samples by the ODE alone.
+        siblings: what the rows see in place of the batch's own inputs.
     """
     window = place_window(len(sigmas) - 1, settings.window, seed)
     shape = tuple(batch.target.shape)
-    x = draw_noise((1, *shape[1:]) if settings.same_noise else shape, seed)
+    start = draw_noise((1, *shape[1:]) if settings.same_noise else shape, seed)
+    start = start.expand(shape).to(batch.target)
+    model, x, conditioning = policy, start, batch.conditioning
+    if siblings is not None:
+        references = tuple(z.to(start) for z in siblings.references)
+        conditioning = replace(conditioning, references=references)
+        model = restrict(policy, siblings.clean.to(start), siblings.free.to(start))
+        x = start * siblings.noise.to(start)
     taken: list[Transition] = []
     x0 = sample(
-        policy, x.expand(shape).to(batch.target.device), sigmas,
-        {"conditioning": batch.conditioning},
-        kind=settings.kind, eta=settings.eta, window=window,
+        model, x, sigmas, {"conditioning": conditioning},
+        kind=settings.kind if random else "ode", eta=settings.eta, window=window,
         noise_seed=seed ^ 0x5DEECE66D, record=taken.append,
     )  # fmt: skip
-    return Rollout(batch, x0, tuple(taken))
+    return Rollout(batch, x0, start, tuple(taken))

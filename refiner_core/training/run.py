@@ -72,7 +72,7 @@ def train_grpo(config: GrpoConfig, session: Session) -> Path:
     trainer = GrpoTrainer(
         config, session.policy, session.trainable, session.views, session.engine.codec,
         make_reward(config.objective, session.policy.device), session.text,
-        lambda size: session.schedule(size, config.rollout.steps), session.recipe.indices,
+        lambda size: session.schedule(size, config.rollout.steps), session.recipe,
         session.workers,
     )  # fmt: skip
     found = session.resume("grpo", trainer.optimizer)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..engine import Codec
 from ..kontext import Conditioning
+from ..recipes import Recipe
 from ..sampling import draw_noise, sample
 from ..scoring.pixels import edge_error, masked_psnr, masked_ssim
 from .policy import Policy
@@ -58,15 +59,14 @@ def look(
     codec: Codec,
     text: Callable[[str], tuple[Tensor, Tensor]],
     schedule: Callable[[tuple[int, int]], Tensor],
-    indices: tuple[int, ...],
-    guidance: float | None,
+    recipe: Recipe,
 ) -> tuple[dict[str, float], np.ndarray]:
     """Repair every view with a seed of its own: mean figures, and the first eight as a picture."""
     sums: dict[str, float] = dict.fromkeys(FIGURES, 0.0)
     strips: list[np.ndarray] = []
     for i in range(len(views)):
         view = views[i]
-        batch = stack([view], [text(view.prompt)], indices, guidance, policy.device)
+        batch = stack([view], [text(view.prompt)], recipe, recipe.guidance, policy.device)
         image = repair(policy, batch.conditioning, batch.target.shape, schedule(view.shape[0]), i)
         image = codec.decode(image).float().clamp(0, 1)
         for key, value in figures(image.cpu(), view).items():

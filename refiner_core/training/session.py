@@ -68,7 +68,7 @@ class Session:
         def run() -> tuple[dict[str, float], np.ndarray]:
             return look(
                 self.policy, views, self.engine.codec, self.text, self.schedule,
-                self.recipe.indices, self.recipe.guidance,
+                self.recipe,
             )  # fmt: skip
 
         if role is None:

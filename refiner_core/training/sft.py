@@ -151,7 +151,7 @@ class SftTrainer:
         o = self.config.loss
         drop = [float(torch.rand(1, generator=g)) < o.caption_dropout for g in generators]
         texts = [self.text("" if d else v.prompt) for d, v in zip(drop, views, strict=True)]
-        batch = stack(views, texts, self.recipe.indices, o.guidance, self.policy.device)
+        batch = stack(views, texts, self.recipe, o.guidance, self.policy.device)
         rng = np.random.default_rng([self.config.run.seed, self.step, 41])
         return (
             without_references(batch, self.recipe) if rng.random() < o.reference_dropout else batch

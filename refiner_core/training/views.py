@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..kontext import Conditioning
+from ..recipes import Recipe
 
 Shape = tuple[tuple[int, int], ...]
 
@@ -71,16 +72,18 @@ class Batch:
 def stack(
     views: Sequence[View],
     texts: Sequence[tuple[Tensor, Tensor]],
-    indices: tuple[int, ...],
+    recipe: Recipe,
     guidance: float | None,
     device: torch.device,
 ) -> Batch:
-    """Views of one shape and their text embeddings as a batch on `device`."""
+    """Views of one shape and their text embeddings as a batch on `device`, laid out as the recipe is
+    run.
+    """
     references = tuple(
         torch.cat(group).to(device) for group in zip(*(v.references for v in views), strict=True)
     )
     text, pooled = (torch.cat([t[i] for t in texts]).to(device) for i in (0, 1))
-    conditioning = Conditioning(references, indices, text, pooled, guidance)
+    conditioning = Conditioning(references, recipe.indices, text, pooled, guidance, recipe.layout)
     target = torch.cat([v.target for v in views]).to(device)
     return Batch(target, torch.cat([v.mask for v in views]).to(device), conditioning)
 
