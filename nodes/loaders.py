@@ -124,6 +124,18 @@ def _apply_lora(
     return patched
 
 
+def inputs_of(recipe: Recipe) -> list[str]:
+    """The inputs of Load Refiner that a recipe reads."""
+    lora = ["refiner_lora", "lora_strength"]
+    if recipe.name == NANO.name:
+        return lora
+    loaded = ["diffusion_model", "weight_dtype", "vae", *lora]
+    if recipe.family != "flux":
+        return [*loaded, "text_encoder", "accelerator_lora"]
+    detail = ["detail_encoder", "detail_loading"] if recipe.sight == "detail" else []
+    return [*loaded, "clip_l", "t5xxl", *detail, "accelerator_lora"]
+
+
 class LoadRefiner(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -1,4 +1,4 @@
-"""What the page asks this pack for: scaled pictures before a run, and the recipes' sizes."""
+"""What the page asks this pack for: scaled pictures before a run, recipes' sizes and inputs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..refiner_core.geometry import Extent
 from ..refiner_core.previews import fitted, to_pillow
 from ..refiner_core.recipes import RECIPES
 from .example import NAMES, example_case
+from .loaders import inputs_of
 from .pictures import POINTING
 
 _FOLDERS = {"input", "output", "temp"}
@@ -40,6 +41,7 @@ def _sizes(recipe: Any) -> dict[str, Any]:
         "sizes": [list(s) for s in recipe.buckets.sizes],
         "multiple": recipe.buckets.multiple,
         "context": recipe.context,
+        "inputs": inputs_of(recipe),
     }
 
 

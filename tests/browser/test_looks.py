@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.graphs import drag, picker_graph, refine_graph, value_of
+from tests.browser.graphs import build, drag, picker_graph, refine_graph, value_of
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
@@ -48,4 +48,64 @@ def test_other_languages(open_comfy: Callable[..., Any], locale: str, word: str)
     picker_graph(comfy)
     comfy.shot(f"language-{locale}")
     assert comfy.page.get_by_role("button", name=word).first.is_visible()
+    comfy.assert_clean()
+
+
+def shown_settings(comfy: Any, node: int) -> list[str]:
+    """The names of the widgets that a node shows, as the page's own rule tells."""
+    return comfy.page.evaluate(
+        "id => { const n = app.graph.getNodeById(id);"
+        "return n.widgets.filter((w) => n.isWidgetVisible(w)).map((w) => w.name); }",
+        node,
+    )
+
+
+def test_advanced_inputs_are_folded_away(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    node = refine_graph(comfy)[3]
+    few, height = shown_settings(comfy, node), comfy.page.evaluate(HEIGHT, node)
+    assert "seed" in few and "boxes" in few and "sampler" not in few
+    assert comfy.page.locator(".omnirefiner-panel button", has_text="⚙").is_visible()
+    comfy.page.get_by_role("button", name="Show or hide the advanced inputs").click()
+    assert {"sampler", "context", "prune_at"} <= set(shown_settings(comfy, node))
+    assert comfy.page.evaluate(HEIGHT, node) > height + 150
+    comfy.shot("refine-advanced")
+    comfy.page.get_by_role("button", name="Show or hide the advanced inputs").dispatch_event(
+        "click"
+    )
+    assert shown_settings(comfy, node) == few
+    assert comfy.page.evaluate(HEIGHT, node) == height
+    saved = comfy.page.evaluate("() => app.graph.serialize()")
+    comfy.load(saved)
+    assert shown_settings(comfy, node) == few
+    comfy.assert_clean()
+
+
+HEIGHT = "id => app.graph.getNodeById(id).size[1]"
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_load_refiner_shows_the_files_its_recipe_needs(
+    open_comfy: Callable[..., Any], vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue)
+    (node,) = build(comfy, [{"type": "OmniRefiner_LoadRefiner", "pos": [420, 80]}], [])
+    assert shown_settings(comfy, node) == ["recipe", "refiner_lora", "lora_strength"]
+    for recipe, has, lacks in [
+        ("omnirefiner", "t5xxl", "text_encoder"),
+        ("refineanything", "text_encoder", "t5xxl"),
+        ("imagecritic", "detail_encoder", "text_encoder"),
+    ]:
+        comfy.page.evaluate(
+            "([id, recipe]) => { const w = app.graph.getNodeById(id).widgets[0];"
+            "w.value = recipe; w.callback(recipe); }",
+            [node, recipe],
+        )
+        comfy.settle()
+        shown = shown_settings(comfy, node)
+        assert "diffusion_model" in shown and has in shown and lacks not in shown
+        if vue:
+            drawn = comfy.page.locator('[data-testid="node-widgets"]').inner_text()
+            assert has in drawn and lacks not in drawn
+        comfy.shot(f"loader-{recipe}-{'vue' if vue else 'canvas'}")
     comfy.assert_clean()

@@ -4,7 +4,7 @@
 import { app } from "/scripts/app.js";
 
 /** Whether nodes are drawn by Vue, which hands such events on by itself. */
-function isVue() {
+export function isVue() {
   return Boolean(/** @type {any} */ (globalThis).LiteGraph?.vueNodesMode);
 }
 

@@ -8,10 +8,14 @@ import { addStyle } from "./dom.js";
 import { loadMessages, say } from "./messages.js";
 import { migrateGraph } from "./migrate.js";
 import { Panel, PANELS } from "./panel.js";
+import { arrangeSettings, settlePrompt, watchRecipe } from "./settings.js";
 import { loadRecipes } from "./sources.js";
 
 const LEAST_HEIGHT = 290; // px of the widget
 const FIRST_WIDTH = 420; // px of a new node
+
+/** Nodes with more settings than most runs need. */
+const TIDY = ["OmniRefiner_LoadRefiner", "OmniRefiner_ReferenceRefine"];
 
 /** @type {Map<any, Panel>} panels by node */
 const panels = new Map();
@@ -133,9 +137,17 @@ app.registerExtension({
   /** @param {any} node */
   nodeCreated(node) {
     if (node.comfyClass === "OmniRefiner_Compare") addPanel(node, "view", false);
+    if (node.comfyClass === "OmniRefiner_LoadRefiner") watchRecipe(node);
+    if (TIDY.includes(node.comfyClass)) arrangeSettings(node);
     if (!panels.has(node)) return;
+    settlePrompt(node);
     const size = node.computeSize();
     node.setSize([Math.max(FIRST_WIDTH, size[0]), Math.max(node.size[1], size[1])]);
+  },
+
+  /** @param {any} node A node whose saved values have just been set. */
+  loadedGraphNode(node) {
+    if (TIDY.includes(node.comfyClass)) arrangeSettings(node);
   },
 
   /** @param {any} graph A workflow that is about to be loaded. */

@@ -1,11 +1,13 @@
 // @ts-check
 /** The widget inside a node: tabs for regions, result and report, and the line of a running node. */
 
-import { element } from "./dom.js";
+import { isVue } from "./canvas.js";
+import { button, element } from "./dom.js";
 import { LiveLine } from "./live.js";
 import { say } from "./messages.js";
 import { Picker } from "./picker.js";
 import { ReportView } from "./report.js";
+import { arrangeSettings, hasAdvanced, toggleAdvanced } from "./settings.js";
 import { Viewer } from "./viewer.js";
 
 /**
@@ -52,10 +54,15 @@ export class Panel {
     this.page = "";
     this.livePicture = element("img", { class: "omnirefiner-livepicture", hidden: true, alt: "" });
     this.tabs = element("div", { class: "omnirefiner-tabs", role: "tablist" }, ...this.makeTabs());
+    this.more = button("⚙", say("advancedTip"), () => toggleAdvanced(this.node));
+    this.more.hidden = true;
+    this.head = element("div", { class: "omnirefiner-head" }, this.tabs, this.more);
+    /** @type {boolean | undefined} which renderer the node was last seen in */
+    this.vue = undefined;
     this.root = element(
       "div",
       { class: "omnirefiner-panel" },
-      ...(this.pages.length > 1 ? [this.tabs] : []),
+      ...(this.pages.length > 1 ? [this.head] : []),
       ...this.pages.map(([, page]) => page.root),
       this.livePicture,
       this.live.root,
@@ -91,7 +98,17 @@ export class Panel {
 
   /** Notices connections and settings of other nodes, for which ComfyUI has no event. */
   look() {
+    this.followRenderer();
     if (this.page === "regions" && this.root.isConnected && !document.hidden) this.picker?.refresh();
+  }
+
+  /** Vue nodes have a button of their own for the advanced inputs. */
+  followRenderer() {
+    const vue = isVue();
+    if (vue === this.vue) return;
+    this.vue = vue;
+    this.more.hidden = vue || !hasAdvanced(this.node);
+    arrangeSettings(this.node);
   }
 
   /** @param {any} inputs Pictures that a run was given. */

@@ -8,6 +8,8 @@ import { say } from "./messages.js";
 
 /** @param {number[]} box */
 const boxText = (box) => `${box[0]}, ${box[1]} – ${box[2]}, ${box[3]}`;
+/** "1 x 640x427" with the sign for times. @param {string} text */
+const times = (text) => text.replace(/(?<=\d)( ?)x\1(?=\d)/g, "$1×$1");
 /** @param {number} value */
 const signed = (value) => (value > 0 ? "+" : "") + value;
 
@@ -21,6 +23,15 @@ function driftText(drift) {
   return `${found} · ${say(drift.corrected ? "corrected" : "leftAlone")}`;
 }
 
+/** @type {Record<string, string>} */
+const ALIGNED_BY = { registered: "alignedByPicture", outlines: "alignedByOutlines", boxes: "alignedByBoxes" };
+
+/** @param {{method: string, score: number}} alignment */
+function alignedText({ method, score }) {
+  const how = method in ALIGNED_BY ? say(ALIGNED_BY[method]) : method;
+  return `${how}, ${say("agreement")} ${score}`;
+}
+
 /**
  * @param {any} region
  * @returns {Row[]}
@@ -29,13 +40,12 @@ function regionRows(region) {
   /** @type {Row[]} */
   const rows = [
     [say("region"), boxText(region.region)],
-    [say("crop"), `${boxText(region.crop)} → ${region.bucket} (× ${region.scale})`],
+    [say("crop"), `${boxText(region.crop)} → ${times(region.bucket)} (× ${region.scale})`],
     [say("drift"), driftText(region.drift)],
   ];
   if (region.color) rows.push([say("colour"), `× ${region.color.gain.join(", ")}`]);
   for (const [i, reference] of (region.references ?? []).entries()) {
-    const aligned = reference.alignment;
-    const how = aligned ? ` · ${aligned.method ?? ""} ${aligned.score ?? ""}` : "";
+    const how = reference.alignment ? ` · ${alignedText(reference.alignment)}` : "";
     rows.push([`${say("reference")} ${i + 1}`, `${boxText(reference.crop)}${how}`]);
   }
   return rows;
@@ -72,7 +82,7 @@ export function reportSections(report) {
     [say("recipe"), `${report.recipe} · ${engine.weights ?? engine.kind ?? ""}`],
     [say("sampler"), [engine.sampler, engine.scheduler].filter(Boolean).join(" · ")],
     [say("seed"), String(report.seed)],
-    [say("pictures"), report.draft],
+    [say("pictures"), times(report.draft)],
     [say("seconds"), secondsText(report)],
   ];
   if (report.mask_outside_boxes_px) {

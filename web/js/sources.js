@@ -21,6 +21,16 @@ export async function loadRecipes() {
 }
 
 /**
+ * What the server says about the recipe of a choice such as "nano (embedded)"; undefined for a file
+ * of the user's.
+ * @param {unknown} choice
+ * @returns {RecipeSizes | undefined}
+ */
+export function recipeNamed(choice) {
+  return recipes[String(choice)] ?? recipes[String(choice).split(" ")[0]];
+}
+
+/**
  * @param {any} node
  * @param {string} name
  * @returns {any} the widget's value, undefined without such a widget
@@ -132,8 +142,7 @@ export function planningOf(node) {
   const planner = plannerOf(node);
   if (!planner) return null;
   const chooser = isConnected(planner, "refiner") ? originOf(planner, "refiner")?.node : planner;
-  const choice = String(widgetValue(chooser, "recipe") ?? "");
-  const recipe = recipes[choice] ?? recipes[choice.split(" ")[0]];
+  const recipe = recipeNamed(widgetValue(chooser, "recipe"));
   if (!recipe) return null;
   const grows = planner === node ? [node] : [node, planner];
   return {

@@ -350,10 +350,11 @@ function drawSlider(context, x, height) {
   context.fillStyle = "#fff";
   context.fillRect(x - 0.5, 0, 1, height);
   context.beginPath();
-  context.arc(x, height / 2, 8, 0, 2 * Math.PI);
+  const y = height - 14; // at the edge, where it hides no detail
+  context.arc(x, y, 8, 0, 2 * Math.PI);
   context.fill();
   context.fillStyle = "#333";
   context.font = "10px sans-serif";
   context.textAlign = "center";
-  context.fillText("↔", x, height / 2 + 3.5);
+  context.fillText("↔", x, y + 3.5);
 }

@@ -1,0 +1,69 @@
+"""The run explained: the report in the node, the candidates' scores, and the copy as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.browser.graphs import refine_graph
+
+BOXES = '[{"draft": [0.617, 0.34, 0.817, 0.653], "reference": [0.188, 0.181, 0.812, 0.8]}]'
+
+
+def report_of(comfy: Any, **values: Any) -> tuple[dict[str, Any], str]:
+    """Run Reference Refine; its report, and what the tab Report says."""
+    node = refine_graph(comfy, boxes=BOXES, **values)[3]
+    entry = comfy.run()
+    assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
+    comfy.page.get_by_role("tab", name="Report").click()
+    comfy.settle()
+    said = comfy.page.locator(".omnirefiner-table").inner_text()
+    return entry["outputs"][str(node)]["omnirefiner"][0]["report"], said
+
+
+def pasted(comfy: Any) -> str:
+    """What Ctrl+V gives."""
+    comfy.page.evaluate(
+        "() => { const area = document.createElement('textarea'); area.id = 'pasted';"
+        "document.body.append(area); area.focus(); }"
+    )
+    comfy.page.keyboard.press("Control+v")
+    return comfy.page.evaluate(
+        "() => { const area = document.getElementById('pasted'); area.remove(); return area.value; }"
+    )
+
+
+@pytest.mark.parametrize("secure", [True, False], ids=["clipboard", "no clipboard"])
+def test_the_report_is_copied_as_json(open_comfy: Callable[..., Any], secure: bool) -> None:
+    comfy = open_comfy()
+    report, _ = report_of(comfy, steps=3 + secure)
+    if not secure:  # as on a server in the network that is reached by plain http
+        comfy.page.evaluate(
+            "() => Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })"
+        )
+    comfy.page.get_by_role("button", name="Copy the whole report as JSON").click()
+    comfy.settle(200)
+    assert json.loads(pasted(comfy)) == report
+    comfy.page.evaluate("() => { delete navigator.clipboard; }")
+    comfy.assert_clean()
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_what_was_done_is_readable(open_comfy: Callable[..., Any], vue: bool) -> None:
+    comfy = open_comfy(vue=vue)
+    report, said = report_of(comfy, candidates=4 + vue)
+    comfy.shot(f"report-candidates-{'vue' if vue else 'canvas'}")
+    search = report["regions"][0]["search"]
+    assert len(search["candidates"]) == 4 + vue
+    for i, candidate in enumerate(search["candidates"]):
+        assert f"candidate {i + 1}" in said and f"seed {candidate['seed']}" in said
+        assert str(list(candidate["scores"].values())[-1]) in said
+    assert said.count("chosen") == 1 and "dropped after step" in said
+    x0, y0, x1, y1 = report["regions"][0]["region"]
+    assert f"{x0}, {y0} – {x1}, {y1}" in said
+    for word in ("nano", "Euler", str(report["seed"]), "seconds", "drift", "128×128"):
+        assert word in said, word
+    comfy.assert_clean()
