@@ -93,6 +93,7 @@ def read_weights(
         formats = _formats(f, names)
         present = set(names)
         out: dict[str, Tensor] = {}
+        mapped: list[str] = []
         for name in names:
             if name.endswith((*_SCALES, *_DROPPED)) or name.split(".")[-1] == "scaled_fp8":
                 continue
@@ -109,6 +110,11 @@ def read_weights(
             else:
                 dtype_here = dtype if tensor.is_floating_point() else tensor.dtype
             out[name] = tensor.to(dtype_here)
+            if out[name] is tensor:
+                mapped.append(name)
+    if 2 * sum(out[name].nbytes for name in mapped) < sum(x.nbytes for x in out.values()):
+        # Each of them would keep the whole file in memory, beside what was converted.
+        out |= {name: out[name].clone() for name in mapped}
     return out
 
 

@@ -137,6 +137,16 @@ def test_loading_takes_dtype_and_no_second_copy(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc/self/maps")
+def test_a_converted_file_does_not_stay_in_memory(tmp_path: Path) -> None:
+    """The few tensors that need no conversion must not keep the file mapped beside the copy."""
+    path = tmp_path / "half.safetensors"
+    save_file({"a": torch.rand(64, 64).half(), "b": torch.rand(64)}, path)
+    mixed = read_weights(path, torch.float32)
+    assert {x.dtype for x in mixed.values()} == {torch.float32}
+    assert path.name not in Path("/proc/self/maps").read_text()
+
+
 @pytest.mark.parametrize("convention", ["scale_weight", "weight_scale", "metadata", "rows"])
 def test_scaled_fp8_is_multiplied_out(tmp_path: Path, convention: str) -> None:
     weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)) * 0.01

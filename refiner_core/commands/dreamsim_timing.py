@@ -1,7 +1,7 @@
 """Times one DreamSim, ours or the dreamsim package's, in a process of its own.
 
     python -m refiner_core.commands.dreamsim_timing ours FILE.safetensors BATCH ROUNDS
-    OTHER_PYTHON .../dreamsim_timing.py package RELEASE:VARIANT BATCH ROUNDS
+    OTHER_PYTHON -c "import runpy ..." .../dreamsim_timing.py package RELEASE:VARIANT BATCH ROUNDS
 
 The second is run by the Python that has the package: nothing of this program is imported there.
 Prints JSON: the median seconds of a batch of pairs (by the clock, and of the processor, which other
