@@ -69,13 +69,28 @@ def zero_text(
     return p.new_zeros(batch, length, p.shape[1]), p.new_zeros(batch, pooled)
 
 
+def _one_way(length: int, text: int, noisy: int) -> Tensor:
+    """Who may look at whom, 1 1 length length: the clean tokens only at clean tokens."""
+    first = text + noisy
+    seen = torch.ones(length, length, dtype=torch.bool)
+    seen[first:, :first] = False
+    return seen[None, None]
+
+
 def velocity(
-    model: FluxTransformer2DModel, x: Tensor, t: Tensor | float, conditioning: Conditioning
+    model: FluxTransformer2DModel,
+    x: Tensor,
+    t: Tensor | float,
+    conditioning: Conditioning,
+    *,
+    one_way: bool = False,
 ) -> Tensor:
     """The network's velocity for the noisy latents `x`, `B C H W`, at noise levels `t` in (0, 1].
 
     Draft and reference tokens follow the noisy ones, attention is full in both directions, and
-    the prediction is what stands on the noisy tokens (arXiv 2511.19990, figure 2).
+    the prediction is what stands on the noisy tokens (arXiv 2511.19990, figure 2). With `one_way`
+    the clean tokens do not see the noisy ones nor the text, as in models that compute them once;
+    no recipe is trained so, it is there to be compared with.
     """
     b, _, h, w = x.shape
     conditioning = conditioning.repeat(b)
@@ -85,19 +100,25 @@ def velocity(
     t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(b)
     guidance = conditioning.guidance
     wants_guidance = bool(model.config["guidance_embeds"])
+    noisy = (h // tokens.PATCH) * (w // tokens.PATCH)
+    length = conditioning.text.shape[1]
+    limits = None
+    if one_way:
+        seen = _one_way(length + hidden.shape[1], length, noisy)
+        limits = {"attention_mask": seen.to(x.device)}
     out = model(
         hidden_states=hidden,
         encoder_hidden_states=conditioning.text.to(x.dtype),
         pooled_projections=conditioning.pooled.to(x.dtype),
         timestep=t.to(x.dtype),
         img_ids=ids.to(x.device),
-        txt_ids=torch.zeros(conditioning.text.shape[1], 3, device=x.device),
+        txt_ids=torch.zeros(length, 3, device=x.device),
         guidance=x.new_full((b,), 1.0 if guidance is None else guidance)
         if wants_guidance
         else None,
+        joint_attention_kwargs=limits,
         return_dict=False,
     )[0]
-    noisy = (h // tokens.PATCH) * (w // tokens.PATCH)
     return tokens.unpack(out[:, :noisy], h, w)
 
 

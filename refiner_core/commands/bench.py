@@ -11,7 +11,7 @@ import torch
 from ..crop import crop, stitch, uncrop
 from ..geometry import KONTEXT_BUCKETS, Extent, plan_crop
 from ..masks import find_regions
-from . import bench_comfyui, bench_data, bench_dreamsim
+from . import bench_comfyui, bench_data, bench_dreamsim, bench_training
 from .measuring import median_seconds, noise_picture
 
 
@@ -29,6 +29,7 @@ def add_parser(commands: Any) -> None:
     bench_dreamsim.add_subject(subjects)
     bench_data.add_subject(subjects)
     bench_comfyui.add_subject(subjects)
+    bench_training.add_subject(subjects)
 
 
 def _around_the_model(rounds: int) -> None:

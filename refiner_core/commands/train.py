@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from . import train_compare, train_plan, train_stages
+from . import train_ablate, train_compare, train_plan, train_stages
 
 
 def add_parser(commands: Any) -> None:
@@ -43,6 +43,7 @@ def add_parser(commands: Any) -> None:
     train_stages.add_parsers(kinds)
     train_plan.add_parser(kinds)
     train_compare.add_parser(kinds)
+    train_ablate.add_parser(kinds)
     evaluate = kinds.add_parser("evaluate-nano", help="the held-out table of the model card")
     evaluate.add_argument(
         "--count", type=int, default=256, help="held-out scenes; default: %(default)s"

@@ -107,10 +107,16 @@ def framed(folder: Path, recipe: Recipe, count: int, split: str | None = None) -
 
 
 @torch.no_grad()
-def measure(engine: CoreEngine, cases: Sequence[Pixels]) -> dict[str, np.ndarray]:
-    """Every metric of every case, repaired with the case's number as the seed."""
+def measure(
+    engine: CoreEngine, cases: Sequence[Pixels], net: VelocityNet | None = None
+) -> dict[str, np.ndarray]:
+    """Every metric of every case, repaired with the case's number as the seed.
+
+    Args:
+        net: the network to run in place of the engine's own.
+    """
     recipe = engine.recipe
-    policy = Policy(VelocityNet(engine.model), engine.device)
+    policy = Policy(net or VelocityNet(engine.model), engine.device)
     text, pooled = engine.text(recipe.text(None), recipe.text_tokens)
     rows: list[dict[str, float]] = []
     for seed, p in enumerate(cases):

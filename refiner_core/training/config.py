@@ -290,12 +290,16 @@ GRPO_PRESETS: dict[str, dict[str, Any]] = {
     "nano": {
         "model": {"train": "full"},
         "data": {"context": (1.2, 2.0)},
-        "rollout": {"groups": 8, "group": 8, "steps": None, "guidance": None},
-        # Nano's schedule stays at t > 0.94, where noise put into a step hardly reaches the picture:
-        # policy gradients of those steps find nothing to hold on to, DiffusionNFT needs no such noise.
-        "objective": {"algorithm": "nft", "kl": 1e-4, "kl_to": "ref"},
+        # Nano's schedule stays at t > 0.94, where noise put into a step hardly reaches the picture.
+        # What does is how strong the starting noise is: siblings differ in that alone, and are
+        # judged with the noise that they were sampled from.
+        "rollout": {
+            "groups": 16, "group": 4, "steps": None, "guidance": None, "same_noise": True,
+            "explore_noise": 1.0,
+        },
+        "objective": {"algorithm": "nft", "kl": 0.0, "nft_levels": 1, "nft_noise": "start"},
         "optimizer": {"rate": 3e-5, "ema": 0.9, "beta2": 0.98},
-        "run": {"micro_batch": 8, "max_steps": 50, "save_every": 5, "sample_every": 5},
+        "run": {"micro_batch": 4, "max_steps": 40, "save_every": 5, "sample_every": 5},
     },
     "kontext-24gb": {
         "model": SFT_PRESETS["kontext-24gb"]["model"],

@@ -85,6 +85,21 @@ def forward_flops(model: FluxTransformer2DModel, tokens: int) -> float:
     return float(matmuls + attention)
 
 
+def step_flops(config: SftConfig | GrpoConfig, once: float, recipe: Recipe) -> float:
+    """Operations of an update (of GRPO: an epoch) where one forward pass of a sample takes `once`."""
+    # A pass backwards costs two forward ones (one and a bit for a LoRA on a frozen base), and a
+    # checkpointed one computes the forward again.
+    full = config.model.train == "full"
+    learn = once * ((3 if full else 2.1) + (1 if config.model.checkpointing else 0))
+    if not isinstance(config, GrpoConfig):
+        return learn * config.run.batch
+    r, o = config.rollout, config.objective
+    steps = r.steps or recipe.steps
+    extra = (o.kl > 0 and o.kl_to == "ref") + (o.algorithm == "nft")
+    judged = o.nft_levels if o.algorithm == "nft" else min(r.window, max(1, steps // 2))
+    return r.groups * r.group * (steps * once + judged * (learn + extra * once))
+
+
 def make_plan(config: SftConfig | GrpoConfig, card: Card) -> Plan:
     """Parameters, memory and time of a run with these settings on a card."""
     model, base, learning, recipe = _models(config)
@@ -109,17 +124,7 @@ def make_plan(config: SftConfig | GrpoConfig, card: Card) -> Plan:
         "activations": micro * tokens * width * (kept + inside),
         "autoencoder, workspace": 0.1 if recipe is NANO else 1.5,
     }
-    once = forward_flops(model, tokens)
-    # A pass backwards costs two forward ones (one and a bit for a LoRA on a frozen base), and a
-    # checkpointed one computes the forward again.
-    learn = once * ((3 if full else 2.1) + (1 if config.model.checkpointing else 0))
-    flops = learn * config.run.batch
-    if isinstance(config, GrpoConfig):
-        r, o = config.rollout, config.objective
-        steps = r.steps or recipe.steps
-        extra = (o.kl > 0 and o.kl_to == "ref") + (o.algorithm == "nft")
-        judged = o.nft_levels if o.algorithm == "nft" else min(r.window, max(1, steps // 2))
-        flops = r.groups * r.group * (steps * once + judged * (learn + extra * once))
+    flops = step_flops(config, forward_flops(model, tokens), recipe)
     return Plan(base, learning, tokens, parts, flops, flops / (card.rate * 1e12))
 
 

@@ -1,0 +1,41 @@
+"""`omnirefiner train ablate`: what the masked loss, the attention and the patch reward are worth."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(kinds: Any) -> None:
+    """Add the command's options."""
+    p = kinds.add_parser("ablate", help="parts of the method left out, with nano, held out")
+    p.add_argument("--out", required=True, metavar="DIR", help="run folder; goes on if it is there")
+    p.add_argument("--steps", type=int, default=300, help="supervised steps; default: %(default)s")
+    p.add_argument("--batch", type=int, default=16, help="windows a step; default: %(default)s")
+    p.add_argument(
+        "--epochs", type=int, default=10, help="of reinforcement; 0 = none; default: %(default)s"
+    )
+    p.add_argument("--crops", type=int, default=3584, help="to draw; default: %(default)s")
+    p.add_argument("--count", type=int, default=256, help="held-out scenes; default: %(default)s")
+    p.add_argument("--workers", type=int, default=2, help="processes that draw")
+    p.add_argument("--seed", type=int, default=0)
+    p.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Train the variants and print the tables; also in OUT/ablation.md."""
+    from ..images import atomic_path
+    from ..training.ablation import Budget, ablate, describe
+
+    least = {"steps": 1, "batch": 1, "epochs": 0, "crops": 1, "count": 2}
+    for name, value in least.items():
+        if getattr(chosen, name) < value:
+            raise ValueError(f"--{name} must be at least {value}, got {getattr(chosen, name)}.")
+    budget = Budget(chosen.steps, chosen.batch, chosen.epochs, chosen.crops, chosen.seed)
+    out = Path(chosen.out)
+    found = ablate(
+        out, budget, chosen.count, chosen.workers, lambda a: print(describe(a, chosen.count))
+    )
+    with atomic_path(out / "ablation.md") as temporary:
+        temporary.write_text("\n".join(describe(a, chosen.count) for a in found))

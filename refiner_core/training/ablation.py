@@ -1,0 +1,134 @@
+"""Does a part of the method matter? Nano with and without it, from the same start, seed and cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.cache import CacheSpec, build_cache
+from ..engine import CoreEngine
+from ..kontext import Conditioning, velocity
+from ..nano import NANO_WEIGHTS
+from ..nano.engine import load_nano
+from .compare import Comparison, held_out_scenes, measure, paired, table
+from .config import SFT_PRESETS, SftConfig
+from .crops import CropViews
+from .nano_stages import reinforce, untrained
+from .policy import Policy, VelocityNet
+from .prepare import TextCache
+from .run import train_sft
+from .session import assemble, manifest_hash
+from .settings import build, merged
+from .workers import Workers
+
+_WINDOW = 64
+# What the region alone is judged by, and the whole picture alone.
+_REGION = {"whole": 0.0, "patch": 1.0, "pixels": 1.0, "edges": 1.0, "background": 0.0}
+_WHOLE = {"whole": 1.0, "patch": 0.0, "pixels": 0.0, "edges": 0.0, "background": 0.0}
+
+
+class OneWayNet(VelocityNet):
+    """The transformer whose clean tokens do not see the noisy ones."""
+
+    def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        return velocity(self.transformer, x, t, conditioning, one_way=True)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`steps` of supervised training in batches of `batch` windows of 64 px; `epochs` of
+    reinforcement on whole crops; `crops` to draw for both; `seed` of all.
+    """
+
+    steps: int
+    batch: int
+    epochs: int
+    crops: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """`title` of the pair, `names` of the variant without and with the part, and what was found."""
+
+    title: str
+    names: tuple[str, str]
+    found: list[Comparison]
+
+
+def supervised(
+    budget: Budget, crops: Path, out: Path, net: type[VelocityNet], masked: bool
+) -> CoreEngine:
+    """Nano from its positional start after the budget's steps."""
+    engine = untrained(NANO_WEIGHTS)
+    chosen = {
+        "loss": {"masked": masked},
+        "optimizer": {"rate": 1e-3, "ema": 0.98, "warmup": max(1, budget.steps // 10)},
+        "run": {
+            "max_steps": budget.steps, "batch": budget.batch, "micro_batch": budget.batch,
+            "seed": budget.seed, "save_every": 50, "sample_every": 0,
+        },
+    }  # fmt: skip
+    config = build(SftConfig, merged(SFT_PRESETS["nano"], chosen))
+    views = CropViews(crops, engine.codec, engine.recipe.prefill, window=_WINDOW)
+    text = TextCache(engine.text, engine.recipe.text_tokens, out / "texts")
+    out.mkdir(parents=True, exist_ok=True)
+    session = assemble(config, engine, views, views, text, out, Workers(), manifest_hash(crops))
+    session.policy = Policy(net(engine.model), engine.device)
+    return load_nano(path=train_sft(config, session))
+
+
+def reinforced(budget: Budget, crops: Path, out: Path, rewards: dict[str, float]) -> CoreEngine:
+    """The embedded nano after the budget's epochs."""
+    over: dict[str, Any] = {
+        "objective": {"rewards": rewards}, "run": {"save_every": 1, "sample_every": 0},
+    }  # fmt: skip
+    return load_nano(path=reinforce(NANO_WEIGHTS, crops, out, budget.epochs, budget.seed, over))
+
+
+def ablate(
+    out: Path, budget: Budget, count: int, workers: int, tell: Callable[[Ablation], None]
+) -> list[Ablation]:
+    """Train every variant (each resumes) and compare on `count` held-out scenes.
+
+    Args:
+        tell: called with every comparison as soon as it is there.
+    """
+    crops = out / "crops"
+    build_cache(crops, CacheSpec(budget.crops, seed=budget.seed + 1), workers)
+    cases = held_out_scenes(count, workers)
+
+    def one(name: str, net: type[VelocityNet], masked: bool) -> dict[str, np.ndarray]:
+        engine = supervised(budget, crops, out / name, net, masked)
+        return measure(engine, cases, net(engine.model))
+
+    found: list[Ablation] = []
+
+    def pair(title: str, names: tuple[str, str], rows: Sequence[dict[str, np.ndarray]]) -> None:
+        found.append(Ablation(title, names, paired(rows[0], rows[1], budget.seed)))
+        tell(found[-1])
+
+    with torch.random.fork_rng(devices=[]):
+        whole = one("as-it-is", VelocityNet, True)
+        plain = one("plain-loss", VelocityNet, False)
+        pair("masked loss", ("plain", "masked"), (plain, whole))
+        narrow = one("one-way", OneWayNet, True)
+        pair("attention", ("one-way", "both ways"), (narrow, whole))
+        if budget.epochs:
+            rows = [
+                measure(reinforced(budget, crops, out / name, rewards), cases)
+                for name, rewards in (("whole-reward", _WHOLE), ("patch-reward", _REGION))
+            ]
+            pair("reward", ("whole picture", "region"), rows)
+    return found
+
+
+def describe(ablation: Ablation, cases: int) -> str:
+    """One comparison as Markdown."""
+    return f"### {ablation.title}\n\n{table(ablation.found, ablation.names, cases)}\n"
