@@ -106,11 +106,15 @@ def _weight(model: Any, module: str, lora: ImageCriticLoRA) -> Tensor:
         ) from e
 
 
-def _check_width(weight: Tensor, adapter: WeightAdapterBase, lora: ImageCriticLoRA) -> None:
+def _check_width(
+    module: str, weight: Tensor, adapter: WeightAdapterBase, lora: ImageCriticLoRA
+) -> None:
     rows = adapter.weights[1].shape[0]
     if isinstance(adapter, AfterOutput) and weight.shape[0] != rows:
         raise ValueError(
-            f"{lora.source} is for a FLUX of width {rows}, this model's is {weight.shape[0]}."
+            f"{lora.source} changes what {module} returns, {rows} numbers, but this model's weight "
+            f"is {tuple(weight.shape)} of {weight.dtype}: it is another model, or quantised in a way "
+            "that packs its weights (bitsandbytes). Load FLUX.1-Kontext in bf16, fp8 or GGUF."
         )
 
 
@@ -124,7 +128,7 @@ def apply_imagecritic(model: Any, lora: ImageCriticLoRA, strength: float) -> Any
     plain = True
     for module, adapter in adapters.items():
         weight = _weight(model, module, lora)
-        _check_width(weight, adapter, lora)
+        _check_width(module, weight, adapter, lora)
         bare = type(weight) in (Tensor, torch.nn.Parameter)
         plain = plain and bare and weight.dtype in _PLAIN
     patched = model.clone()

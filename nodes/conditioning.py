@@ -46,7 +46,10 @@ def encode_prompt(refiner: Refiner, prompt: str) -> Any:
     """The refiner's text conditioning: ready-made if it has some, else the encoded prompt."""
     if refiner.conditioning is not None:
         return refiner.conditioning
-    return refiner.clip.encode_from_tokens_scheduled(refiner.clip.tokenize(prompt))
+    # ComfyUI pads T5 to 256 tokens; FLUX.1's own code and diffusers to 512, and so do trainers.
+    options = {"t5xxl_min_length": refiner.recipe.text_tokens}
+    tokens = refiner.clip.tokenize(prompt, tokenizer_options=options)
+    return refiner.clip.encode_from_tokens_scheduled(tokens)
 
 
 def _detail(refiner: Refiner, job: SamplingJob) -> Any:

@@ -27,11 +27,10 @@ from ..refiner_core.recipes import (
 from .adapters import apply_imagecritic
 from .conditioning import DetailPatcher, encode_prompt
 from .engine import check_model
+from .files import NANO_CHOICE, NONE, check_files, choices, file_path, lost_file
 from .nano import load_nano_refiner
 from .types import CATEGORY, Refiner, RefinerSocket
 
-NONE = "none"
-NANO_CHOICE = "nano (embedded)"
 RECIPE_FOLDER = "omnirefiner_recipes"
 _CLIP_TYPES = {
     "flux": comfy.sd.CLIPType.FLUX,
@@ -70,31 +69,23 @@ def chosen_recipe(name: str) -> Recipe:
     return get_recipe(name)
 
 
-def _files(folder: str) -> list[str]:
-    return [NONE, *folder_paths.get_filename_list(folder)]
-
-
-def _path(folder: str, name: str) -> str:
-    path = folder_paths.get_full_path_or_raise(folder, name)
-    if os.path.splitext(path)[1].lower() in (".pt", ".pth", ".ckpt", ".bin"):
-        raise ValueError(
-            f"{name} is a pickle, which can run code when it is read. Convert it to .safetensors."
-        )
-    return path
-
-
 def _shared_model(path: str, options: dict[str, Any]) -> Any:
-    """The model of `path` if another node has it loaded the same way: a clone shares its weights."""
+    """The model of `path` if another node has it loaded the same way: a clone shares its weights.
+
+    What is loaded may carry that node's LoRAs; the clone is of the model as it came from the file.
+    """
     for loaded in mm.loaded_models():
         init = getattr(loaded, "cached_patcher_init", None)
         if init and init[0] is comfy.sd.load_diffusion_model and init[1][:2] == (path, options):
+            while loaded.parent is not None:
+                loaded = loaded.parent
             return loaded.clone()
     return None
 
 
 def load_diffusion_model(name: str, weight_dtype: str) -> Any:
     """A FLUX model from models/diffusion_models, shared with other nodes where ComfyUI can."""
-    path = _path("diffusion_models", name)
+    path = file_path("diffusion_models", name)
     options: dict[str, Any] = {}
     if _TYPES[weight_dtype] is not None:
         options["dtype"] = _TYPES[weight_dtype]
@@ -104,7 +95,7 @@ def load_diffusion_model(name: str, weight_dtype: str) -> Any:
 def _apply_lora(
     model: Any, name: str, strength: float, recipe: Recipe, slot: str = "refiner_lora"
 ) -> Any:
-    path = _path("loras", name)
+    path = file_path("loras", name)
     found = expect(path, slot, recipe.family)
     critic = found.recipes == ("imagecritic",)
     if critic != (recipe.sight == "detail"):
@@ -154,36 +145,50 @@ class LoadRefiner(io.ComfyNode):
                     "LoRA. imagecritic: Kontext with ImageCritic's LoRA and detail encoder. "
                     "refineanything: Qwen-Image-Edit-2511 with its LoRA. kontext: Kontext as it is, "
                     "not trained for two images. Files of your own: models/omnirefiner_recipes."),
-                io.Combo.Input("diffusion_model", options=_files("diffusion_models"), default=NONE,
+                io.Combo.Input("diffusion_model", options=choices("diffusion_models"), default=NONE,
                     tooltip="FLUX.1-Kontext from models/diffusion_models; unused by nano."),
                 io.Combo.Input("weight_dtype", options=list(_TYPES), default="default",
                     tooltip="How the model is kept in memory; fp8 halves it.", advanced=True),
-                io.Combo.Input("clip_l", options=_files("text_encoders"), default=NONE,
+                io.Combo.Input("clip_l", options=choices("text_encoders"), default=NONE,
                     tooltip="clip_l from models/text_encoders; unused by nano."),
-                io.Combo.Input("t5xxl", options=_files("text_encoders"), default=NONE,
+                io.Combo.Input("t5xxl", options=choices("text_encoders"), default=NONE,
                     tooltip="t5xxl from models/text_encoders; unused by nano."),
-                io.Combo.Input("vae", options=_files("vae"), default=NONE,
+                io.Combo.Input("vae", options=choices("vae"), default=NONE,
                     tooltip="FLUX autoencoder (ae) from models/vae; unused by nano."),
-                io.Combo.Input("refiner_lora", options=_files("loras"), default=NONE,
+                io.Combo.Input("refiner_lora", options=choices("loras"), default=NONE,
                     tooltip="Refiner LoRA from models/loras, for the omnirefiner recipe."),
                 io.Float.Input("lora_strength", default=1.0, min=-4.0, max=4.0, step=0.05,
                     tooltip="Strength of the LoRA; 1 = as trained."),
-                io.Combo.Input("text_encoder", options=_files("text_encoders"), default=NONE,
+                io.Combo.Input("text_encoder", options=choices("text_encoders"), default=NONE,
                     optional=True,
                     tooltip="Qwen2.5-VL for refineanything, FLUX.2's for flux2; else unused."),
-                io.Combo.Input("detail_encoder", options=_files("clip_vision"), default=NONE,
+                io.Combo.Input("detail_encoder", options=choices("clip_vision"), default=NONE,
                     optional=True,
                     tooltip="ImageCritic's detail_encoder from models/clip_vision; else unused."),
                 io.Combo.Input("detail_loading", options=["auto", "assign", "add"], default="auto",
                     optional=True, advanced=True,
                     tooltip="assign takes the detail encoder's weights, add adds them to random ones "
                     "as published (seed 0); auto looks at the file."),
-                io.Combo.Input("accelerator_lora", options=_files("loras"), default=NONE,
+                io.Combo.Input("accelerator_lora", options=choices("loras"), default=NONE,
                     optional=True,
                     tooltip="Lightning LoRA for refineanything: sets its steps and CFG 1."),
             ],
             outputs=[RefinerSocket.Output(display_name="refiner")],
         )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(
+        cls, diffusion_model: str = NONE, clip_l: str = NONE, t5xxl: str = NONE, vae: str = NONE,
+        refiner_lora: str = NONE, text_encoder: str = NONE, detail_encoder: str = NONE,
+        accelerator_lora: str = NONE,
+    ) -> bool | str:  # fmt: skip
+        """Say what a file is that a workflow names and this ComfyUI lacks."""
+        chosen = {
+            "diffusion_model": diffusion_model, "clip_l": clip_l, "t5xxl": t5xxl, "vae": vae,
+            "refiner_lora": refiner_lora, "text_encoder": text_encoder,
+            "detail_encoder": detail_encoder, "accelerator_lora": accelerator_lora,
+        }  # fmt: skip
+        return lost_file(chosen) or True
 
     @classmethod
     def execute(
@@ -209,34 +214,9 @@ class LoadRefiner(io.ComfyNode):
         return io.NodeOutput(_with_loras(refiner, refiner_lora, lora_strength, accelerator_lora))
 
 
-_FOLDERS = {
-    "diffusion_model": "diffusion_models", "clip_l": "text_encoders", "t5xxl": "text_encoders",
-    "text_encoder": "text_encoders", "vae": "vae", "refiner_lora": "loras",
-    "detail_encoder": "clip_vision",
-}  # fmt: skip
-
-
-def check_files(recipe: Recipe, files: dict[str, str]) -> None:
-    """Refuse missing, cut off and swapped files before anything large is read.
-
-    Raises:
-        ValueError: which file, what it is and what was expected.
-    """
-    missing = [slot for slot, name in files.items() if name == NONE]
-    if missing:
-        raise ValueError(
-            f"The recipe {recipe.name} needs {', '.join(missing)}: choose the files, or the recipe "
-            f"'{NANO_CHOICE}', which needs none."
-        )
-    for slot, name in files.items():
-        path = _path(_FOLDERS[slot], name)
-        if path.lower().endswith((".safetensors", ".sft", ".gguf")):
-            expect(path, slot, recipe.family)
-
-
 def _detail_patcher(name: str, loading: str = "auto") -> DetailPatcher:
     encoder, _ = load_detail_encoder(
-        _path("clip_vision", name),
+        file_path("clip_vision", name),
         None if loading == "auto" else loading,  # pyright: ignore[reportArgumentType]
     )
     return DetailPatcher(encoder)
@@ -248,10 +228,10 @@ def _load_parts(
     model = load_diffusion_model(files["diffusion_model"], weight_dtype)
     check_model(model, recipe, files["diffusion_model"])
     clip = comfy.sd.load_clip(
-        [_path("text_encoders", n) for n in encoders],
+        [file_path("text_encoders", n) for n in encoders],
         folder_paths.get_folder_paths("embeddings"), _CLIP_TYPES[recipe.family],
     )  # fmt: skip
-    state = comfy.utils.load_torch_file(_path("vae", files["vae"]), safe_load=True)
+    state = comfy.utils.load_torch_file(file_path("vae", files["vae"]), safe_load=True)
     return Refiner(recipe, model, comfy.sd.VAE(sd=state), clip, name=files["diffusion_model"])
 
 
@@ -288,12 +268,12 @@ class RefinerFromModel(io.ComfyNode):
                     tooltip="Text encoders for the prompt on Reference Refine."),
                 io.Conditioning.Input("conditioning", optional=True,
                     tooltip="Ready text conditioning instead of clip; the prompt is then unused."),
-                io.Combo.Input("refiner_lora", options=_files("loras"), default=NONE, optional=True,
+                io.Combo.Input("refiner_lora", options=choices("loras"), default=NONE, optional=True,
                     tooltip="ImageCritic's LoRA, whose names ComfyUI's loaders do not know; other "
                     "LoRAs may also come with the model."),
                 io.Float.Input("lora_strength", default=1.0, min=-4.0, max=4.0, step=0.05,
                     optional=True, tooltip="Strength of that LoRA; 1 = as trained."),
-                io.Combo.Input("detail_encoder", options=_files("clip_vision"), default=NONE,
+                io.Combo.Input("detail_encoder", options=choices("clip_vision"), default=NONE,
                     optional=True, tooltip="ImageCritic's, from models/clip_vision; else unused."),
             ],
             outputs=[RefinerSocket.Output(display_name="refiner")],

@@ -31,6 +31,12 @@ _GGML = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K",
     11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 30: "BF16",
 }  # fmt: skip
+# Numbers in a block of a GGML type, and its bytes.
+_BLOCKS = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
+    30: (1, 2),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,13 @@ def read_any_header(path: str | Path) -> Header:
         if start[:4] == b"GGUF":
             f.seek(0)
             try:
-                return _gguf(f, path)
+                header, whole = _gguf(f, path)
             except struct.error as e:
                 raise ValueError(
-                    f"{path} ({size} bytes) is GGUF but cut off. Load it again."
+                    f"{path} ({size} bytes) is GGUF but cut off. Download it again."
                 ) from e
+            _check_whole(path, size, whole)
+            return header
         return _safetensors(f, path, start, size)
 
 
@@ -85,13 +93,16 @@ def _safetensors(f: BinaryIO, path: Path, start: bytes, size: int) -> Header:
         end = max((v["data_offsets"][1] for v in table.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{path} ({size} bytes) has no readable safetensors header.") from e
-    whole = 8 + length + end
+    _check_whole(path, size, 8 + length + end)
+    return Header(path, "safetensors", shapes, types, metadata)
+
+
+def _check_whole(path: Path, size: int, whole: int) -> None:
     if size < whole:
         raise ValueError(
             f"{path} is cut off: {size} of {whole} bytes are there ({size / whole:.0%}). Download it "
             "again."
         )
-    return Header(path, "safetensors", shapes, types, metadata)
 
 
 def _unpack(f: BinaryIO, form: str) -> Any:
@@ -117,7 +128,8 @@ def _value(f: BinaryIO, kind: int) -> Any:
     return _unpack(f, _SCALARS[kind])
 
 
-def _gguf(f: BinaryIO, path: Path) -> Header:
+def _gguf(f: BinaryIO, path: Path) -> tuple[Header, int]:
+    """The header, and the least size that a whole file has."""
     f.read(4)
     version = _unpack(f, "I")
     if version not in (2, 3):
@@ -129,14 +141,20 @@ def _gguf(f: BinaryIO, path: Path) -> Header:
         metadata[name] = _value(f, _unpack(f, "I"))
     shapes: dict[str, tuple[int, ...]] = {}
     types: dict[str, str] = {}
+    end = 0
     for _ in range(tensors):
         name = _string(f)
         sides = [_unpack(f, "Q") for _ in range(_unpack(f, "I"))]
         kind = _unpack(f, "I")
-        f.read(8)  # where its data begins
+        start = _unpack(f, "Q")
+        numbers, size = _BLOCKS.get(kind, (1, 0))
+        end = max(end, start + math.prod(sides) // numbers * size)
         shapes[name] = tuple(reversed(sides))
         types[name] = _GGML.get(kind, f"type {kind}")
-    return Header(path, "gguf", shapes, types, metadata)
+    # The data begins at the next multiple of the alignment.
+    alignment = int(metadata.get("general.alignment", 32))
+    whole = -(-f.tell() // alignment) * alignment + end
+    return Header(path, "gguf", shapes, types, metadata), whole
 
 
 def parameters(header: Header) -> int:

@@ -265,10 +265,14 @@ def refine(
         images.append(image)
         changed.append(allowed)
     options = request.options
+    guidance, cfg = engine.recipe.guided(options.guidance)
     report = {
         "version": __version__,
         "engine": engine.describe(),
         "recipe": engine.recipe.name,
+        "steps": engine.recipe.steps if options.steps is None else options.steps,
+        "guidance": guidance,
+        "cfg": cfg,
         "draft": f"{n} x {size}",
         "seed": options.seed,
         "regions": reports,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def peft_lora(modules: list[str], width: int = WIDTH, rank: int = 2) -> dict[str
     return out
 
 
+def refiner_lora(width: int = WIDTH) -> dict[str, Tensor]:
+    """A refiner LoRA of FLUX.1-Kontext, as this pack trains them: all attention of all blocks."""
+    parts = ("to_q", "to_k", "to_v")
+    names = [f"transformer_blocks.{i}.attn.{p}" for i in range(19) for p in (*parts, "to_out.0")]
+    names += [f"single_transformer_blocks.{i}.attn.{p}" for i in range(38) for p in parts]
+    return peft_lora(names, width)
+
+
 def refineanything_lora(blocks: int = 60, width: int = WIDTH) -> dict[str, Tensor]:
     """As Qwen-Image-Edit-2511-RefineAny.safetensors; its own has width 3072 and rank 256."""
     parts = ("to_q", "to_k", "to_v", "to_out.0")
@@ -92,10 +101,10 @@ def lightning_lora(blocks: int = 60, width: int = WIDTH) -> dict[str, Tensor]:
     """As lightx2v's Lightning LoRAs for Qwen-Image-Edit, which change the MLPs too."""
     out = {}
     for i in range(blocks):
-        for part in ("attn.to_q", "img_mlp.net.0.proj"):
+        for part, rows in (("attn.to_q", width), ("img_mlp.net.0.proj", 4 * width)):
             name = f"transformer_blocks.{i}.{part}"
             out[f"{name}.lora_down.weight"] = _normal(2, width, seed=i)
-            out[f"{name}.lora_up.weight"] = _normal(width, 2, seed=i + 1)
+            out[f"{name}.lora_up.weight"] = _normal(rows, 2, seed=i + 1)
             out[f"{name}.alpha"] = torch.tensor(2.0)
     return out
 
@@ -112,7 +121,7 @@ def write(
 def write_gguf(
     path: Path, shapes: dict[str, tuple[int, ...]], architecture: str, kind: int = 8
 ) -> Path:
-    """The header of a GGUF file (and no weights), by its specification."""
+    """A GGUF file by its specification, whole by its size; its weights are holes."""
 
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()
@@ -125,6 +134,10 @@ def write_gguf(
     ]
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(values))
     path.write_bytes(head + b"".join(values + tensors))
+    with path.open(
+        "r+b"
+    ) as f:  # every tensor begins where the data does; four bytes a number are enough
+        f.truncate(path.stat().st_size + 32 + 4 * max(math.prod(s) for s in shapes.values()))
     return path
 
 

@@ -120,7 +120,12 @@ def test_cut_off_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"half.*cut off: \d+ of \d+ bytes"):
         inspect_file(half)
     gguf = synthetic.write_gguf(tmp_path / "x.gguf", FLUX, "flux")
-    gguf.write_bytes(gguf.read_bytes()[:-20])
+    with gguf.open("r+b") as f:
+        f.truncate(20 << 20)
+    with pytest.raises(ValueError, match=r"x\.gguf is cut off: 20971520 of \d+ bytes"):
+        inspect_file(gguf)
+    with gguf.open("r+b") as f:
+        f.truncate(100)
     with pytest.raises(ValueError, match="GGUF but cut off"):
         inspect_file(gguf)
     page = tmp_path / "page.safetensors"

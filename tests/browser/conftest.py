@@ -19,7 +19,10 @@ from tests.comfyui.conftest import (  # noqa: F401
     comfyui_path,
     comfyui_python,
     launcher,
+    published,
+    run_in_comfyui,
     server,
+    tiny_models,
 )
 
 playwright_api = pytest.importorskip(

@@ -18,6 +18,33 @@ FILES = (
     "in the index layout. Choose your own names in *Load Refiner*; without a LoRA take the recipe "
     "*kontext*. FLUX.1-Kontext-dev is under a non-commercial licence."
 )
+CRITIC = KONTEXT | {
+    "recipe": "imagecritic", "refiner_lora": "ImageCritic-lora.safetensors",
+    "detail_encoder": "ImageCritic-detail_encoder.safetensors",
+}  # fmt: skip
+CRITIC_FILES = (
+    "**Files** (all in ComfyUI's models folder): `diffusion_models/flux1-dev-kontext_fp8_scaled."
+    "safetensors`, `text_encoders/clip_l.safetensors`, `text_encoders/t5xxl_fp8_e4m3fn_scaled."
+    "safetensors`, `vae/ae.safetensors`, and of ImageCritic's two files `lora.safetensors` as "
+    "`loras/ImageCritic-lora.safetensors`, `detail_encoder.safetensors` as `clip_vision/ImageCritic-"
+    "detail_encoder.safetensors`. Its weights are CC BY-NC 4.0, FLUX.1-Kontext-dev is under a "
+    "non-commercial licence.\n\nA prompt of your own must hold the words IMG1 (reference) and IMG2 "
+    "(draft). If too little is repaired draw a smaller box, or black the detail out in the draft first."
+)
+ANYTHING = {
+    "recipe": "refineanything", "diffusion_model": "qwen_image_edit_2511_fp8mixed.safetensors",
+    "text_encoder": "qwen_2.5_vl_7b_fp8_scaled.safetensors", "vae": "qwen_image_vae.safetensors",
+    "refiner_lora": "Qwen-Image-Edit-2511-RefineAny.safetensors",
+    "accelerator_lora": "Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16.safetensors",
+}  # fmt: skip
+ANYTHING_FILES = (
+    "**Files** (all in ComfyUI's models folder): `diffusion_models/qwen_image_edit_2511_fp8mixed."
+    "safetensors`, `text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors`, `vae/qwen_image_vae."
+    "safetensors`, `loras/Qwen-Image-Edit-2511-RefineAny.safetensors` and, for 4 steps without CFG, "
+    "`loras/Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16.safetensors`. With *none* as "
+    "*accelerator_lora* it takes 28 steps at CFG 4.\n\nSay in *prompt* what to repair, beginning with "
+    "*refine*. It works without a reference too: remove the links to *reference* and *reference_mask*."
+)
 
 
 @dataclass(frozen=True)
@@ -192,6 +219,25 @@ EXAMPLES = [
             (4, 0, 2, "mask"),
             (1, 3, 2, "reference_mask"),
         ],
+        runs=False,
+    ),
+    Example(
+        "Repair a logo (ImageCritic)",
+        "## Repair a logo with ImageCritic\n" + CRITIC_FILES + OWN,
+        [load(**CRITIC), case("logo", y=500), refine(boxes=[LOGO]), save()],
+        MASKED,
+        runs=False,
+    ),
+    Example(
+        "Repair lettering (RefineAnything)",
+        "## Repair lettering with RefineAnything\n" + ANYTHING_FILES + OWN,
+        [
+            load(**ANYTHING),
+            case("word", y=500),
+            refine(prompt="Refine the lettering of the sign in the masked region."),
+            save(),
+        ],
+        MASKED,
         runs=False,
     ),
 ]

@@ -62,12 +62,23 @@ def pictures_of(comfy: Any, entry: dict[str, Any]) -> tuple[Image.Image, Image.I
     return Image.open(first), Image.open(second)
 
 
-def drawn_thumbnail() -> Image.Image:
-    """For a workflow that cannot run here: draft and reference side by side."""
-    left, right = (Image.open(CASES / "logo" / f"{n}.png") for n in ("draft", "reference"))
+def drawn_thumbnail(example: Example) -> Image.Image:
+    """For a workflow that cannot run here: the draft's detail and the reference side by side."""
+    name = next(n["values"]["case"] for n in example.nodes if "case" in n["values"])
+    draft, mask, reference = (
+        Image.open(CASES / name / f"{n}.png") for n in ("draft", "mask", "reference")
+    )
+    x0, y0, x1, y1 = mask.convert("L").getbbox() or (0, 0, *mask.size)
+    side = min(*draft.size, round(1.4 * max(x1 - x0, y1 - y0)))
+    left = min(max((x0 + x1 - side) // 2, 0), draft.width - side)
+    top = min(max((y0 + y1 - side) // 2, 0), draft.height - side)
     sheet = Image.new("RGB", SIZE, (24, 24, 24))
-    sheet.paste(left.crop((320, 60, 600, 340)).resize((238, 238)), (0, 41))
-    sheet.paste(right.resize((238, 238)), (242, 41))
+    sheet.paste(
+        draft.convert("RGB").crop((left, top, left + side, top + side)).resize((238, 238)), (0, 41)
+    )
+    other = reference.convert("RGB")
+    other.thumbnail((238, 238))
+    sheet.paste(other, (242 + (238 - other.width) // 2, 41 + (238 - other.height) // 2))
     return sheet
 
 
@@ -88,7 +99,7 @@ def test_make(open_comfy: Callable[..., Any], example: Example) -> None:
         comfy.settle(800)
         comfy.shot(f"example-{example.name}")
     else:
-        picture = drawn_thumbnail()
+        picture = drawn_thumbnail(example)
     (FOLDER / f"{example.name}.json").write_text(json.dumps(workflow, indent=1) + "\n")
     picture.save(FOLDER / f"{example.name}.jpg", quality=88)
 

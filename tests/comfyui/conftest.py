@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ def comfyui_environment(comfyui_path: Path) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
     }
+    if "GGUF_PACKAGE" in inherited:  # a folder with the package gguf, for $COMFYUI_GGUF
+        own["PYTHONPATH"] = inherited["GGUF_PACKAGE"]
     return inherited | own
 
 
@@ -128,15 +130,17 @@ class Server:
         """The history entry of a prompt once it has ended."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            history = self.get(f"/history/{prompt_id}")
+            history = {}
+            with suppress(TimeoutError):  # a busy server may answer late
+                history = self.get(f"/history/{prompt_id}")
             if prompt_id in history:
                 return history[prompt_id]
             time.sleep(0.2)
         raise AssertionError(f"prompt did not end in {seconds} s:\n{self.log.read_text()[-3000:]}")
 
-    def run(self, graph: dict[str, Any]) -> dict[str, Any]:
+    def run(self, graph: dict[str, Any], seconds: float = 180) -> dict[str, Any]:
         """Run a graph to its end; fails with ComfyUI's message if it does not succeed."""
-        entry = self.wait(self.queue(graph))
+        entry = self.wait(self.queue(graph), seconds)
         assert entry["status"]["status_str"] == "success", self.error(entry)
         return entry
 
@@ -209,11 +213,17 @@ class Launcher:
     def furnish(base: Path) -> None:
         """Lay out a base directory: this pack, the deaf node, miniature models, no tutorial."""
         for folder in ("custom_nodes", "input", "output", "models/diffusion_models", "models/vae",
-                       "models/loras", "user/default"):  # fmt: skip
+                       "models/loras", "models/text_encoders", "models/clip_vision",
+                       "models/omnirefiner_recipes", "user/default"):  # fmt: skip
             (base / folder).mkdir(parents=True)
         (base / "user/default/comfy.settings.json").write_text('{"Comfy.TutorialCompleted": true}')
         (base / "custom_nodes" / "comfyui-omnirefiner").symlink_to(ROOT)
         (base / "custom_nodes" / "deaf.py").write_text(DEAF_NODE)
+        sizes = Path(__file__).with_name("tiny_sizes.py")
+        (base / "custom_nodes" / "tiny_sizes.py").symlink_to(sizes)
+        if os.environ.get("COMFYUI_GGUF"):
+            gguf = Path(os.environ["COMFYUI_GGUF"]).resolve()
+            (base / "custom_nodes" / "ComfyUI-GGUF").symlink_to(gguf)
         write_tiny_models(base / "models")
 
     @contextmanager
@@ -264,3 +274,51 @@ def server(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Iter
     launcher.furnish(base)
     with launcher.running(base) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def tiny_models(run_in_comfyui: ComfyUIScript, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with the files of the published refiners in miniature."""
+    from .. import synthetic
+
+    models = tmp_path_factory.mktemp("models")
+    for folder in ("diffusion_models", "text_encoders", "vae", "loras", "clip_vision"):
+        (models / folder).mkdir()
+    run_in_comfyui(Path(__file__).with_name("tiny_published.py"), models)
+    for name, weights in (
+        ("loras/tiny_imagecritic.safetensors", synthetic.imagecritic_lora(128)),
+        ("loras/tiny_omnirefiner.safetensors", synthetic.refiner_lora(width=128)),
+        ("loras/tiny_refineany.safetensors", synthetic.refineanything_lora(width=128)),
+        ("loras/tiny-Lightning-2steps.safetensors", synthetic.lightning_lora(width=128)),
+        ("clip_vision/tiny_detail_encoder.safetensors", synthetic.detail_encoder(text=64)),
+    ):
+        synthetic.write(models / name, weights)
+    return models
+
+
+# The names that the example workflows carry, and what stands in for those files in the tests.
+REAL_NAMES = {
+    "diffusion_models/flux1-dev-kontext_fp8_scaled": "tiny_flux",
+    "diffusion_models/qwen_image_edit_2511_fp8mixed": "tiny_qwen_edit_2511",
+    "text_encoders/clip_l": "tiny_clip_l",
+    "text_encoders/t5xxl_fp8_e4m3fn_scaled": "tiny_t5xxl",
+    "text_encoders/qwen_2.5_vl_7b_fp8_scaled": "tiny_qwen_2.5_vl",
+    "vae/ae": "tiny_ae",
+    "vae/qwen_image_vae": "tiny_qwen_vae",
+    "loras/omnirefiner-kontext": "tiny_omnirefiner",
+    "loras/ImageCritic-lora": "tiny_imagecritic",
+    "loras/Qwen-Image-Edit-2511-RefineAny": "tiny_refineany",
+    "loras/Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16": "tiny-Lightning-2steps",
+    "clip_vision/ImageCritic-detail_encoder": "tiny_detail_encoder",
+}
+
+
+@pytest.fixture(scope="session")
+def published(server: Server, tiny_models: Path) -> Server:
+    """The server with those files in its models folders."""
+    for file in tiny_models.glob("*/*"):
+        (server.base / "models" / file.relative_to(tiny_models)).symlink_to(file)
+    for name, tiny in REAL_NAMES.items():
+        link = server.base / "models" / f"{name}.safetensors"
+        link.symlink_to(link.with_name(f"{tiny}.safetensors"))
+    return server

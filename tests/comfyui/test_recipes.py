@@ -11,8 +11,11 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
+from refiner_core.detail_encoder import fill_triggers, load_detail_encoder
 from refiner_core.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
+from refiner_core.recipes import IMAGECRITIC, KONTEXT, OMNIREFINER
 from refiner_core.sampling import draw_noise
+from refiner_core.text import FluxText
 
 from .. import synthetic
 
@@ -66,3 +69,30 @@ def test_refineanything_sees_crop_reference_and_mask(run_in_comfyui: Any, tmp_pa
         [0, 1, 2, 3], [0, 1, 2], [0, 1, 2, 3],
     ]  # fmt: skip
     assert all(r["outside"] == 0 and r["inside"] > 0 for r in (both, without, quick))
+
+
+def test_both_engines_read_a_prompt_alike(
+    run_in_comfyui: Any, comfyui_path: Path, tiny_models: Path, tmp_path: Path
+) -> None:
+    """512 T5 tokens, as FLUX.1's code and diffusers pad; ComfyUI alone would pad to 256."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = {r: torch.rand(1, 3, 80, 64, generator=generator) for r in ("reference", "draft")}
+    save_file(pictures, tmp_path / "pictures.safetensors")
+    script = Path(__file__).with_name("text_native.py")
+    run_in_comfyui(script, tiny_models, tmp_path / "pictures.safetensors", tmp_path / "out")
+    native = load_file(tmp_path / "out")
+    files = [tiny_models / "text_encoders" / f"tiny_{n}.safetensors" for n in ("clip_l", "t5xxl")]
+    text = FluxText(*files, [comfyui_path], torch.device("cpu"))
+    encoder = load_detail_encoder(tiny_models / "clip_vision/tiny_detail_encoder.safetensors")[0]
+    for recipe in (OMNIREFINER, KONTEXT, IMAGECRITIC):
+        words = [word for _, word in recipe.triggers]
+        if words:
+            own, pooled, at = text.with_triggers(recipe.text(None), words, recipe.text_tokens)
+            views = [pictures[role] for role, _ in recipe.triggers]
+            own = fill_triggers(encoder, own, at, views)
+        else:
+            own, pooled = text(recipe.text(None), recipe.text_tokens)
+        theirs = native[f"{recipe.name}.text"]
+        assert theirs.shape == own.shape == (1, 512, 64)
+        assert float((theirs - own).abs().max()) < 1e-4 * float(own.abs().max())
+        torch.testing.assert_close(native[f"{recipe.name}.pooled"], pooled, atol=1e-4, rtol=1e-4)

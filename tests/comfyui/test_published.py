@@ -1,0 +1,102 @@
+"""Each published refiner from Load Refiner to a saved picture, over HTTP, with files in miniature.
+
+Everything is ComfyUI's own but the weights, which are random, and the sizes of text encoders and of
+Qwen-Image, which ComfyUI holds as constants: see tiny_sizes.py.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from .test_server import CASES, LOAD, node, pixels, repair
+
+FLUX = {
+    "diffusion_model": "tiny_flux.safetensors", "clip_l": "tiny_clip_l.safetensors",
+    "t5xxl": "tiny_t5xxl.safetensors", "vae": "tiny_ae.safetensors",
+}  # fmt: skip
+QWEN = {
+    "recipe": "refineanything", "diffusion_model": "tiny_qwen_edit_2511.safetensors",
+    "text_encoder": "tiny_qwen_2.5_vl.safetensors", "vae": "tiny_qwen_vae.safetensors",
+    "refiner_lora": "tiny_refineany.safetensors",
+}  # fmt: skip
+CRITIC = FLUX | {
+    "recipe": "imagecritic", "refiner_lora": "tiny_imagecritic.safetensors",
+    "detail_encoder": "tiny_detail_encoder.safetensors",
+}  # fmt: skip
+KLEIN = {
+    "recipe": "flux2-klein", "diffusion_model": "tiny_klein.safetensors",
+    "text_encoder": "tiny_qwen_3_4b.safetensors", "vae": "tiny_flux2_vae.safetensors",
+}  # fmt: skip
+LIGHTNING = {"accelerator_lora": "tiny-Lightning-2steps.safetensors"}
+
+
+def published_repair(files: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    graph = repair("word", **({"steps": 2, "megapixels": 0.03, "seed": 7} | changes))
+    graph["load"] = node("OmniRefiner_LoadRefiner", **(LOAD | files))
+    return graph
+
+
+def ran(server: Any, graph: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+    """The saved picture and the report; the log tells of no weight that was left out."""
+    before = len(server.log.read_text())
+    entry = server.run(graph)
+    log = server.log.read_text()[before:]
+    for sign in ("ERROR", "lora key not loaded", "unet missing", "clip missing", "Missing VAE"):
+        assert sign not in log, log[-3000:]
+    out = pixels(server.saved(entry, "save")[0])
+    return out, json.loads(entry["outputs"]["report"]["text"][0])
+
+
+def outside_and_inside(out: np.ndarray) -> tuple[int, int]:
+    """How many pixels changed outside the mask, and inside."""
+    draft = pixels(CASES / "word" / "draft.png")
+    mask = np.asarray(Image.open(CASES / "word" / "mask.png")) > 0
+    changed = (out != draft).any(-1)
+    return int(changed[~mask].sum()), int(changed[mask].sum())
+
+
+@pytest.mark.parametrize(
+    ("files", "steps", "run"),
+    [
+        (CRITIC, 2, (2, 3.5, 1.0)),
+        (FLUX | {"recipe": "kontext"}, 2, (2, 2.5, 1.0)),
+        (KLEIN, 2, (2, None, 1.0)),
+        (QWEN, 2, (2, None, 4.0)),
+        (QWEN | LIGHTNING, 0, (2, None, 1.0)),  # as the Lightning file's name says
+    ],
+    ids=["imagecritic", "kontext", "flux2-klein", "refineanything", "lightning"],
+)
+def test_from_loader_to_picture(
+    published: Any, files: dict[str, Any], steps: int, run: tuple[int, float | None, float]
+) -> None:
+    out, report = ran(published, published_repair(files, steps=steps))
+    outside, inside = outside_and_inside(out)
+    assert outside == 0 and inside > 500
+    assert report["recipe"] == files["recipe"]
+    assert (report["steps"], report["guidance"], report["cfg"]) == run
+
+
+def test_a_second_loader_does_not_stack_its_lora(published: Any) -> None:
+    """It shares the model that the first one loaded, but not what the first one added to it."""
+    first, second, again = (
+        ran(published, published_repair(CRITIC | {"lora_strength": s}, seed=8))[0]
+        for s in (4.0, 0.0, 4.0)
+    )
+    plain, _ = ran(published, published_repair(CRITIC | {"lora_strength": 0.0}, seed=8))
+    assert (first == again).all() and (second == plain).all() and (first != second).any()
+
+
+def test_refineanything_without_a_reference(published: Any) -> None:
+    graph = published_repair(QWEN)
+    for name in ("reference", "reference_mask"):
+        del graph["refine"]["inputs"][name]
+    out, report = ran(published, graph)
+    outside, inside = outside_and_inside(out)
+    assert outside == 0 and inside > 500
+    with_reference, _ = ran(published, published_repair(QWEN))
+    assert (out != with_reference).any()
