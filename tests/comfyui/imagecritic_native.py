@@ -69,3 +69,18 @@ if __name__ == "__main__":
     assert not on_fp8.patches, "fp8 weights are not rounded again"
     out["fp8"], out["fp8_plain"] = run(on_fp8), run(small)
     save_file({k: v.contiguous().clone() for k, v in out.items()}, sys.argv[2])
+
+    def refused(spoil) -> None:
+        broken = load("model.")
+        spoil(broken.model.diffusion_model.double_blocks[0].img_attn)
+        try:
+            adapters.apply_imagecritic(broken, lora, 0.8)
+        except ValueError as e:
+            print(e)
+
+    def pack_weight(attention) -> None:  # as bitsandbytes does
+        packed = torch.zeros(attention.proj.weight.numel() // 2, 1, dtype=torch.uint8)
+        attention.proj.weight = torch.nn.Parameter(packed, requires_grad=False)
+
+    refused(pack_weight)
+    refused(lambda attention: delattr(attention, "proj"))  # as Nunchaku does

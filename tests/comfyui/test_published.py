@@ -100,3 +100,43 @@ def test_refineanything_without_a_reference(published: Any) -> None:
     assert outside == 0 and inside > 500
     with_reference, _ = ran(published, published_repair(QWEN))
     assert (out != with_reference).any()
+
+
+def test_a_file_that_a_workflow_names_and_is_not_there(published: Any) -> None:
+    name = "Qwen-Image-Edit-2511-Lightning-8steps-V1.0-bf16.safetensors"
+    graph = published_repair(QWEN | {"accelerator_lora": name})
+    status, answer = published.post("/prompt", {"prompt": graph})
+    said = json.dumps(answer)
+    assert status == 400 and f"accelerator_lora: {name} is not in models/loras" in said
+    assert "Lightning LoRA for Qwen-Image-Edit-2511; with none the recipe takes its own" in said
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (QWEN | {"text_encoder": "none"}, "refineanything needs text_encoder (Qwen2.5-VL"),
+        (FLUX | {"recipe": "kontext", "t5xxl": "none"}, "kontext needs t5xxl (FLUX.1's T5"),
+        (CRITIC | {"detail_encoder": "none"}, "imagecritic needs detail_encoder (ImageCritic's"),
+        (CRITIC | {"refiner_lora": "half.safetensors"}, "half.safetensors is cut off:"),
+        (QWEN | {"accelerator_lora": "half.safetensors"}, "half.safetensors is cut off:"),
+        (QWEN | {"text_encoder": "half_t5.safetensors"}, "half_t5.safetensors is cut off:"),
+        (FLUX | {"recipe": "kontext", "refiner_lora": QWEN["refiner_lora"]},
+         "refiner_lora: tiny_refineany.safetensors is a LoRA for Qwen-Image, but a lora of "
+         "FLUX.1-Kontext was expected"),
+        (CRITIC | {"detail_encoder": "swapped.safetensors"},
+         "detail_encoder: swapped.safetensors is ImageCritic's LoRA for FLUX.1-Kontext, but a detail "
+         "encoder of FLUX.1-Kontext was expected. It goes to refiner_lora."),
+        (QWEN | {"diffusion_model": "tiny_flux.safetensors"}, "tiny_flux.safetensors is FLUX.1"),
+    ],
+)  # fmt: skip
+def test_bad_files_are_named(published: Any, files: dict[str, Any], message: str) -> None:
+    models = published.base / "models"
+    for source, copy in (
+        ("loras/tiny_imagecritic", "loras/half"), ("text_encoders/tiny_t5xxl", "text_encoders/half_t5"),
+    ):  # fmt: skip
+        whole = (models / f"{source}.safetensors").read_bytes()
+        (models / f"{copy}.safetensors").write_bytes(whole[: len(whole) // 2])
+    lora = (models / "loras/tiny_imagecritic.safetensors").read_bytes()
+    (models / "clip_vision/swapped.safetensors").write_bytes(lora)
+    said = published.error(published.wait(published.queue(published_repair(files))))
+    assert message in said

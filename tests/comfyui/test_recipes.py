@@ -42,7 +42,10 @@ def test_imagecritic_lora_is_exact_in_both_ways(run_in_comfyui: Any, tmp_path: P
         "references.1": draw_noise((1, 16, 8, 12), 4),
     }  # fmt: skip
     save_file(data, tmp_path / "in.safetensors")
-    run_in_comfyui(SCRIPT, tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    said = run_in_comfyui(SCRIPT, tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    packed, fused = (line for line in said.splitlines() if "lora.safetensors" in line)
+    assert "is (32768, 1) of torch.uint8" in packed and "packs its weights" in packed
+    assert "does not have" in fused and "fuses its layers (Nunchaku)" in fused
     out = load_file(tmp_path / "out.safetensors")
 
     def apart(a: str, b: str) -> float:
