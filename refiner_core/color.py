@@ -6,12 +6,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from .masks import bounds, widen
 from .registration import blur
 
 _GAIN_LIMITS = (0.6, 1.6)
 _FEWEST_PIXELS = 64
-_TOLERANCE = 5e-3  # squared difference, summed over channels, that still counts as the same thing
+_TOLERANCE = 1e-2  # squared difference, summed over channels, that still counts as the same thing
+_WINDOW = 9  # px, side of the neighbourhoods that are compared
+_FLAT = 5e-5  # variance of luminance that counts as none
+_LEAST_TRUST = 0.1  # weight of a pixel whose neighbourhoods do not correlate
+_RIM = 0.1  # of the region's shorter side: how far around it light is read
 
 
 @dataclass(frozen=True)
@@ -56,30 +62,35 @@ def ring_error(a: Tensor, b: Tensor, ring: Tensor) -> float:
     return float(((a - b).abs() * ring).sum() / total.clamp_min(1)) if total > 0 else 0.0
 
 
-def _by_moments(picture: Tensor, aim: Tensor, weight: Tensor) -> Tensor:
-    """Per channel (rows of 3 N) offset and gain that give `picture` the mean and spread of `aim`,
-    no gradient: 3 4. Unlike least squares it does not lose contrast where the two show other things.
-    """
-    total = weight.sum().clamp_min(1e-9)
+def _likeness(a: Tensor, b: Tensor) -> Tensor:
+    """Local correlation of two pictures' luminance, H W in [0, 1]: which pixels show the same thing."""
 
-    def moments(values: Tensor) -> tuple[Tensor, Tensor]:
-        mean = (values * weight).sum(1) / total
-        return mean, ((values - mean[:, None]).square() * weight).sum(1) / total
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, _WINDOW, 1, _WINDOW // 2, count_include_pad=False)
 
-    (mean, spread), (aim_mean, aim_spread) = moments(picture), moments(aim)
-    gain = ((aim_spread + 1e-4) / (spread + 1e-4)).sqrt().clamp(0.2, 5)
-    nothing = torch.zeros_like(gain)
-    return torch.stack([aim_mean - gain * mean, gain, nothing, nothing], 1)
+    a, b = a.mean(1, keepdim=True), b.mean(1, keepdim=True)
+    around_a, around_b = mean(a), mean(b)
+    spread_a = (mean(a * a) - around_a**2).clamp_min(0) + _FLAT
+    spread_b = (mean(b * b) - around_b**2).clamp_min(0) + _FLAT
+    shared = mean(a * b) - around_a * around_b
+    return (shared / (spread_a * spread_b).sqrt()).clamp(0, 1)[0, 0]
 
 
-def match_light(reference: Tensor, draft: Tensor, weight: Tensor, rounds: int = 2) -> Tensor:
+def _weighted_median(values: Tensor, weights: Tensor) -> Tensor:
+    order = values.argsort()
+    below = weights[order].cumsum(0)
+    return values[order][int((below < 0.5 * below[-1]).sum())]
+
+
+def match_light(reference: Tensor, draft: Tensor, mask: Tensor, rounds: int = 4) -> Tensor:
     """The aligned reference under the draft's light, 1 3 H W.
 
-    Per channel `draft ~ offset + (gain + gx x + gy y) * reference` over `weight` (1 1 H W), least
-    squares, reweighted so that what is broken in the draft, or is not the same surface, loses its
-    say (Geman-McClure). It begins where mean and spread agree and takes few rounds: more of them
-    drift to less contrast where the two show different things. Both pictures are blurred first:
-    light is smooth, and so is what a small error of the alignment leaves.
+    Per channel `draft ~ offset + (gain + gx x + gy y) * reference`, least squares, over the region
+    (`mask`, 1 1 H W) and a narrow rim around it, where the surface often goes on unbroken. What is
+    broken in the draft, or is not the same surface, has little say: a pixel counts by how well its
+    neighbourhood correlates in both pictures, and is reweighted by its own error (Geman-McClure).
+    Both pictures are blurred for the fit: light is smooth, and so is what a small error of the
+    alignment leaves.
     """
     h, w = reference.shape[-2:]
     y, x = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
@@ -91,20 +102,24 @@ def match_light(reference: Tensor, draft: Tensor, weight: Tensor, rounds: int = 
         return torch.stack(terms, -1).flatten(1, 2).double()
 
     basis = columns(soft)
-    base = weight[0, 0].flatten().double()
+    trust = _LEAST_TRUST + (1 - _LEAST_TRUST) * _likeness(reference, draft) ** 2
+    base = (_with_rim(mask)[0, 0] * trust).flatten().double()
     # Without evidence: no offset, gain 1, no gradient.
     prior = torch.tensor([1e-3, 1e-3, 1e-2, 1e-2], dtype=torch.float64) * base.sum()
     usual = torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=torch.float64)
-    fit = _by_moments(soft.flatten(1).double(), aim, base)
+    fit = usual.expand(3, 4)
     for _ in range(rounds):
         residual = (aim - (basis @ fit[..., None])[..., 0]).square().sum(0)
-        inside = residual[base > 0.3]
-        if len(inside) == 0:
-            break
-        robust = 1 / (1 + residual / (inside.median() + _TOLERANCE)) ** 2
+        robust = 1 / (1 + residual / (_weighted_median(residual, base) + _TOLERANCE)) ** 2
         wt = (base * robust)[None, :, None]
         normal = basis.transpose(1, 2) @ (basis * wt) + torch.diag(prior)
         right = basis.transpose(1, 2) @ (aim[..., None] * wt) + (prior * usual)[:, None]
         fit = torch.linalg.solve(normal, right)[..., 0]
     matched = (columns(reference[0]) @ fit[..., None])[..., 0]
     return matched.reshape(1, 3, h, w).to(reference.dtype).clamp(0, 1)
+
+
+def _with_rim(mask: Tensor) -> Tensor:
+    """The mask, a tenth of its shorter side wider all around."""
+    box = bounds(mask)
+    return mask if box is None else widen(mask, max(1, round(_RIM * min(box.extent))))
