@@ -228,33 +228,25 @@ def test_killed_and_resumed_is_the_same_run(tmp_path: Path) -> None:
     assert any(k.startswith("copy:ema.") for k in a)
 
 
-def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
-    config = settings(run={"max_steps": 3})
-    train_sft(config, tiny_session(config, tmp_path / "one"))
+def launch(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Three steps by `accelerate launch`. Its --cpu starts one process only; this is torchrun's."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    processes = []
-    for rank in "01":
-        own = environment() | shared | {"RANK": rank, "LOCAL_RANK": rank}
-        processes.append(
-            subprocess.Popen(
-                program(tmp_path / "two", 3),
-                cwd=ROOT,
-                env=own,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )  # fmt: skip
-        )
-    try:
-        said = [p.communicate(timeout=180)[0] for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    assert [p.returncode for p in processes] == [0, 0], said
-    assert "2 processes" in said[0]
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2",
+         "--main_process_port", str(port), *options, *program(out, 3)[1:]],
+        cwd=ROOT, env=environment(), text=True, timeout=240, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def test_two_launched_processes_learn_what_one_does(tmp_path: Path) -> None:
+    config = settings(run={"max_steps": 3})
+    train_sft(config, tiny_session(config, tmp_path / "one"))
+    done = launch(tmp_path / "two", "--multi_gpu")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("2 processes") == 1, "only the main process speaks"
     a, b = final(tmp_path / "one"), final(tmp_path / "two")
     now = [k for k in a if k.startswith("now.")]
     assert largest_difference({k: a[k] for k in now}, {k: b[k] for k in now}) < 2e-4

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .measuring import median_seconds, peak_megabytes
+from .measuring import median_seconds
 
 if TYPE_CHECKING:
     from ..engine import CoreEngine
@@ -178,9 +178,11 @@ def _waited(work: Callable[[], object], device: torch.device) -> Callable[[], No
 
 
 def _peak(work: Callable[[], object], device: torch.device) -> float:
-    """MB: on a GPU all that is allocated, on a CPU what a step adds."""
+    """MB: on a GPU all that is allocated, on a CPU the whole process so far."""
     if device.type != "cuda":
-        return peak_megabytes(work)
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     torch.cuda.reset_peak_memory_stats(device)
     work()
     return torch.cuda.max_memory_allocated(device) / 1e6
@@ -217,9 +219,8 @@ def run(chosen: argparse.Namespace) -> None:
         f"{kind}, random pictures, {where}, {torch.get_num_threads()} threads, batch and group "
         f"{chosen.batch}, no autoencoder, structural reward"
     )
-    memory = "MB" if device.type == "cuda" else "added MB"
     print(
-        f"{'px':<7}{'':<12}{'seconds':>9}{'samples/s':>11}{'TFLOP':>10}{'of matmul rate':>16}{memory:>10}"
+        f"{'px':<7}{'':<12}{'seconds':>9}{'samples/s':>11}{'TFLOP':>10}{'of matmul rate':>16}{'peak MB':>10}"
     )
     for side in chosen.sides or _SIDES[kind]:
         _measure(kind, side, chosen, device)

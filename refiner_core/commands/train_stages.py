@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -70,4 +71,5 @@ def run(chosen: argparse.Namespace) -> None:
 
     work = run_sft if chosen.stage == "sft" else run_grpo
     path = work(config, Path(chosen.data), Path(chosen.out), chosen.device)
-    print(f"wrote {path}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"wrote {path}")
