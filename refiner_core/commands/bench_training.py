@@ -220,7 +220,8 @@ def run(chosen: argparse.Namespace) -> None:
         f"{chosen.batch}, no autoencoder, structural reward"
     )
     print(
-        f"{'px':<7}{'':<12}{'seconds':>9}{'samples/s':>11}{'TFLOP':>10}{'of matmul rate':>16}{'peak MB':>10}"
+        f"{'px':<7}{'':<12}{'seconds':>9}{'samples/s':>11}{'TFLOP':>10}"
+        f"{'of matmul rate':>16}{'peak MB':>10}"
     )
     for side in chosen.sides or _SIDES[kind]:
         _measure(kind, side, chosen, device)
