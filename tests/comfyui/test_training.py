@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from refiner_core.data.scenes import make_scene
@@ -14,7 +16,9 @@ from refiner_core.data.shards import MANIFEST, write_lines, write_shard
 from refiner_core.data.triplets import Triplet
 from refiner_core.kontext import Conditioning, velocity
 from refiner_core.lora import apply_lora, read_lora, save_lora
+from refiner_core.training.checkpoint import read_facts
 from refiner_core.training.trainable import add_lora
+from tests.comfyui.test_server import Events
 
 SCRIPT = Path(__file__).with_name("native_lora.py")
 
@@ -83,19 +87,79 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
-def test_the_node_trains_a_lora_that_load_refiner_loads(server: Any) -> None:
-    write_triplets(server.base / "input" / "triplets")
-    load = node(
+def load_node() -> dict[str, Any]:
+    return node(
         "OmniRefiner_LoadRefiner", recipe="nano (embedded)", diffusion_model="none",
         weight_dtype="default", clip_l="none", t5xxl="none", vae="none", refiner_lora="none",
         lora_strength=1.0,
     )  # fmt: skip
+
+
+def train_graph(name: str, **inputs: Any) -> dict[str, Any]:
+    settings = {"steps": 3, "batch": 2, "rank": 4, "learning_rate": 1e-2, "preview_every": 0}
     train = node(
-        "OmniRefiner_TrainRefiner", refiner=["load", 0], folder="triplets", lora_name="mine",
-        steps=3, batch=2, rank=4, learning_rate=1e-2, preview_every=0, seed=0,
+        "OmniRefiner_TrainRefiner", refiner=["load", 0], folder="triplets", lora_name=name, seed=0,
+        **settings | inputs,
     )  # fmt: skip
-    graph = {"load": load, "train": train, "save": node("SaveImage", images=["train", 1],
-             filename_prefix="held-out")}  # fmt: skip
+    save = node("SaveImage", images=["train", 1], filename_prefix="held-out")
+    return {"load": load_node(), "train": train, "save": save}
+
+
+def repaired(server: Any, seed: int, prefix: str) -> bytes:
+    """The pixels of one repair by the embedded nano, made anew."""
+    graph = {
+        "load": load_node(), "case": node("OmniRefiner_ExampleCase", case="word"),
+        "refine": node("OmniRefiner_ReferenceRefine", refiner=["load", 0], draft=["case", 0],
+            reference=["case", 1], mask=["case", 2], reference_mask=["case", 3], prompt=prefix,
+            seed=seed, steps=1, guidance=0.0, sampler="omnirefiner (Euler)", scheduler="recipe",
+            context=0.0, megapixels=0.0, grow=0, feather=6, model_mask=0.0, blend="feather",
+            color_match=-1.0, fix_drift="recipe", align_reference="recipe"),
+        "save": node("SaveImage", images=["refine", 0], filename_prefix=prefix),
+    }  # fmt: skip
+    entry = server.run(graph)
+    remembered = [m["nodes"] for k, m in entry["status"]["messages"] if k == "execution_cached"]
+    assert "refine" not in sum(remembered, [])
+    return Image.open(server.saved(entry, "save")[0]).tobytes()
+
+
+def test_an_interrupted_training_goes_on_and_leaves_comfyui_as_it_was(server: Any) -> None:
+    if not (server.base / "input" / "triplets").exists():
+        write_triplets(server.base / "input" / "triplets")
+    before = repaired(server, 31, "before")
+    settings = {"steps": 12, "batch": 1}
+    events = Events(server.url, "trainer")
+    prompt = server.queue(train_graph("cut", **settings), client="trainer")
+    while True:
+        opcode, payload = events.next()
+        message = json.loads(payload) if opcode == 1 else {"type": ""}
+        assert message["type"] != "execution_error", message
+        data = message.get("data", {})
+        if message["type"] == "progress" and data["node"] == "train" and data["value"] >= 2:
+            break
+    server.post("/interrupt", {})
+    entry = server.wait(prompt, 120)
+    assert any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"])
+    loras = server.base / "models" / "loras"
+    assert not (loras / "cut.safetensors").exists()
+    place = server.base / "output" / "omnirefiner-training" / "cut" / "checkpoint.safetensors"
+    done = read_facts(place)["step"]
+    assert 2 <= done < 12
+    # The node's LoRA and gradients are gone from the model that the graph goes on using.
+    assert repaired(server, 31, "after") == before
+
+    server.run(train_graph("cut", **settings))
+    server.run(train_graph("whole", **settings))
+    assert not place.exists()
+    resumed, straight = (load_file(loras / f"{n}.safetensors") for n in ("cut", "whole"))
+    assert all(torch.equal(resumed[k], straight[k]) for k in straight)
+    assert repaired(server, 31, "last") == before
+
+
+def test_the_node_trains_a_lora_that_load_refiner_loads(server: Any) -> None:
+    if not (server.base / "input" / "triplets").exists():
+        write_triplets(server.base / "input" / "triplets")
+    graph = train_graph("mine")
+    load, train = graph["load"], graph["train"]
     entry = server.run(graph)
     assert server.saved(entry, "save")[0].is_file()
     path = server.base / "models" / "loras" / "mine.safetensors"
