@@ -233,7 +233,7 @@ NANO = Recipe(
     align=True,
     latent_factor=4,
     settles=False,
-    prefill=0.6,
+    prefill=0.9,
     remainder=1.0,
 )
 
