@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 LOGO = {"draft": [0.6172, 0.3396, 0.8172, 0.6534], "reference": [0.1875, 0.1812, 0.8125, 0.8]}
+TWO = [
+    {"draft": [0.3185, 0.3396, 0.4218, 0.6534], "reference": [0.0938, 0.1812, 0.4063, 0.8]},
+    {"draft": [0.5185, 0.5785, 0.6363, 0.897], "reference": [0.5844, 0.1375, 0.911, 0.7813]},
+]
 KONTEXT = {
     "recipe": "omnirefiner", "diffusion_model": "flux1-dev-kontext_fp8_scaled.safetensors",
     "clip_l": "clip_l.safetensors", "t5xxl": "t5xxl_fp8_e4m3fn_scaled.safetensors",
@@ -63,16 +67,17 @@ def node(kind: str, x: int, y: int, width: int, height: int, **values: Any) -> d
 
 
 def load(x: int = 20, y: int = 60, **values: Any) -> dict[str, Any]:
-    return node("OmniRefiner_LoadRefiner", x, y, 360, 250, **values)
+    height = 250 if values else 110  # nano needs no files
+    return node("OmniRefiner_LoadRefiner", x, y, 360, height, **values)
 
 
-def case(name: str, x: int = 20, y: int = 380) -> dict[str, Any]:
+def case(name: str, x: int = 20, y: int = 360) -> dict[str, Any]:
     return node("OmniRefiner_ExampleCase", x, y, 360, 150, case=name)
 
 
 def refine(x: int = 440, y: int = 60, **values: Any) -> dict[str, Any]:
     fixed = {"control_after_generate": "fixed"}
-    return node("OmniRefiner_ReferenceRefine", x, y, 560, 900, **(fixed | values))
+    return node("OmniRefiner_ReferenceRefine", x, y, 560, 760, **(fixed | values))
 
 
 def save(x: int = 1060, y: int = 60, prefix: str = "refined") -> dict[str, Any]:
@@ -126,18 +131,7 @@ EXAMPLES = [
         [
             load(),
             case("logo and pattern"),
-            refine(
-                boxes=[
-                    {
-                        "draft": [0.3185, 0.3396, 0.4218, 0.6534],
-                        "reference": [0.0938, 0.1812, 0.4063, 0.8],
-                    },
-                    {
-                        "draft": [0.5185, 0.5785, 0.6363, 0.897],
-                        "reference": [0.5844, 0.1375, 0.911, 0.7813],
-                    },
-                ]
-            ),
+            refine(boxes=TWO),
             save(),
         ],
         MASKED,
@@ -170,8 +164,7 @@ EXAMPLES = [
         "Score repairs with a heatmap (no weights)",
         "## Score repairs\nPress **Run**. *DreamSim Score* compares a whole batch with the true picture, "
         "here the draft and its repair: 0 is the same. *Compare* lays the heatmap over them; turn to the "
-        "second picture with its arrows. For a folder of pictures take *Load Image Dataset from Folder* "
-        "in place of *Batch Images*. For DreamSim itself choose its file in *metric*.",
+        "second picture with its arrows. For DreamSim itself choose its file in *metric*.",
         [
             load(),
             case("pattern"),
@@ -192,6 +185,31 @@ EXAMPLES = [
             (1, 4, 6, "b"),
             (5, 2, 6, "overlay"),
             (5, 3, 7, "source"),
+        ],
+    ),
+    Example(
+        "Score a folder (no weights)",
+        "## Score a folder\nMake a folder in ComfyUI's *input*, put your pictures in, reload the page and "
+        "choose it in *Load Image (from Folder)*; this file names it `repairs`. Then press **Run**. Each "
+        "picture is compared with the true one: 0 is the same. Here *Example Case* stands for that one and "
+        "for the mask of what counts; take *Load Image* for yours, or leave the mask away to compare whole "
+        "pictures. *Compare* shows each with its heatmap, in the order of the list of scores.",
+        [
+            node("LoadImageDataSetFromFolder", 20, 60, 360, 80, folder="repairs"),
+            case("logo", y=220),
+            node("OmniRefiner_DreamSimScore", 440, 60, 380, 380, sizes="stretch"),
+            node("OmniRefiner_Compare", 880, 60, 560, 520),
+            node("PreviewAny", 440, 500, 380, 200),
+        ],
+        [
+            (0, 0, 2, "image_a"),
+            (1, 4, 2, "image_b"),
+            (1, 2, 2, "mask"),
+            (0, 0, 3, "a"),
+            (1, 4, 3, "b"),
+            (1, 2, 3, "mask"),
+            (2, 2, 3, "overlay"),
+            (2, 3, 4, "source"),
         ],
     ),
     Example(

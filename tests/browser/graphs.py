@@ -54,8 +54,19 @@ def put_inputs(base: Path, case: str = "logo") -> None:
     """Put a demo case's pictures into the input folder, as Load Image finds them."""
     for name in ("draft", "reference"):
         shutil.copy(CASES / case / f"{name}.png", base / "input" / f"{name}.png")
+    put_repairs(base / "input" / "repairs", case)
     put_picture(base, "huge.png", (16384, 2048))
     put_picture(base, "gone.png", (300, 200))
+
+
+def put_repairs(folder: Path, case: str) -> None:
+    """A folder of pictures to score: a case's draft, and one that is nearer to its target."""
+    folder.mkdir(exist_ok=True)
+    draft, target = (
+        Image.open(CASES / case / f"{n}.png").convert("RGB") for n in ("draft", "target")
+    )
+    draft.save(folder / "a draft.png")
+    Image.blend(draft, target, 0.8).save(folder / "b nearer.png")
 
 
 def put_picture(base: Path, name: str, size: tuple[int, int]) -> None:

@@ -54,11 +54,12 @@ def thumbnail(before: Image.Image, after: Image.Image) -> Image.Image:
 
 
 def pictures_of(comfy: Any, entry: dict[str, Any]) -> tuple[Image.Image, Image.Image]:
-    """Before and after of the node that shows them."""
+    """Before and after of the node that shows them; a heatmap, if there is one, is the after."""
     shown = next(o["omnirefiner"][0] for o in entry["outputs"].values()
                  if "pairs" in o.get("omnirefiner", [{}])[0])  # fmt: skip
     pair = shown["pairs"][0]
-    first, second = (comfy.server.base / "temp" / pair[k]["filename"] for k in ("before", "after"))
+    after = "overlay" if "overlay" in pair else "after"
+    first, second = (comfy.server.base / "temp" / pair[k]["filename"] for k in ("before", after))
     return Image.open(first), Image.open(second)
 
 

@@ -1,4 +1,4 @@
-"""Writes web/docs/images/node-*.png, the help pages' pictures: run
+"""Writes web/docs/images/node-*, the help pages' pictures: run
 `pytest tests/browser/make_pictures.py` after a node's looks changed. Not collected by a plain
 `pytest`.
 """
@@ -13,13 +13,13 @@ from typing import Any
 
 from PIL import Image
 
-from tests.browser.examples import LOGO
+from tests.browser.examples import LOGO, TWO
 from tests.browser.graphs import build
 
 FOLDER = Path(__file__).resolve().parents[2] / "web" / "docs" / "images"
 PLAIN = [
     "LoadRefiner", "RefinerFromModel", "RefinerParts", "CropForRefine", "RefineConditioning",
-    "Stitch", "ExampleCase", "LoadScorer", "DreamSimScore", "PickBest",
+    "Stitch", "ExampleCase", "LoadScorer", "DreamSimScore", "PickBest", "TrainRefiner",
 ]  # fmt: skip
 
 
@@ -40,11 +40,23 @@ def save_node(comfy: Any, node: int, name: str) -> None:
     )
     clip = {"x": x - 6, "y": y - 6, "width": width + 12, "height": height + 12}
     shot = Image.open(io.BytesIO(comfy.page.screenshot(clip=clip))).convert("RGB")
-    shot.quantize(128).save(FOLDER / name, optimize=True)
+    if name.endswith(".webp"):  # photographs
+        shot.save(FOLDER / name, quality=82, method=6)
+    else:
+        shot.quantize(128).save(FOLDER / name, optimize=True)
+
+
+def open_plain(open_comfy: Callable[..., Any]) -> Any:
+    """A page without the badges that lie over a node's upper edge."""
+    comfy = open_comfy(height=1300)
+    comfy.page.evaluate(
+        "() => app.extensionManager.setting.set('Comfy.NodeBadge.NodeSourceBadgeMode', 'None')"
+    )
+    return comfy
 
 
 def test_plain_nodes(open_comfy: Callable[..., Any]) -> None:
-    comfy = open_comfy(height=1300)
+    comfy = open_plain(open_comfy)
     for name in PLAIN:
         comfy.reset()
         (node,) = build(comfy, [{"type": f"OmniRefiner_{name}", "pos": [420, 140]}], [])
@@ -54,36 +66,33 @@ def test_plain_nodes(open_comfy: Callable[..., Any]) -> None:
 
 
 def test_nodes_that_ran(open_comfy: Callable[..., Any]) -> None:
-    comfy = open_comfy(height=1300)
-    pattern = {"draft": [0.62, 0.05, 0.85, 0.2], "reference": [0.2, 0.35, 0.8, 0.65]}
+    comfy = open_plain(open_comfy)
     nodes = [
         {"type": "OmniRefiner_LoadRefiner", "pos": [20, 90]},
         {"type": "OmniRefiner_ExampleCase", "pos": [20, 480]},
-        {"type": "OmniRefiner_ReferenceRefine", "pos": [420, 90], "size": [560, 980],
+        {"type": "OmniRefiner_ReferenceRefine", "pos": [420, 90], "size": [560, 760],
          "values": {"boxes": json.dumps([LOGO])}},
     ]  # fmt: skip
     links = [(0, 0, 2, "refiner"), (1, 0, 2, "draft"), (1, 1, 2, "reference"), (1, 2, 2, "mask")]
     refine = build(comfy, nodes, [*links, (1, 3, 2, "reference_mask")])[2]
     comfy.settle(1000)
-    save_node(comfy, refine, "node-regions.png")
+    save_node(comfy, refine, "node-regions.webp")
     entry = comfy.run()
     assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
-    view = comfy.page.locator(".omnirefiner-view").first.bounding_box()
-    comfy.page.mouse.click(view["x"] + 0.72 * view["width"], view["y"] + view["height"] / 2)
     comfy.settle(600)
-    save_node(comfy, refine, "node-result.png")
+    save_node(comfy, refine, "node-result.webp")
 
     comfy.reset()
     nodes = [
-        {"type": "OmniRefiner_ExampleCase", "pos": [20, 90]},
+        {"type": "OmniRefiner_ExampleCase", "pos": [20, 90], "values": {"case": "logo and pattern"}},
         {"type": "OmniRefiner_CropForRefine", "pos": [1100, 90], "values": {"recipe": "nano"}},
         {"type": "OmniRefiner_MaskBuilder", "pos": [420, 90], "size": [560, 640],
-         "values": {"boxes": json.dumps([LOGO, pattern])}},
+         "values": {"boxes": json.dumps(TWO)}},
     ]  # fmt: skip
     links = [(0, 0, 2, "image"), (0, 1, 2, "reference"), (2, 0, 1, "mask"), (0, 0, 1, "draft")]
     mask_builder = build(comfy, nodes, links)[2]
     comfy.settle(1000)
-    save_node(comfy, mask_builder, "node-mask-builder.png")
+    save_node(comfy, mask_builder, "node-mask-builder.webp")
 
     comfy.reset()
     nodes = [
@@ -92,7 +101,5 @@ def test_nodes_that_ran(open_comfy: Callable[..., Any]) -> None:
     ]  # fmt: skip
     compare = build(comfy, nodes, [(0, 0, 1, "a"), (0, 4, 1, "b"), (0, 2, 1, "mask")])[1]
     comfy.run()
-    view = comfy.page.locator(".omnirefiner-view").first.bounding_box()
-    comfy.page.mouse.click(view["x"] + 0.72 * view["width"], view["y"] + view["height"] / 2)
     comfy.settle(800)
-    save_node(comfy, compare, "node-compare.png")
+    save_node(comfy, compare, "node-compare.webp")

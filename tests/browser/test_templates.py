@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,51 @@ def test_template_opens_and_runs(published: Any, open_comfy: Callable[..., Any],
         assert files and all(f in note for f in files), "the note names every file"
     entry = comfy.run()
     assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
-    assert 0.005 < repaired(comfy, entry) <= 1
     comfy.settle(1000)
     comfy.shot(f"template-{name}")
+    if "folder" in name:
+        said = str([o["text"] for o in entry["outputs"].values() if "text" in o])
+        assert len(set(re.findall(r"distance (0\.\d+)", said))) == 2, said
+        assert comfy.page.locator(".omnirefiner-count").inner_text() == "1 / 2"
+    else:
+        assert 0.005 < repaired(comfy, entry) <= 1
     comfy.assert_clean()
+
+
+def test_the_blueprint_is_offered_and_runs(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    library = comfy.page.get_by_label("Node Library (n)")
+    library.click()
+    comfy.page.locator("input[placeholder*='earch']").first.fill(BLUEPRINT)
+    comfy.page.get_by_text(BLUEPRINT).first.click()
+    comfy.page.mouse.move(900, 300)
+    comfy.page.mouse.click(900, 300)
+    comfy.page.wait_for_function("() => app.graph.nodes.length === 1")
+    library.click()
+    comfy.page.evaluate(CONNECT)
+    comfy.settle(800)
+    comfy.shot("blueprint-connected")
+    entry = comfy.run()
+    assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
+    assert 0.005 < repaired(comfy, entry) < 0.2
+    comfy.assert_clean()
+
+
+BLUEPRINT = "Repair details from a reference"
+CONNECT = """
+() => {
+  const refiner = app.graph.nodes[0];
+  refiner.pos = [420, 100];
+  const [example, save] = ["OmniRefiner_ExampleCase", "SaveImage"].map((type, i) => {
+    const node = LiteGraph.createNode(type);
+    app.graph.add(node);
+    node.pos = [40 + i * 700, 100];
+    return node;
+  });
+  for (const name of ["draft", "reference", "mask", "reference_mask"]) {
+    const [from, to] = [example.outputs, refiner.inputs].map((l) => l.findIndex((s) => s.name === name));
+    example.connect(from, refiner, to);
+  }
+  refiner.connect(0, save, 0);
+}
+"""

@@ -51,10 +51,22 @@ function addPanel(node, name, stored) {
   };
   node.onExecuted = function (/** @type {any} */ output) {
     onExecuted?.apply(this, arguments);
-    const shown = output?.omnirefiner?.[0];
+    const shown = joined(output);
     if (shown) panel.showRun(shown);
   };
   return widget;
+}
+
+/**
+ * What a node sent for the page; a node that was given a list ran, and sent, once for each entry.
+ * @param {any} output
+ */
+function joined(output) {
+  const runs = /** @type {any[]} */ (output?.omnirefiner ?? []);
+  if (!runs.length) return null;
+  const reports = runs.flatMap((run) => run.report ?? []);
+  const pairs = runs.some((run) => run.pairs) && runs.flatMap((run) => run.pairs ?? []);
+  return { ...runs[0], pairs, reports };
 }
 
 /**
@@ -97,7 +109,7 @@ function showPreview({ blob, displayNodeId, nodeId }) {
 function showEarlierRuns() {
   for (const [node, panel] of panels) {
     const outputs = app.nodeOutputs?.[node.id] ?? app.nodeOutputs?.[`${node.graph?.id}:${node.id}`];
-    const shown = outputs?.omnirefiner?.[0];
+    const shown = joined(outputs);
     if (shown) panel.showRun(shown, false);
   }
 }

@@ -124,7 +124,7 @@ export class Panel {
     this.live.end("");
     this.showLive(null);
     if (shown.inputs) void this.picker?.showRun(shown.inputs, shown.mask);
-    if (shown.report) this.report?.show(shown.report);
+    if (shown.reports.length) this.report?.show(shown.reports);
     if (shown.pairs && this.viewer) {
       if (news) this.open("result");
       void this.viewer.show(shown.pairs);

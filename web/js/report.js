@@ -105,8 +105,8 @@ function secondsText(report) {
 
 export class ReportView {
   constructor() {
-    /** @type {any} */
-    this.report = null;
+    /** @type {any[]} one per run of the node: several if it was given a list */
+    this.reports = [];
     this.table = element("div", { class: "omnirefiner-table", tabindex: 0 });
     this.status = element("span", { class: "omnirefiner-status", role: "status" });
     this.root = element(
@@ -122,12 +122,12 @@ export class ReportView {
     );
   }
 
-  /** @param {any} report */
-  show(report) {
-    this.report = report;
+  /** @param {any[]} reports */
+  show(reports) {
+    this.reports = reports;
     this.status.textContent = "";
     this.table.replaceChildren(
-      ...reportSections(report).map(({ title, rows }) =>
+      ...reports.flatMap(reportSections).map(({ title, rows }) =>
         element(
           "section",
           {},
@@ -143,7 +143,7 @@ export class ReportView {
   }
 
   async copy() {
-    const text = JSON.stringify(this.report, null, 2);
+    const text = JSON.stringify(this.reports.length === 1 ? this.reports[0] : this.reports, null, 2);
     try {
       await navigator.clipboard.writeText(text);
     } catch {
