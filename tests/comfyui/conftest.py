@@ -164,7 +164,9 @@ def _free_port() -> int:
         return s.getsockname()[1]
 
 
-# A pack whose node drops the reference method on its way to the model, as Nunchaku's wrapper does.
+# A pack whose first node drops the reference method on its way to the model, as Nunchaku's wrapper
+# does; its second compiles a model as TorchCompileModel does, but leaves out the code generator, which
+# takes minutes on a CPU.
 DEAF_NODE = """
 class Deaf:
     INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
@@ -178,7 +180,17 @@ class Deaf:
         model.set_model_unet_function_wrapper(call)
         return (model,)
 
-NODE_CLASS_MAPPINGS = {"Deaf": Deaf}
+class Traced:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES, FUNCTION = ("MODEL",), "wrap"
+
+    def wrap(self, model):
+        from comfy_api.torch_helpers import set_torch_compile_wrapper
+        model = model.clone()
+        set_torch_compile_wrapper(model=model, backend="eager")
+        return (model,)
+
+NODE_CLASS_MAPPINGS = {"Deaf": Deaf, "Traced": Traced}
 """
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from .. import synthetic
 from .test_published import CRITIC, FLUX, outside_and_inside, ran
-from .test_server import CASES, LOAD, node, repair
+from .test_server import CASES, LOAD, node, pixels, repair
 
 STRONG = 4.0  # so that random LoRAs are seen in the picture
 
@@ -141,3 +141,18 @@ def test_a_style_lora_beside_imagecritics(published: Any) -> None:
     graph["made"]["inputs"]["lora_strength"] = 0.0
     style = picture(published, graph)
     assert (both != alone).any() and (both != style).any()
+
+
+def test_torch_compile(published: Any) -> None:
+    """ComfyUI's compiler wrapper gives the same picture; traced only, see conftest."""
+    graph = from_model(unet("tiny_kontext.safetensors"), 0, "omnirefiner")
+    graph["load"] = node("OmniRefiner_LoadRefiner", **LOAD)
+    graph["parts"] = node("OmniRefiner_RefinerParts", refiner=["load", 0], prompt="")
+    inputs = graph["made"]["inputs"]
+    del graph["clip"], inputs["clip"]
+    inputs["conditioning"] = ["parts", 2]  # of nano, whose text width this model has
+    plain = picture(published, graph)
+    graph["compile"] = node("Traced", model=["unet", 0])
+    inputs["model"] = ["compile", 0]
+    compiled = pixels(published.saved(published.run(graph, seconds=500), "save")[0])
+    assert np.abs(compiled - plain).max() <= 3
