@@ -200,9 +200,16 @@ class _Run:
                 config, policy, trainable, self.views, self.text, self.refiner.recipe
             )
             checkpoint = self.out / "checkpoint.safetensors"
+            # The views' folder is named after base, data and framing.
+            facts = {"kind": "node", "views": self.views.folder.name}
             if checkpoint.exists():
-                trainer.step = load_checkpoint(checkpoint, trainable, trainer.optimizer)["step"]
-            facts = {"kind": "node"}
+                found = load_checkpoint(checkpoint, trainable, trainer.optimizer)
+                if found.get("views") != facts["views"]:
+                    raise ValueError(
+                        f"The unfinished training {self.name!r} is of another refiner or folder of "
+                        f"triplets. Choose another lora_name, or delete {checkpoint} to begin anew."
+                    )
+                trainer.step = found["step"]
             picture = self._look(policy)
             try:
                 while trainer.step < config.run.max_steps:

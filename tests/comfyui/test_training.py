@@ -96,11 +96,11 @@ def load_node() -> dict[str, Any]:
 
 
 def train_graph(name: str, **inputs: Any) -> dict[str, Any]:
-    settings = {"steps": 3, "batch": 2, "rank": 4, "learning_rate": 1e-2, "preview_every": 0}
-    train = node(
-        "OmniRefiner_TrainRefiner", refiner=["load", 0], folder="triplets", lora_name=name, seed=0,
-        **settings | inputs,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "steps": 3, "batch": 2, "rank": 4, "learning_rate": 1e-2, "preview_every": 0,
+    }  # fmt: skip
+    settings |= {"folder": "triplets", "lora_name": name, "seed": 0}
+    train = node("OmniRefiner_TrainRefiner", refiner=["load", 0], **settings | inputs)
     save = node("SaveImage", images=["train", 1], filename_prefix="held-out")
     return {"load": load_node(), "train": train, "save": save}
 
@@ -146,6 +146,13 @@ def test_an_interrupted_training_goes_on_and_leaves_comfyui_as_it_was(server: An
     assert 2 <= done < 12
     # The node's LoRA and gradients are gone from the model that the graph goes on using.
     assert repaired(server, 31, "after") == before
+
+    if not (server.base / "input" / "others").exists():
+        write_triplets(server.base / "input" / "others")
+    other = train_graph("cut", folder="others", **settings)
+    message = server.error(server.wait(server.queue(other)))
+    assert "'cut' is of another refiner or folder" in message
+    assert read_facts(place)["step"] == done
 
     server.run(train_graph("cut", **settings))
     server.run(train_graph("whole", **settings))
