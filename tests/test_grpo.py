@@ -144,6 +144,11 @@ def test_the_toy_learns_with_diffusion_nft() -> None:
     assert reward_of(trainer) > 0.7 * before
 
 
+def test_only_a_recipe_that_lays_the_reference_over_the_draft_can_vary_it() -> None:
+    with pytest.raises(ValueError, match="explore_share needs a recipe .* omnirefiner does not"):
+        toy(objective={"algorithm": "nft"}, rollout={"explore_share": 0.2})
+
+
 def test_divergence_holds_the_policy_back() -> None:
     def drift(kl: float) -> float:
         trainer = toy(objective={"kl": kl, "kl_to": "ref"})
@@ -409,6 +414,7 @@ def test_presets_are_settings(name: str) -> None:
     [
         ({"rollout": {"groups": 5}}, "groups = 5 cannot be dealt into objective.updates = 2"),
         ({"run": {"micro_batch": 5}}, "micro_batch = 5 must divide rollout.group = 16"),
+        ({"objective": {"nft_noise": "start"}}, "needs rollout.same_noise = true"),
         ({"rollout": {"steps": 1}}, "the last step is never random"),
         ({"objective": {"rewards": {"pixels": 0.0}}}, "nothing to climb"),
         ({"objective": {"clips": 1.0}}, "nearest is objective.clip"),

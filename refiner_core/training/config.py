@@ -243,6 +243,11 @@ class GrpoConfig:
                 "rollout.explore_* changes what samples are drawn from, and GRPO's ratios then mean "
                 "nothing: set objective.algorithm = 'nft', or rollout.explore_* to 0."
             )
+        if self.objective.nft_noise == "start" and not r.same_noise:
+            raise ValueError(
+                "objective.nft_noise = 'start' needs rollout.same_noise = true: siblings of different "
+                "noise would only be told what each of them does already."
+            )
         if self.rollout.group % self.run.micro_batch:
             raise ValueError(
                 f"run.micro_batch = {self.run.micro_batch} must divide rollout.group = "
