@@ -38,7 +38,7 @@ def mask_of(size: Extent, box: Box) -> Tensor:
 
 def by(engine: ModelThat, draft: Tensor, mask: Tensor, **changes: object) -> Tensor:
     size = Extent(draft.shape[-1], draft.shape[-2])
-    options = RefineOptions(**{"megapixels": 0.1, **changes})  # type: ignore[arg-type]
+    options = RefineOptions(**{"megapixels": 0.12, **changes})  # type: ignore[arg-type]
     references = (checkerboard(size, seed=1),) if engine.recipe.references[0] else ()
     return refine(engine, RefineRequest(draft, references, mask, (), options)).image
 
