@@ -17,6 +17,7 @@ _TOLERANCE = 1e-2  # squared difference, summed over channels, that still counts
 _WINDOW = 9  # px, side of the neighbourhoods that are compared
 _FLAT = 5e-5  # variance of luminance that counts as none
 _LEAST_TRUST = 0.1  # weight of a pixel whose neighbourhoods do not correlate
+_FINEST = 192  # px of the shorter side at which light is measured
 _RIM = 0.1  # of the region's shorter side: how far around it light is read
 
 
@@ -82,6 +83,14 @@ def _weighted_median(values: Tensor, weights: Tensor) -> Tensor:
     return values[order][int((below < 0.5 * below[-1]).sum())]
 
 
+def _columns(picture: Tensor) -> Tensor:
+    """Terms of the light's fit for `picture` 3 h w: 3 (h w) 4, float64."""
+    h, w = picture.shape[-2:]
+    y, x = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
+    terms = [torch.ones_like(picture), picture, picture * x, picture * y]
+    return torch.stack(terms, -1).flatten(1, 2).double()
+
+
 def match_light(reference: Tensor, draft: Tensor, mask: Tensor, rounds: int = 4) -> Tensor:
     """The aligned reference under the draft's light, 1 3 H W.
 
@@ -89,19 +98,19 @@ def match_light(reference: Tensor, draft: Tensor, mask: Tensor, rounds: int = 4)
     (`mask`, 1 1 H W) and a narrow rim around it, where the surface often goes on unbroken. What is
     broken in the draft, or is not the same surface, has little say: a pixel counts by how well its
     neighbourhood correlates in both pictures, and is reweighted by its own error (Geman-McClure).
-    Both pictures are blurred for the fit: light is smooth, and so is what a small error of the
-    alignment leaves.
     """
-    h, w = reference.shape[-2:]
-    y, x = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
-    sigma = max(0.5, 0.012 * min(h, w))
-    soft, aim = blur(reference, sigma)[0], blur(draft, sigma)[0].flatten(1).double()
+    fit = _light(*(_at_most(x, _FINEST) for x in (reference, draft, mask)), rounds)
+    matched = (_columns(reference[0]) @ fit[..., None])[..., 0]
+    return matched.reshape(reference.shape).to(reference.dtype).clamp(0, 1)
 
-    def columns(picture: Tensor) -> Tensor:
-        terms = [torch.ones_like(picture), picture, picture * x, picture * y]
-        return torch.stack(terms, -1).flatten(1, 2).double()
 
-    basis = columns(soft)
+def _light(reference: Tensor, draft: Tensor, mask: Tensor, rounds: int) -> Tensor:
+    """Offset, gain and gradient by x and y of every channel, 3 4. The pictures are blurred for it:
+    light is smooth, and so is what a small error of the alignment leaves.
+    """
+    sigma = max(0.5, 0.012 * min(reference.shape[-2:]))
+    basis = _columns(blur(reference, sigma)[0])
+    aim = blur(draft, sigma)[0].flatten(1).double()
     trust = _LEAST_TRUST + (1 - _LEAST_TRUST) * _likeness(reference, draft) ** 2
     base = (_with_rim(mask)[0, 0] * trust).flatten().double()
     # Without evidence: no offset, gain 1, no gradient.
@@ -115,8 +124,14 @@ def match_light(reference: Tensor, draft: Tensor, mask: Tensor, rounds: int = 4)
         normal = basis.transpose(1, 2) @ (basis * wt) + torch.diag(prior)
         right = basis.transpose(1, 2) @ (aim[..., None] * wt) + (prior * usual)[:, None]
         fit = torch.linalg.solve(normal, right)[..., 0]
-    matched = (columns(reference[0]) @ fit[..., None])[..., 0]
-    return matched.reshape(1, 3, h, w).to(reference.dtype).clamp(0, 1)
+    return fit
+
+
+def _at_most(x: Tensor, side: int) -> Tensor:
+    """`x` averaged down until its shorter side is at most `side` pixels."""
+    share = side / min(x.shape[-2:])
+    size = [round(n * share) for n in x.shape[-2:]]
+    return F.interpolate(x, size, mode="area") if share < 1 else x
 
 
 def _with_rim(mask: Tensor) -> Tensor:
