@@ -99,7 +99,8 @@ def match_light(reference: Tensor, draft: Tensor, mask: Tensor, rounds: int = 4)
     broken in the draft, or is not the same surface, has little say: a pixel counts by how well its
     neighbourhood correlates in both pictures, and is reweighted by its own error (Geman-McClure).
     """
-    fit = _light(*(_at_most(x, _FINEST) for x in (reference, draft, mask)), rounds)
+    small = [_at_most(x, _FINEST) for x in (reference, draft, mask)]
+    fit = _light(small[0], small[1], small[2], rounds)
     matched = (_columns(reference[0]) @ fit[..., None])[..., 0]
     return matched.reshape(reference.shape).to(reference.dtype).clamp(0, 1)
 

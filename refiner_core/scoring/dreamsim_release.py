@@ -9,7 +9,7 @@ import stat
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -118,7 +118,7 @@ def convert_release(
 
 
 @contextlib.contextmanager
-def _unpacked(source: Path, beside: Path) -> Iterator[Path]:
+def _unpacked(source: Path, beside: Path) -> Generator[Path, None, None]:
     """The folder of a release; a zip is unpacked beside the output for as long as it is needed."""
     if source.is_dir():
         yield source

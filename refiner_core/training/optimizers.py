@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ def make_optimizer(trainable: Trainable, settings: OptimizerSettings) -> torch.o
         ModuleNotFoundError: 8-bit moments were asked for and bitsandbytes is not installed.
     """
     parameters = list(trainable.parameters.values())
-    kwargs = {
+    kwargs: dict[str, Any] = {
         "lr": settings.rate, "betas": (0.9, settings.beta2), "weight_decay": settings.weight_decay,
     }  # fmt: skip
     if not settings.eight_bit:

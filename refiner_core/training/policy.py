@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,7 +34,7 @@ class Policy:
         self.net, self.device, self.precision = net, device, precision
 
     @contextlib.contextmanager
-    def autocast(self) -> Iterator[None]:
+    def autocast(self) -> Generator[None, None, None]:
         """The network's arithmetic."""
         with torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16"):
             yield

@@ -9,7 +9,8 @@ Copies share one base and cost a LoRA's size each.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import importlib.util
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,7 @@ class Trainable:
             self.copies[role][name].lerp_(p.detach(), 1 - decay)
 
     @contextlib.contextmanager
-    def using(self, role: str) -> Iterator[None]:
+    def using(self, role: str) -> Generator[None, None, None]:
         """Run the block with a copy in place of the learning values (no gradients inside)."""
         self._swap(role)
         try:
@@ -95,12 +96,8 @@ def all_weights(model: FluxTransformer2DModel) -> Trainable:
 
 
 def _needs_peft() -> None:
-    try:
-        import peft  # noqa: F401
-    except ModuleNotFoundError as e:
-        raise ModuleNotFoundError(
-            "Training a LoRA needs peft: pip install 'omnirefiner[train]'."
-        ) from e
+    if importlib.util.find_spec("peft") is None:
+        raise ModuleNotFoundError("Training a LoRA needs peft: pip install 'omnirefiner[train]'.")
 
 
 def add_lora(model: FluxTransformer2DModel, rank: int, alpha: float, seed: int = 0) -> Trainable:
