@@ -12,8 +12,8 @@ from torch import Tensor
 from ..refiner_core.crop import crop, crop_mask, stitch, uncrop
 from ..refiner_core.geometry import Extent
 from ..refiner_core.masks import find_regions, whole_region
-from ..refiner_core.pipeline import settle
 from ..refiner_core.recipes import RECIPES, get_recipe
+from ..refiner_core.settling import settle
 from ..refiner_core.views import lost, plan_views, prefill, reference_view
 from .conditioning import reference_conditioning
 from .layout import from_core, mask_from_core, mask_to_core, to_core

@@ -9,25 +9,32 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from dataclasses import dataclass, field
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import __version__
-from .boxes import BoxPair, box_regions, reference_box_mask
-from .color import measure_gain, ring_error
-from .crop import Blend, crop, crop_mask, ring, stitch_into, uncrop
+from .crop import crop, crop_mask, stitch_into, uncrop
 from .geometry import CropPlan, Extent
-from .images import MAX_SIDE, check_finite
+from .images import check_finite
 from .interfaces import Engine, Progress, SamplingJob, Stage
-from .masks import Region, find_regions, whole_region
-from .registration import grid, register, warp
+from .masks import Region
+from .request import (
+    RefineOptions,
+    RefineRequest,
+    check,
+    masks_of_box,
+    outside_boxes,
+    pick,
+    regions_of,
+)
 from .scoring.interface import Scorer
 from .scoring.structural import StructuralScorer
 from .search import Candidate, rounds, search
+from .settling import settle
 from .views import (
     lost,
     ordered_pictures,
@@ -38,89 +45,9 @@ from .views import (
     spread_share,
 )
 
-_DRIFT_LEAST = 0.5  # px at the model's size: less is not worth a resampling
-_DRIFT_MOST = 0.06  # of the crop's side: more is not drift but another picture
-_ZOOM_MOST = 0.05
-_RING_LEAST = 0.05  # share of the crop outside the region below which drift is not measured
-MAX_CANDIDATES = 64
 # Structural distance of draft and reference. On 35 development scenes the search gained the same
 # with any limit from 0.4 to 0.5, and less below.
 _CONTRADICTION = 0.45
-_SMALLEST_REFERENCE = 8  # px: less than one token of any recipe
-
-
-@dataclass(frozen=True)
-class RefineOptions:
-    """Everything a user may set; None takes the recipe's value.
-
-    `prompt` full text, else the recipe's template with `subject`; `seed`; `steps`; `guidance`;
-    `context` crop size over region size; `megapixels` the model works at; `grow` mask growth in
-    px; `feather` blend width inside the mask's edge in px; `fill_holes`; `smallest` piece of mask
-    in px; `split` False repairs all pieces in one crop; `model_mask` 0..1, how firmly sampling is
-    held to the draft outside the region (0 = free); `blend`; `drift` correct shift and zoom;
-    `color_match` strength 0..1; `align` the reference first; `candidates` to choose the best of,
-    halved every `prune_at` steps (None = a quarter of the steps, 0 = never) down to `keep`.
-    """
-
-    prompt: str | None = None
-    subject: str | None = None
-    seed: int = 0
-    steps: int | None = None
-    guidance: float | None = None
-    context: float | None = None
-    megapixels: float | None = None
-    grow: float = 0
-    feather: float = 6
-    fill_holes: bool = True
-    smallest: int = 1
-    split: bool = True
-    model_mask: float = 0.0
-    blend: Blend = "feather"
-    drift: bool | None = None
-    color_match: float | None = None
-    align: bool | None = None
-    candidates: int = 1
-    keep: int = 1
-    prune_at: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("guidance", 0, 100), ("feather", 0, 1024), ("grow", -1024, 1024),
-            ("model_mask", 0, 1), ("color_match", 0, 1), ("smallest", 1, 1 << 30),
-            ("candidates", 1, MAX_CANDIDATES), ("prune_at", 0, 1000),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} must be between {low} and {high}, got {value}.")
-        if self.steps is not None and not 1 <= self.steps <= 1000:
-            raise ValueError(f"steps must be between 1 and 1000, got {self.steps}.")
-        if not 1 <= self.keep <= self.candidates:
-            raise ValueError(
-                f"keep must be from 1 to the number of candidates ({self.candidates}), got {self.keep}."
-            )
-        if self.blend not in get_args(Blend):
-            raise ValueError(
-                f"blend must be one of {', '.join(get_args(Blend))}, got {self.blend!r}."
-            )
-
-
-@dataclass(frozen=True)
-class RefineRequest:
-    """What to repair.
-
-    `draft` N 3 H W in any stored type, N drafts; `references` up to three groups, each M 3 h w (all
-    groups of the same M), none where the recipe needs none; `mask` None (everything) or K 1 H W;
-    `reference_masks` one per group, None = the whole reference. N, M and K must be equal or 1.
-    With `boxes` each pair is a region of its own, repaired from its own box of the first reference;
-    the masks then only narrow the boxes down.
-    """
-
-    draft: Tensor
-    references: tuple[Tensor, ...]
-    mask: Tensor | None = None
-    reference_masks: tuple[Tensor | None, ...] = ()
-    options: RefineOptions = field(default_factory=RefineOptions)
-    boxes: tuple[BoxPair, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,77 +60,6 @@ class RefineResult:
     crops: list[Tensor]
     mask: Tensor
     report: dict[str, Any]
-
-
-def _check(request: RefineRequest) -> int:
-    draft, refs = request.draft, request.references
-    _check_draft(draft)
-    if len(refs) > 3:
-        raise ValueError(f"At most three references are supported, got {len(refs)}.")
-    candidates = request.options.candidates
-    if not refs and candidates > 1:
-        raise ValueError(
-            f"{candidates} candidates are compared with the reference: give one, or set candidates "
-            "to 1."
-        )
-    counts = {"drafts": len(draft)}
-    for i, reference in enumerate(refs):
-        _check_reference(reference)
-        counts["references" if i == 0 else f"references {i + 1}"] = len(reference)
-    if len(request.reference_masks) > len(refs):
-        raise ValueError(
-            f"{len(request.reference_masks)} reference masks for {len(refs)} references: give one "
-            "mask (or None) per reference."
-        )
-    for i, m in enumerate(request.reference_masks):
-        if m is None:
-            continue
-        counts[f"reference masks {i + 1}"] = len(m)
-        _same_size(m, refs[i], "reference mask", "reference")
-        check_finite(m, "reference mask")
-    if request.mask is not None:
-        counts["masks"] = len(request.mask)
-        _same_size(request.mask, draft, "mask", "draft")
-    n = max(counts.values())
-    if any(c not in (1, n) for c in counts.values()):
-        listed = ", ".join(f"{c} {name}" for name, c in counts.items())
-        raise ValueError(f"Batches do not match: {listed}. Give one of each or equally many.")
-    return n
-
-
-def _check_draft(draft: Tensor) -> None:
-    if draft.ndim != 4 or draft.shape[1] != 3 or min(draft.shape) < 1:
-        raise ValueError(f"The draft must be N 3 H W, got {tuple(draft.shape)}.")
-    if max(draft.shape[-2:]) > MAX_SIDE:
-        raise ValueError(
-            f"The draft is {draft.shape[-1]}x{draft.shape[-2]}; at most {MAX_SIDE} px are supported."
-        )
-
-
-def _check_reference(reference: Tensor) -> None:
-    if reference.ndim != 4 or reference.shape[1] != 3:
-        raise ValueError(f"A reference must be M 3 h w, got {tuple(reference.shape)}.")
-    if min(reference.shape[-2:]) < _SMALLEST_REFERENCE:
-        raise ValueError(
-            f"The reference is {reference.shape[-1]}x{reference.shape[-2]} px; at least "
-            f"{_SMALLEST_REFERENCE} px on a side are needed."
-        )
-    check_finite(reference, "reference")
-
-
-def _same_size(mask: Tensor, image: Tensor, mask_name: str, image_name: str) -> None:
-    if mask.ndim != 4 or mask.shape[1] != 1:
-        raise ValueError(f"The {mask_name} must be K 1 H W, got {tuple(mask.shape)}.")
-    if mask.shape[-2:] != image.shape[-2:]:
-        raise ValueError(
-            f"The {mask_name} is {mask.shape[-1]}x{mask.shape[-2]} but the {image_name} is "
-            f"{image.shape[-1]}x{image.shape[-2]}. Resize the mask first, or have it resized "
-            "explicitly (--resize-mask)."
-        )
-
-
-def _pick(batch: Tensor, i: int) -> Tensor:
-    return batch[i : i + 1] if len(batch) > 1 else batch
 
 
 class _Clock:
@@ -234,7 +90,7 @@ def refine(
     Raises:
         ValueError: for every input that cannot be repaired as asked, with the values and the fix.
     """
-    n = _check(request)
+    n = check(request)
     engine.recipe.check_references(len(request.references))
     tell = progress or (lambda _: None)
     clock, begun = _Clock(), time.perf_counter()
@@ -244,18 +100,18 @@ def refine(
     crops: list[Tensor] = []
     reports: list[dict[str, Any]] = []
     for i in range(n):
-        draft = _pick(request.draft, i)
-        refs = tuple(_pick(r, i) for r in request.references)
-        ref_masks = [None if m is None else _pick(m, i) for m in request.reference_masks]
+        draft = pick(request.draft, i)
+        refs = tuple(pick(r, i) for r in request.references)
+        ref_masks = [None if m is None else pick(m, i) for m in request.reference_masks]
         ref_masks += [None] * (len(refs) - len(ref_masks))
-        regions = _regions(request, i, size)
+        regions = regions_of(request, i, size)
         image, allowed = draft.clone(), _empty_mask(size)
         for r, region in enumerate(regions):
             place = Stage(
                 "plan", picture=i, pictures=n, region=r, regions=len(regions), image=image
             )
             job = _RegionJob(engine, request.options, clock, tell, place, scorer)
-            done, report = job.run(image, region, refs, _masks_of_box(request, r, refs, ref_masks))
+            done, report = job.run(image, region, refs, masks_of_box(request, r, refs, ref_masks))
             b = region.box
             allowed[..., b.y0 : b.y1, b.x0 : b.x1] = torch.maximum(
                 allowed[..., b.y0 : b.y1, b.x0 : b.x1], (region.mask > 0).float()
@@ -283,7 +139,7 @@ def refine(
         "python": platform.python_version(),
     }
     if request.boxes and request.mask is not None:
-        report["mask_outside_boxes_px"] = _outside_boxes(request, size)
+        report["mask_outside_boxes_px"] = outside_boxes(request, size)
     return RefineResult(_batch(images), crops, _batch(changed), report)
 
 
@@ -305,43 +161,6 @@ def _peak_memory() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20)
-
-
-def _regions(request: RefineRequest, i: int, size: Extent) -> list[Region]:
-    o = request.options
-    mask = None if request.mask is None else _pick(request.mask, i)
-    if request.boxes:
-        return box_regions(request.boxes, size, mask, grow_pixels=o.grow, holes=o.fill_holes)
-    if mask is None:
-        return [whole_region(size)]
-    return find_regions(
-        mask,
-        grow_pixels=o.grow,
-        holes=o.fill_holes,
-        smallest=o.smallest,
-        split=o.split,
-    )
-
-
-def _outside_boxes(request: RefineRequest, size: Extent) -> int:
-    """Pixels of the masks that no box covers: they are not repaired, which the user may not expect."""
-    assert request.mask is not None
-    uncovered = request.mask > 0
-    for pair in request.boxes:
-        b = pair.draft.pixels(size)
-        uncovered[..., b.y0 : b.y1, b.x0 : b.x1] = False
-    return int(uncovered.sum())
-
-
-def _masks_of_box(
-    request: RefineRequest, r: int, references: tuple[Tensor, ...], masks: list[Tensor | None]
-) -> list[Tensor | None]:
-    """The reference masks of region `r`: the first reference's is cut to the region's box."""
-    box = request.boxes[r].reference if request.boxes else None
-    if box is None or not references:
-        return masks
-    size = Extent(references[0].shape[-1], references[0].shape[-2])
-    return [reference_box_mask(box, size, masks[0]), *masks[1:]]
 
 
 @dataclass(frozen=True)
@@ -557,60 +376,6 @@ def _contradict(draft: Tensor, view: Tensor, mask: Tensor) -> bool:
     contradicts the reference altogether is no witness of the truth.
     """
     return float(StructuralScorer().distance(draft, view, mask)) > _CONTRADICTION
-
-
-def settle(
-    result: Tensor,
-    seen: Tensor,
-    region: Region,
-    plan: CropPlan,
-    *,
-    drift: bool = True,
-    color_match: float = 1.0,
-) -> tuple[Tensor, dict[str, Any]]:
-    """Take the model's drift and colour cast out of a decoded crop, measured outside the region.
-
-    Args:
-        result, seen: the decoded and the original crop, float 1 3 H W.
-        region, plan: what was cropped.
-        drift: correct shift and zoom.
-        color_match: how far to follow the colours of the surroundings, 0..1.
-    """
-    around = ring(region, plan)
-    report: dict[str, Any] = {"drift": {"measured": False}, "color": None}
-    if drift:
-        result, report["drift"] = _undrift(result, seen, around)
-    gain = measure_gain(result, seen, around) if color_match > 0 else None
-    if gain is not None:
-        before = ring_error(result, seen, around)
-        result = gain.apply(result, color_match).clamp(0, 1)
-        report["color"] = {
-            "gain": [round(g, 4) for g in gain.gain],
-            "offset": [round(g, 4) for g in gain.offset],
-            "ring_error_before": round(before, 4),
-            "ring_error_after": round(ring_error(result, seen, around), 4),
-        }
-    return result, report
-
-
-def _undrift(result: Tensor, seen: Tensor, around: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    """Measure shift and zoom of the result against the draft on the ring, and take them out."""
-    h, w = seen.shape[-2:]
-    if float(around.mean()) < _RING_LEAST:
-        return result, {"measured": False}
-    found = register(seen, result, around, "shift_zoom", finest=256)
-    m = found.matrix / found.matrix[2, 2]
-    dx, dy, zoom = float(m[0, 2]) * w / 2, float(m[1, 2]) * h / 2, float(m[0, 0])
-    p = grid(2, 2)
-    moved = ((p @ m.T)[:, :2] - p[:, :2]) * torch.tensor([w / 2, h / 2], dtype=torch.float64)
-    most = float(moved.norm(dim=1).max())
-    sane = max(abs(dx) / w, abs(dy) / h) <= _DRIFT_MOST and abs(zoom - 1) <= _ZOOM_MOST
-    correct = sane and most > _DRIFT_LEAST
-    report = {
-        "measured": True, "dx": round(dx, 3), "dy": round(dy, 3), "zoom": round(zoom, 5),
-        "score": round(found.score, 3), "corrected": correct,
-    }  # fmt: skip
-    return (warp(result, m, h, w)[0].clamp(0, 1) if correct else result), report
 
 
 def _plan_report(plan: CropPlan) -> dict[str, Any]:

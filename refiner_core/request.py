@@ -1,0 +1,206 @@
+"""What is asked of a repair: its pictures, masks, boxes and settings, checked and taken apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import get_args
+
+from torch import Tensor
+
+from .boxes import BoxPair, box_regions, reference_box_mask
+from .crop import Blend
+from .geometry import Extent
+from .images import MAX_SIDE, check_finite
+from .masks import Region, find_regions, whole_region
+
+MAX_CANDIDATES = 64
+_SMALLEST_REFERENCE = 8  # px: less than one token of any recipe
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """Everything a user may set; None takes the recipe's value.
+
+    `prompt` full text, else the recipe's template with `subject`; `seed`; `steps`; `guidance`;
+    `context` crop size over region size; `megapixels` the model works at; `grow` mask growth in
+    px; `feather` blend width inside the mask's edge in px; `fill_holes`; `smallest` piece of mask
+    in px; `split` False repairs all pieces in one crop; `model_mask` 0..1, how firmly sampling is
+    held to the draft outside the region (0 = free); `blend`; `drift` correct shift and zoom;
+    `color_match` strength 0..1; `align` the reference first; `candidates` to choose the best of,
+    halved every `prune_at` steps (None = a quarter of the steps, 0 = never) down to `keep`.
+    """
+
+    prompt: str | None = None
+    subject: str | None = None
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    context: float | None = None
+    megapixels: float | None = None
+    grow: float = 0
+    feather: float = 6
+    fill_holes: bool = True
+    smallest: int = 1
+    split: bool = True
+    model_mask: float = 0.0
+    blend: Blend = "feather"
+    drift: bool | None = None
+    color_match: float | None = None
+    align: bool | None = None
+    candidates: int = 1
+    keep: int = 1
+    prune_at: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("guidance", 0, 100), ("feather", 0, 1024), ("grow", -1024, 1024),
+            ("model_mask", 0, 1), ("color_match", 0, 1), ("smallest", 1, 1 << 30),
+            ("candidates", 1, MAX_CANDIDATES), ("prune_at", 0, 1000),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name} must be between {low} and {high}, got {value}.")
+        if self.steps is not None and not 1 <= self.steps <= 1000:
+            raise ValueError(f"steps must be between 1 and 1000, got {self.steps}.")
+        if not 1 <= self.keep <= self.candidates:
+            raise ValueError(
+                f"keep must be from 1 to the number of candidates ({self.candidates}), got {self.keep}."
+            )
+        if self.blend not in get_args(Blend):
+            raise ValueError(
+                f"blend must be one of {', '.join(get_args(Blend))}, got {self.blend!r}."
+            )
+
+
+@dataclass(frozen=True)
+class RefineRequest:
+    """What to repair.
+
+    `draft` N 3 H W in any stored type, N drafts; `references` up to three groups, each M 3 h w (all
+    groups of the same M), none where the recipe needs none; `mask` None (everything) or K 1 H W;
+    `reference_masks` one per group, None = the whole reference. N, M and K must be equal or 1.
+    With `boxes` each pair is a region of its own, repaired from its own box of the first reference;
+    the masks then only narrow the boxes down.
+    """
+
+    draft: Tensor
+    references: tuple[Tensor, ...]
+    mask: Tensor | None = None
+    reference_masks: tuple[Tensor | None, ...] = ()
+    options: RefineOptions = field(default_factory=RefineOptions)
+    boxes: tuple[BoxPair, ...] = ()
+
+
+def check(request: RefineRequest) -> int:
+    """How many pictures the request makes.
+
+    Raises:
+        ValueError: shapes, sizes or numbers that do not go together, with the values and the fix.
+    """
+    draft, refs = request.draft, request.references
+    _check_draft(draft)
+    if len(refs) > 3:
+        raise ValueError(f"At most three references are supported, got {len(refs)}.")
+    candidates = request.options.candidates
+    if not refs and candidates > 1:
+        raise ValueError(
+            f"{candidates} candidates are compared with the reference: give one, or set candidates "
+            "to 1."
+        )
+    counts = {"drafts": len(draft)}
+    for i, reference in enumerate(refs):
+        _check_reference(reference)
+        counts["references" if i == 0 else f"references {i + 1}"] = len(reference)
+    if len(request.reference_masks) > len(refs):
+        raise ValueError(
+            f"{len(request.reference_masks)} reference masks for {len(refs)} references: give one "
+            "mask (or None) per reference."
+        )
+    for i, m in enumerate(request.reference_masks):
+        if m is None:
+            continue
+        counts[f"reference masks {i + 1}"] = len(m)
+        _same_size(m, refs[i], "reference mask", "reference")
+        check_finite(m, "reference mask")
+    if request.mask is not None:
+        counts["masks"] = len(request.mask)
+        _same_size(request.mask, draft, "mask", "draft")
+    n = max(counts.values())
+    if any(c not in (1, n) for c in counts.values()):
+        listed = ", ".join(f"{c} {name}" for name, c in counts.items())
+        raise ValueError(f"Batches do not match: {listed}. Give one of each or equally many.")
+    return n
+
+
+def _check_draft(draft: Tensor) -> None:
+    if draft.ndim != 4 or draft.shape[1] != 3 or min(draft.shape) < 1:
+        raise ValueError(f"The draft must be N 3 H W, got {tuple(draft.shape)}.")
+    if max(draft.shape[-2:]) > MAX_SIDE:
+        raise ValueError(
+            f"The draft is {draft.shape[-1]}x{draft.shape[-2]}; at most {MAX_SIDE} px are supported."
+        )
+
+
+def _check_reference(reference: Tensor) -> None:
+    if reference.ndim != 4 or reference.shape[1] != 3:
+        raise ValueError(f"A reference must be M 3 h w, got {tuple(reference.shape)}.")
+    if min(reference.shape[-2:]) < _SMALLEST_REFERENCE:
+        raise ValueError(
+            f"The reference is {reference.shape[-1]}x{reference.shape[-2]} px; at least "
+            f"{_SMALLEST_REFERENCE} px on a side are needed."
+        )
+    check_finite(reference, "reference")
+
+
+def _same_size(mask: Tensor, image: Tensor, mask_name: str, image_name: str) -> None:
+    if mask.ndim != 4 or mask.shape[1] != 1:
+        raise ValueError(f"The {mask_name} must be K 1 H W, got {tuple(mask.shape)}.")
+    if mask.shape[-2:] != image.shape[-2:]:
+        raise ValueError(
+            f"The {mask_name} is {mask.shape[-1]}x{mask.shape[-2]} but the {image_name} is "
+            f"{image.shape[-1]}x{image.shape[-2]}. Resize the mask first, or have it resized "
+            "explicitly (--resize-mask)."
+        )
+
+
+def pick(batch: Tensor, i: int) -> Tensor:
+    """Picture `i` of a batch, or its only one."""
+    return batch[i : i + 1] if len(batch) > 1 else batch
+
+
+def regions_of(request: RefineRequest, i: int, size: Extent) -> list[Region]:
+    """What is to be repaired in picture `i` of that size."""
+    o = request.options
+    mask = None if request.mask is None else pick(request.mask, i)
+    if request.boxes:
+        return box_regions(request.boxes, size, mask, grow_pixels=o.grow, holes=o.fill_holes)
+    if mask is None:
+        return [whole_region(size)]
+    return find_regions(
+        mask,
+        grow_pixels=o.grow,
+        holes=o.fill_holes,
+        smallest=o.smallest,
+        split=o.split,
+    )
+
+
+def outside_boxes(request: RefineRequest, size: Extent) -> int:
+    """Pixels of the masks that no box covers: they are not repaired, which the user may not expect."""
+    assert request.mask is not None
+    uncovered = request.mask > 0
+    for pair in request.boxes:
+        b = pair.draft.pixels(size)
+        uncovered[..., b.y0 : b.y1, b.x0 : b.x1] = False
+    return int(uncovered.sum())
+
+
+def masks_of_box(
+    request: RefineRequest, r: int, references: tuple[Tensor, ...], masks: list[Tensor | None]
+) -> list[Tensor | None]:
+    """The reference masks of region `r`: the first reference's is cut to the region's box."""
+    box = request.boxes[r].reference if request.boxes else None
+    if box is None or not references:
+        return masks
+    size = Extent(references[0].shape[-1], references[0].shape[-2])
+    return [reference_box_mask(box, size, masks[0]), *masks[1:]]

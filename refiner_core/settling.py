@@ -1,0 +1,73 @@
+"""Takes out of a repaired crop what the model changed of its own accord: drift and colour cast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .color import measure_gain, ring_error
+from .crop import ring
+from .geometry import CropPlan
+from .masks import Region
+from .registration import grid, register, warp
+
+_DRIFT_LEAST = 0.5  # px at the model's size: less is not worth a resampling
+_DRIFT_MOST = 0.06  # of the crop's side: more is not drift but another picture
+_ZOOM_MOST = 0.05
+_RING_LEAST = 0.05  # share of the crop outside the region below which drift is not measured
+
+
+def settle(
+    result: Tensor,
+    seen: Tensor,
+    region: Region,
+    plan: CropPlan,
+    *,
+    drift: bool = True,
+    color_match: float = 1.0,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Take the model's drift and colour cast out of a decoded crop, measured outside the region.
+
+    Args:
+        result, seen: the decoded and the original crop, float 1 3 H W.
+        region, plan: what was cropped.
+        drift: correct shift and zoom.
+        color_match: how far to follow the colours of the surroundings, 0..1.
+    """
+    around = ring(region, plan)
+    report: dict[str, Any] = {"drift": {"measured": False}, "color": None}
+    if drift:
+        result, report["drift"] = _undrift(result, seen, around)
+    gain = measure_gain(result, seen, around) if color_match > 0 else None
+    if gain is not None:
+        before = ring_error(result, seen, around)
+        result = gain.apply(result, color_match).clamp(0, 1)
+        report["color"] = {
+            "gain": [round(g, 4) for g in gain.gain],
+            "offset": [round(g, 4) for g in gain.offset],
+            "ring_error_before": round(before, 4),
+            "ring_error_after": round(ring_error(result, seen, around), 4),
+        }
+    return result, report
+
+
+def _undrift(result: Tensor, seen: Tensor, around: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Measure shift and zoom of the result against the draft on the ring, and take them out."""
+    h, w = seen.shape[-2:]
+    if float(around.mean()) < _RING_LEAST:
+        return result, {"measured": False}
+    found = register(seen, result, around, "shift_zoom", finest=256)
+    m = found.matrix / found.matrix[2, 2]
+    dx, dy, zoom = float(m[0, 2]) * w / 2, float(m[1, 2]) * h / 2, float(m[0, 0])
+    p = grid(2, 2)
+    moved = ((p @ m.T)[:, :2] - p[:, :2]) * torch.tensor([w / 2, h / 2], dtype=torch.float64)
+    most = float(moved.norm(dim=1).max())
+    sane = max(abs(dx) / w, abs(dy) / h) <= _DRIFT_MOST and abs(zoom - 1) <= _ZOOM_MOST
+    correct = sane and most > _DRIFT_LEAST
+    report = {
+        "measured": True, "dx": round(dx, 3), "dy": round(dy, 3), "zoom": round(zoom, 5),
+        "score": round(found.score, 3), "corrected": correct,
+    }  # fmt: skip
+    return (warp(result, m, h, w)[0].clamp(0, 1) if correct else result), report
