@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from .. import synthetic
+from .graphs import CASES, LOAD, node, pixels, repair
 from .test_published import CRITIC, FLUX, outside_and_inside, ran
-from .test_server import CASES, LOAD, node, pixels, repair
 
 STRONG = 4.0  # so that random LoRAs are seen in the picture
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .test_server import CASES, LOAD, node, pixels, repair
+from .graphs import CASES, LOAD, node, pixels, repair
 
 FLUX = {
     "diffusion_model": "tiny_flux.safetensors", "clip_l": "tiny_clip_l.safetensors",

@@ -16,15 +16,11 @@ from refiner_core.scoring.dreamsim import DreamSimScorer
 from refiner_core.scoring.dreamsim_files import load_dreamsim
 from refiner_core.scoring.dreamsim_release import convert_release
 from refiner_core.scoring.structural import StructuralScorer
+from tests.comfyui.graphs import CASES, node
 from tests.dreamsim_release import TINY, write_release
 
-CASES = Path(__file__).resolve().parents[2] / "refiner_core" / "demo_cases"
 STRUCTURAL = StructuralScorer.name
 FILE = "tiny_ensemble.safetensors"
-
-
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": kind, "inputs": inputs}
 
 
 def graph(metric: str, **changes: Any) -> dict[str, Any]:

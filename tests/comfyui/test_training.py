@@ -18,6 +18,7 @@ from refiner_core.kontext import Conditioning, velocity
 from refiner_core.lora import apply_lora, read_lora, save_lora
 from refiner_core.training.checkpoint import read_facts
 from refiner_core.training.trainable import add_lora
+from tests.comfyui.graphs import node
 from tests.comfyui.test_server import Events
 
 SCRIPT = Path(__file__).with_name("native_lora.py")
@@ -81,10 +82,6 @@ def write_triplets(folder: Path) -> None:
         ],
     )
     write_lines(folder / MANIFEST, entries)
-
-
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": kind, "inputs": inputs}
 
 
 def load_node() -> dict[str, Any]:
