@@ -121,10 +121,9 @@ def inputs_of(recipe: Recipe) -> list[str]:
     if recipe.name == NANO.name:
         return lora
     loaded = ["diffusion_model", "weight_dtype", "vae", *lora]
-    if recipe.family != "flux":
-        return [*loaded, "text_encoder", "accelerator_lora"]
+    encoders = ["clip_l", "t5xxl"] if recipe.family == "flux" else ["text_encoder"]
     detail = ["detail_encoder", "detail_loading"] if recipe.sight == "detail" else []
-    return [*loaded, "clip_l", "t5xxl", *detail, "accelerator_lora"]
+    return [*loaded, *encoders, *detail, *(["accelerator_lora"] if recipe.fast else [])]
 
 
 class LoadRefiner(io.ComfyNode):
