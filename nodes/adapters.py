@@ -16,8 +16,8 @@ from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..refiner_core.imagecritic_lora import ImageCriticLoRA
-from ..refiner_core.keys import bfl_module
+from ..refiner_core.weights.imagecritic_lora import ImageCriticLoRA
+from ..refiner_core.weights.keys import bfl_module
 
 _PLAIN = (torch.float32, torch.float16, torch.bfloat16)
 _INJECTION = "omnirefiner_imagecritic"

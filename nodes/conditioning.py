@@ -11,9 +11,9 @@ import torch
 from comfy_extras.nodes_qwen import TextEncodeQwenImageEditPlus
 from torch import Tensor
 
-from ..refiner_core.detail_encoder import DetailEncoder, fill_triggers
 from ..refiner_core.interfaces import SamplingJob
-from ..refiner_core.triggers import tokenize_triggers
+from ..refiner_core.models.detail_encoder import DetailEncoder, fill_triggers
+from ..refiner_core.models.triggers import tokenize_triggers
 from .types import Refiner
 
 

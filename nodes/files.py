@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import folder_paths
 
-from ..refiner_core.inspection import expect
 from ..refiner_core.recipes import Recipe
+from ..refiner_core.weights.inspection import expect
 
 NONE = "none"
 NANO_CHOICE = "nano (embedded)"

@@ -12,9 +12,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..refiner_core.detail_encoder import load_detail_encoder
-from ..refiner_core.imagecritic_lora import read_imagecritic_lora
-from ..refiner_core.inspection import expect
+from ..refiner_core.models.detail_encoder import load_detail_encoder
 from ..refiner_core.recipe_files import SUFFIXES, read_recipe
 from ..refiner_core.recipes import (
     NANO,
@@ -24,6 +22,8 @@ from ..refiner_core.recipes import (
     get_recipe,
     lightning_steps,
 )
+from ..refiner_core.weights.imagecritic_lora import read_imagecritic_lora
+from ..refiner_core.weights.inspection import expect
 from .adapters import apply_imagecritic
 from .conditioning import DetailPatcher, encode_prompt
 from .engine import check_model

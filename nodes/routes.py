@@ -12,8 +12,8 @@ from aiohttp import web
 from PIL import Image, ImageOps
 from server import PromptServer
 
-from ..refiner_core.geometry import Extent
-from ..refiner_core.previews import fitted, to_pillow
+from ..refiner_core.pictures.geometry import Extent
+from ..refiner_core.pictures.previews import fitted, to_pillow
 from ..refiner_core.recipes import RECIPES
 from .example import NAMES, example_case
 from .loaders import inputs_of

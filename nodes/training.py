@@ -17,8 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..refiner_core.data.shards import TripletSet
-from ..refiner_core.kontext import Conditioning
-from ..refiner_core.lora import save_lora, split_pairs
+from ..refiner_core.models.kontext import Conditioning
 from ..refiner_core.recipes import NANO, Recipe
 from ..refiner_core.training.checkpoint import load_checkpoint, save_checkpoint
 from ..refiner_core.training.config import SFT_PRESETS, SftConfig
@@ -29,6 +28,7 @@ from ..refiner_core.training.settings import build, merged
 from ..refiner_core.training.sft import SftTrainer
 from ..refiner_core.training.trainable import Trainable
 from ..refiner_core.training.workers import Workers
+from ..refiner_core.weights.lora import save_lora, split_pairs
 from .conditioning import encode_prompt
 from .engine import ComfyEngine
 from .layout import from_core
@@ -232,7 +232,7 @@ class _Run:
 
     def _look(self, policy: Policy) -> np.ndarray:
         recipe = self.refiner.recipe
-        from ..refiner_core.geometry import Extent
+        from ..refiner_core.pictures.geometry import Extent
 
         def schedule(size: tuple[int, int]) -> Tensor:
             factor = recipe.latent_factor

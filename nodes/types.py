@@ -8,8 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..refiner_core.geometry import CropPlan
-from ..refiner_core.masks import Region
+from ..refiner_core.pictures.geometry import CropPlan
+from ..refiner_core.pictures.masks import Region
 from ..refiner_core.recipes import Recipe
 
 CATEGORY = "OmniRefiner"
@@ -57,7 +57,7 @@ ScorerSocket = io.Custom("SCORER")  # carries a `refiner_core.scoring.interface.
 
 
 def boxes_input(tooltip: str) -> io.String.Input:
-    """The widget `boxes`: text (see `refiner_core.boxes`) that the page lets a user draw.
+    """The widget `boxes`: text (see `refiner_core.pictures.boxes`) that the page lets a user draw.
 
     Always a node's last input, so that workflows saved before it was there keep their values.
     """

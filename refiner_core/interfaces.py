@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from .geometry import CropPlan
+from .pictures.geometry import CropPlan
 from .recipes import Recipe
 
 

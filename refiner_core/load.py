@@ -8,21 +8,21 @@ from pathlib import Path
 import torch
 from diffusers import FluxTransformer2DModel
 
-from .detail_encoder import load_detail_encoder
 from .devices import pick_device
-from .engine import CoreEngine, TextEncoder
-from .imagecritic_keys import is_imagecritic
-from .imagecritic_lora import merge_imagecritic, read_imagecritic_lora
-from .inspection import expect
-from .lora import apply_lora, parse_lora_argument, read_lora
+from .models.detail_encoder import load_detail_encoder
+from .models.engine import CoreEngine, TextEncoder
+from .models.text import FluxText, comfyui_folders
+from .models.vae import FluxCodec, load_vae
 from .nano import NANO_WEIGHTS
 from .nano.engine import load_nano
 from .recipe_files import find_recipe
 from .recipes import IMAGECRITIC, KONTEXT, NANO, OMNIREFINER, Recipe
-from .text import FluxText, comfyui_folders
-from .vae import FluxCodec, load_vae
-from .weight_files import check_weights_path, read_header
-from .weights import count_parameters, load_transformer, transformer_folder
+from .weights.files import check_weights_path, read_header
+from .weights.imagecritic_keys import is_imagecritic
+from .weights.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
+from .weights.inspection import expect
+from .weights.lora import apply_lora, parse_lora_argument, read_lora
+from .weights.transformer import count_parameters, load_transformer, transformer_folder
 
 LoraArgument = str | tuple[str | Path, float]
 _MODEL_FOLDERS = ("diffusion_models", "unet", "checkpoints")

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .images import atomic_path
-from .lora import apply_lora, parse_lora_argument, read_lora
 from .nano import NANO_WEIGHTS
 from .nano.engine import load_codec, load_nano
-from .weight_files import check_weights_path, read_header
-from .weights import diffusers_to_bfl, load_transformer
+from .pictures.images import atomic_path
+from .weights.files import check_weights_path, read_header
+from .weights.lora import apply_lora, parse_lora_argument, read_lora
+from .weights.transformer import diffusers_to_bfl, load_transformer
 
 Layout = Literal["bfl", "diffusers"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

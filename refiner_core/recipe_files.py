@@ -16,7 +16,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from .geometry import KONTEXT_BUCKETS, NANO_BUCKETS, QWEN_BUCKETS, Buckets, Extent
+from .pictures.geometry import KONTEXT_BUCKETS, NANO_BUCKETS, QWEN_BUCKETS, Buckets, Extent
 from .recipes import RECIPES, Family, Fast, Layout, Recipe, Sight, get_recipe
 
 SUFFIXES = (".json", ".toml")

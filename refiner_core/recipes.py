@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from . import flow
-from .geometry import KONTEXT_BUCKETS, NANO_BUCKETS, QWEN_BUCKETS, Buckets, Extent
+from .pictures.geometry import KONTEXT_BUCKETS, NANO_BUCKETS, QWEN_BUCKETS, Buckets, Extent
 
 # The architecture of the transformer.
 Family = Literal["flux", "qwen-edit", "flux2"]

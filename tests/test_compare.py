@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from refiner_core.keys import is_bfl
 from refiner_core.load import load_engine
-from refiner_core.lora import apply_lora, read_lora, save_lora
 from refiner_core.merge import merge
 from refiner_core.nano.engine import load_nano
 from refiner_core.training.compare import Comparison, held_out_scenes, measure, paired, table
-from refiner_core.weights import load_transformer
+from refiner_core.weights.keys import is_bfl
+from refiner_core.weights.lora import apply_lora, read_lora, save_lora
+from refiner_core.weights.transformer import load_transformer
 
 
 def test_a_clear_gain_is_better_and_noise_is_not() -> None:

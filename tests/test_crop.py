@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from refiner_core.crop import (
+from refiner_core.matching.registration import register
+from refiner_core.pictures.crop import (
     Blend,
     box_region,
     crop,
@@ -18,9 +19,8 @@ from refiner_core.crop import (
     stitch,
     uncrop,
 )
-from refiner_core.geometry import NANO_BUCKETS, Box, Buckets, CropPlan, Extent, plan_crop
-from refiner_core.masks import Region, feather, find_regions
-from refiner_core.registration import register
+from refiner_core.pictures.geometry import NANO_BUCKETS, Box, Buckets, CropPlan, Extent, plan_crop
+from refiner_core.pictures.masks import Region, feather, find_regions
 
 DTYPES = [torch.uint8, torch.uint16, torch.float32, torch.float16]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refiner_core import homography as hom
 from refiner_core.data.cache import CHANNELS, CacheSpec, build_cache, draw_crop, shard_plan
 from refiner_core.data.degrade import DEGRADATIONS
 from refiner_core.data.details import KINDS, alternative, draw_texture, draw_word
 from refiner_core.data.scenes import Scene, make_scene, photographs, warp_reference
+from refiner_core.matching import homography as hom
 
 SIZE = (120, 96)
 FILL = (0.4, 0.6)

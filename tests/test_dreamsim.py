@@ -17,14 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from refiner_core.__main__ import main
-from refiner_core.registration import blur
+from refiner_core.matching.registration import blur
 from refiner_core.scoring.comparison import compare, draw_heat, match_size
 from refiner_core.scoring.dreamsim import DreamSimScorer, cosine_distance
 from refiner_core.scoring.dreamsim_files import load_dreamsim, read_variant, save_dreamsim
 from refiner_core.scoring.dreamsim_release import convert_release
 from refiner_core.scoring.preparation import prepare_exact, prepare_image, prepare_smooth
 from refiner_core.scoring.structural import StructuralScorer
-from refiner_core.weight_files import read_header
+from refiner_core.weights.files import read_header
 from tests.dreamsim_release import FULL, LAYOUTS, TINY, sample_pictures, write_release
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from refiner_core.kontext import Conditioning
+from refiner_core.models.kontext import Conditioning
 from refiner_core.recipes import NANO, OMNIREFINER
 from refiner_core.training.config import GrpoConfig, RolloutSettings
 from refiner_core.training.exploration import Knobs, explores, make_siblings, turn_knobs

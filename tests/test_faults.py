@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refiner_core.geometry import Box, Extent
-from refiner_core.pipeline import RefineOptions, RefineRequest, refine
+from refiner_core.pictures.geometry import Box, Extent
 from refiner_core.recipes import IMAGECRITIC, REFINEANYTHING, Recipe
+from refiner_core.repair.pipeline import RefineOptions, RefineRequest, refine
 
 from .faults import ModelThat, checkerboard, displacement, seam
 

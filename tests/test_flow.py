@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from refiner_core import flow
-from refiner_core.geometry import Extent
+from refiner_core.pictures.geometry import Extent
 from refiner_core.recipes import KONTEXT, NANO, OMNIREFINER, get_recipe
 from refiner_core.sampling import draw_noise, restrict, sample
 

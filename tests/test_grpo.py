@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from refiner_core import flow
-from refiner_core.kontext import Conditioning
+from refiner_core.models.kontext import Conditioning
 from refiner_core.recipes import OMNIREFINER
 from refiner_core.sampling import Transition, advance, draw_noise, sample
 from refiner_core.training.advantages import group_advantages

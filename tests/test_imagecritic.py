@@ -12,19 +12,19 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refiner_core.detail_encoder import (
+from refiner_core.load import load_engine
+from refiner_core.models.detail_encoder import (
     DetailEncoder,
     fill_triggers,
     load_detail_encoder,
     random_weights,
 )
-from refiner_core.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
-from refiner_core.kontext import Conditioning, velocity, zero_text
-from refiner_core.load import load_engine
+from refiner_core.models.kontext import Conditioning, velocity, zero_text
+from refiner_core.models.text import comfyui_folders, load_tokenizers
+from refiner_core.models.triggers import tokenize_triggers
 from refiner_core.recipes import IMAGECRITIC, KONTEXT, REFINEANYTHING, lightning_steps
 from refiner_core.sampling import draw_noise
-from refiner_core.text import comfyui_folders, load_tokenizers
-from refiner_core.triggers import tokenize_triggers
+from refiner_core.weights.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
 
 from . import synthetic
 

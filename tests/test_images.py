@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from refiner_core.geometry import Extent
-from refiner_core.images import (
+from refiner_core.pictures.geometry import Extent
+from refiner_core.pictures.images import (
     Picture,
     atomic_path,
     check_finite,

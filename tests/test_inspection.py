@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from refiner_core.__main__ import main
-from refiner_core.inspection import expect, inspect_file
+from refiner_core.weights.inspection import expect, inspect_file
 
 from . import synthetic
 

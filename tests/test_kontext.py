@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from refiner_core import tokens
-from refiner_core.kontext import Conditioning, Denoiser, velocity, zero_text
+from refiner_core.models import tokens
+from refiner_core.models.kontext import Conditioning, Denoiser, velocity, zero_text
 
 
 def tiny(guidance: bool = False) -> FluxTransformer2DModel:

@@ -13,10 +13,10 @@ from diffusers import (
 from torch import Tensor
 
 from refiner_core import flow
-from refiner_core.kontext import Conditioning, Denoiser
+from refiner_core.models.kontext import Conditioning, Denoiser
+from refiner_core.models.tokens import pack, unpack
+from refiner_core.models.vae import FluxCodec
 from refiner_core.sampling import sample
-from refiner_core.tokens import pack, unpack
-from refiner_core.vae import FluxCodec
 
 STEPS, GUIDANCE = 4, 2.5
 

@@ -9,7 +9,7 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from refiner_core.lora import apply_lora, parse_lora_argument, read_lora, save_lora
+from refiner_core.weights.lora import apply_lora, parse_lora_argument, read_lora, save_lora
 
 RANK = 3
 WIDTH = 128
@@ -176,7 +176,7 @@ def test_merging_and_taking_out_again_restores_the_weights(tmp_path: Path) -> No
 
 
 def test_bf16_weights_are_rounded_once() -> None:
-    from refiner_core.lora import Factor, LoRA
+    from refiner_core.weights.lora import Factor, LoRA
 
     model = tiny_flux().to(torch.bfloat16)
     name = f"{DOUBLE}attn.to_q"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from refiner_core.registration import blur
+from refiner_core.matching.registration import blur
 from refiner_core.scoring.dreamsim import VARIANTS, DreamSim, DreamSimScorer, tower_config
 from refiner_core.scoring.patchwise import PatchScores, RewardWeights, patch_scores
 from refiner_core.scoring.structural import StructuralScorer

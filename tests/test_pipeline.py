@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refiner_core.boxes import BoxPair, RelativeBox
-from refiner_core.color import match_light
 from refiner_core.data.scenes import Scene, make_scene
-from refiner_core.engine import CoreEngine
-from refiner_core.geometry import Box, Extent
-from refiner_core.images import to_dtype
 from refiner_core.interfaces import SamplingJob, Stage
+from refiner_core.matching.color import match_light
+from refiner_core.matching.registration import warp
+from refiner_core.models.engine import CoreEngine
 from refiner_core.nano.engine import load_nano
-from refiner_core.pipeline import RefineOptions, RefineRequest, RefineResult, refine
+from refiner_core.pictures.boxes import BoxPair, RelativeBox
+from refiner_core.pictures.geometry import Box, Extent
+from refiner_core.pictures.images import to_dtype
 from refiner_core.recipes import NANO, Recipe
-from refiner_core.registration import warp
-from refiner_core.views import lost
+from refiner_core.repair.pipeline import RefineOptions, RefineRequest, RefineResult, refine
+from refiner_core.repair.views import lost
 
 STEPS = 2
 FAST = RefineOptions(steps=STEPS, align=False)

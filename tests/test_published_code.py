@@ -26,14 +26,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from refiner_core import tokens
-from refiner_core.detail_encoder import fill_triggers, load_detail_encoder
-from refiner_core.geometry import Box, Extent
-from refiner_core.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
-from refiner_core.kontext import Conditioning, velocity
-from refiner_core.pipeline import RefineOptions, RefineRequest, refine
+from refiner_core.models import tokens
+from refiner_core.models.detail_encoder import fill_triggers, load_detail_encoder
+from refiner_core.models.kontext import Conditioning, velocity
+from refiner_core.pictures.geometry import Box, Extent
 from refiner_core.recipes import IMAGECRITIC, REFINEANYTHING, Recipe
+from refiner_core.repair.pipeline import RefineOptions, RefineRequest, refine
 from refiner_core.sampling import draw_noise
+from refiner_core.weights.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
 
 from . import synthetic
 from .faults import ModelThat, checkerboard, displacement, seam

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from refiner_core.geometry import Extent
+from refiner_core.pictures.geometry import Extent
 from refiner_core.recipe_files import find_recipe, read_recipe
 from refiner_core.recipes import IMAGECRITIC, OMNIREFINER, Recipe
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from refiner_core import homography as hom
-from refiner_core.alignment import align, apply_alignment
 from refiner_core.data.scenes import Scene, make_scene
-from refiner_core.registration import correlation, grid, register, warp
+from refiner_core.matching import homography as hom
+from refiner_core.matching.alignment import align, apply_alignment
+from refiner_core.matching.registration import correlation, grid, register, warp
 
 _EYE = torch.eye(3, dtype=torch.float64)
 

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from refiner_core.data.scenes import Scene, make_scene
-from refiner_core.engine import CoreEngine
 from refiner_core.interfaces import SamplingJob
+from refiner_core.models.engine import CoreEngine
 from refiner_core.nano.engine import load_nano
-from refiner_core.pipeline import RefineOptions, RefineRequest, refine
 from refiner_core.recipes import NANO, Recipe
+from refiner_core.repair.pipeline import RefineOptions, RefineRequest, refine
+from refiner_core.repair.search import Candidate, Round, rounds, search
+from refiner_core.repair.views import spread_share
 from refiner_core.sampling import draw_noise
 from refiner_core.scoring.structural import StructuralScorer
-from refiner_core.search import Candidate, Round, rounds, search
-from refiner_core.views import spread_share
 
 FAST = RefineOptions(steps=2, align=False)
 

@@ -22,8 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from refiner_core.interfaces import SamplingJob
-from refiner_core.kontext import Conditioning
-from refiner_core.lora import apply_lora, read_lora
+from refiner_core.models.kontext import Conditioning
 from refiner_core.recipes import KONTEXT, OMNIREFINER, Recipe
 from refiner_core.training import checkpoint
 from refiner_core.training.config import SFT_PRESETS, SftConfig
@@ -35,6 +34,7 @@ from refiner_core.training.sft import SftTrainer
 from refiner_core.training.times import draw_times
 from refiner_core.training.trainable import LORA_TARGETS, Trainable, add_lora, continue_lora
 from refiner_core.training.views import View, epoch_batches, stack
+from refiner_core.weights.lora import apply_lora, read_lora
 from tests.tiny_training import SETTINGS, TinyViews, tiny_engine, tiny_flux, tiny_session
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -358,7 +358,7 @@ def test_a_lora_can_be_trained_further(tmp_path: Path) -> None:
     lora = read_lora(path)
     assert all(torch.equal(again[k], lora.factors[k][0].a) for k in again)
     small = {k: f for k, f in lora.factors.items() if "ff" not in k}
-    from refiner_core.lora import save_lora
+    from refiner_core.weights.lora import save_lora
 
     save_lora(tmp_path / "part.safetensors", {k: (f[0].a, f[0].b) for k, f in small.items()})
     with pytest.raises(ValueError, match="missing:.*omnirefiner merge"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from refiner_core.registration import blur
+from refiner_core.matching.registration import blur
 from refiner_core.scoring.interface import check_pair
 from refiner_core.scoring.structural import StructuralScorer
 

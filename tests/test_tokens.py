@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refiner_core.tokens import layout_ids, pack, position_ids, unpack
+from refiner_core.models.tokens import layout_ids, pack, position_ids, unpack
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.integers(1, 6))

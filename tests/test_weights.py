@@ -8,8 +8,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import save_file
 
-from refiner_core.kontext import Conditioning, velocity
-from refiner_core.weights import (
+from refiner_core.models.kontext import Conditioning, velocity
+from refiner_core.weights.transformer import (
     bfl_to_diffusers,
     count_parameters,
     diffusers_to_bfl,

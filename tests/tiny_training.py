@@ -13,7 +13,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from refiner_core.engine import CoreEngine
+from refiner_core.models.engine import CoreEngine
 from refiner_core.recipes import OMNIREFINER
 from refiner_core.training.config import SftConfig
 from refiner_core.training.prepare import TextCache

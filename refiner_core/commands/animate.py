@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..geometry import Box, Extent
-from ..images import atomic_path, check_output
+from ..pictures.geometry import Box, Extent
+from ..pictures.images import atomic_path, check_output
 
 _GAP = 6  # px between the picture and its enlarged detail
 _WIPE, _HOLD = 18, 12  # frames

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..crop import crop, stitch, uncrop
-from ..geometry import KONTEXT_BUCKETS, Extent, plan_crop
-from ..masks import find_regions
+from ..pictures.crop import crop, stitch, uncrop
+from ..pictures.geometry import KONTEXT_BUCKETS, Extent, plan_crop
+from ..pictures.masks import find_regions
 from . import bench_comfyui, bench_data, bench_dreamsim, bench_training
 from .measuring import median_seconds, noise_picture
 
@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> None:
 
 def _around_the_model(rounds: int) -> None:
     from ..nano.engine import load_nano
-    from ..pipeline import RefineOptions, RefineRequest, refine
+    from ..repair.pipeline import RefineOptions, RefineRequest, refine
 
     engine = load_nano()
     draft, mask = noise_picture(512)
@@ -52,7 +52,7 @@ def _around_the_model(rounds: int) -> None:
 
 def _whole_repair(rounds: int) -> None:
     from ..nano.engine import load_nano
-    from ..pipeline import RefineRequest, refine
+    from ..repair.pipeline import RefineRequest, refine
 
     engine = load_nano()
     print("\nThe whole repair of a 256 px region with nano, by picture size (uint8)")

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..crop import crop, stitch, uncrop
-from ..geometry import KONTEXT_BUCKETS, Extent, plan_crop
-from ..masks import find_regions
+from ..pictures.crop import crop, stitch, uncrop
+from ..pictures.geometry import KONTEXT_BUCKETS, Extent, plan_crop
+from ..pictures.masks import find_regions
 from .measuring import median_seconds, noise_picture, peak_megabytes
 
 
@@ -55,7 +55,7 @@ def _against_native_flux(rounds: int) -> None:
     """One velocity of nano, the same tokens through ComfyUI's FLUX and through the core."""
     from safetensors.torch import load_file
 
-    from ..kontext import Conditioning, velocity, zero_text
+    from ..models.kontext import Conditioning, velocity, zero_text
     from ..nano import NANO_WEIGHTS
     from ..nano.engine import load_nano
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .measuring import median_seconds
 
 if TYPE_CHECKING:
-    from ..engine import CoreEngine
+    from ..models.engine import CoreEngine
     from ..training.config import GrpoConfig, SftConfig
     from ..training.views import Shape, View
 
@@ -76,7 +76,7 @@ def _random_engine(kind: str, device: torch.device) -> CoreEngine:
     """Random weights of a model's size, on the device, in the type that they are trained in."""
     from diffusers import FluxTransformer2DModel
 
-    from ..engine import CoreEngine
+    from ..models.engine import CoreEngine
     from ..nano.engine import load_nano
     from ..recipes import OMNIREFINER
 
@@ -128,7 +128,7 @@ class _Work:
 
 
 def _stages(kind: str, side: int, batch: int, device: torch.device) -> list[_Work]:
-    from ..geometry import Extent
+    from ..pictures.geometry import Extent
     from ..training.grpo import GrpoTrainer
     from ..training.plan import forward_flops, step_flops
     from ..training.policy import Policy, VelocityNet

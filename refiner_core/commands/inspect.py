@@ -22,7 +22,7 @@ def run(chosen: argparse.Namespace) -> None:
     Raises:
         ValueError: a file is missing, cut off, or of another format.
     """
-    from ..inspection import inspect_file
+    from ..weights.inspection import inspect_file
 
     found = [inspect_file(f) for f in chosen.files]
     if chosen.json:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..images import (
+from ..pictures.images import (
     Picture,
     atomic_path,
     check_output,
@@ -83,7 +83,7 @@ def run(chosen: argparse.Namespace) -> None:
         ValueError: any input that cannot be used; nothing is written then.
     """
     from ..load import load_engine
-    from ..pipeline import RefineOptions, RefineRequest, refine
+    from ..repair.pipeline import RefineOptions, RefineRequest, refine
 
     out = check_picture_output(chosen.out, chosen.overwrite)
     report = check_output(chosen.report, chosen.overwrite) if chosen.report else None

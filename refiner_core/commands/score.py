@@ -61,7 +61,7 @@ def run(chosen: argparse.Namespace) -> None:
     """
     import torch
 
-    from ..images import (
+    from ..pictures.images import (
         Picture,
         check_picture_output,
         load_mask,

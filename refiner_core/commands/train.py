@@ -104,7 +104,7 @@ def _stage_two(chosen: argparse.Namespace, out: Path, cache: Path, weights: Path
 
 
 def _evaluate(chosen: argparse.Namespace, out: Path, stages: dict[str, Path]) -> None:
-    from ..images import atomic_path
+    from ..pictures.images import atomic_path
     from ..training.nano_stages import evaluate_stages, model_card
 
     found = evaluate_stages(stages, out / "evaluation.json", chosen.evaluate, chosen.workers)

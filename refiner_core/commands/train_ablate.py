@@ -25,7 +25,7 @@ def add_parser(kinds: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Train the variants and print the tables; also in OUT/ablation.md."""
-    from ..images import atomic_path
+    from ..pictures.images import atomic_path
     from ..training.ablation import Budget, ablate, describe
 
     least = {"steps": 1, "batch": 1, "epochs": 0, "crops": 1, "count": 2}

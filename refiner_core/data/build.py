@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..digests import sha256
-from ..images import atomic_path
+from ..pictures.images import atomic_path
 from ..processes import worker_pool
 from .shards import (
     MANIFEST,

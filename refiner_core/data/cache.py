@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..color import match_light
+from ..matching.color import match_light
+from ..matching.registration import blur
 from ..processes import worker_pool
-from ..registration import blur
 from .scenes import make_scene, warp_reference
 
 CHANNELS = 10

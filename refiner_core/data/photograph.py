@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .. import homography as hom
+from ..matching import homography as hom
 from .scenes import Light
 
 _SUPERSAMPLE = 2

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .. import homography as hom
+from ..matching import homography as hom
 from .degrade import DEGRADATIONS
 from .details import Texture, alternative, draw_texture
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from .. import homography as hom
+from ..matching import homography as hom
 from .details import font_files
 from .scenes import Light
 

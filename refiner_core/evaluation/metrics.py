@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..data.triplets import Triplet
-from ..geometry import Box
-from ..images import to_float
-from ..masks import bounds
+from ..pictures.geometry import Box
+from ..pictures.images import to_float
+from ..pictures.masks import bounds
 from ..scoring.dreamsim import DreamSimScorer
 from ..scoring.dreamsim_files import load_dreamsim
 from ..scoring.interface import Scorer

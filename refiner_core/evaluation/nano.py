@@ -11,9 +11,9 @@ from PIL import Image
 
 from ..data.scenes import Scene, make_scene
 from ..nano import NANO_WEIGHTS
-from ..pipeline import RefineOptions, RefineRequest, refine
 from ..processes import worker_pool
 from ..recipes import NANO
+from ..repair.pipeline import RefineOptions, RefineRequest, refine
 from ..scoring.pixels import masked_psnr, masked_ssim
 from .baselines import PastedReference, pasted_reference
 from .cases import mask_tensor, picture

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.triplets import Triplet
-from ..images import atomic_path, load_picture, to_dtype, to_float
+from ..pictures.images import atomic_path, load_picture, to_dtype, to_float
 from ..scoring.comparison import draw_heat
 from ..scoring.pixels import difference_heat
 from .metrics import Case, Column, cut, region_box

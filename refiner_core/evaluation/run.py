@@ -21,13 +21,13 @@ from torch import Tensor
 
 from .. import __version__
 from ..data.triplets import Triplet, encode_png
-from ..images import atomic_path, load_picture, to_dtype, to_float
 from ..interfaces import Engine
 from ..load import load_engine
 from ..nano import NANO_WEIGHTS
-from ..pipeline import RefineOptions, RefineRequest, refine
+from ..pictures.images import atomic_path, load_picture, to_dtype, to_float
 from ..processes import worker_pool
 from ..recipes import NANO
+from ..repair.pipeline import RefineOptions, RefineRequest, refine
 from .baselines import PastedReference, pasted_reference
 from .cases import Cases, open_cases
 from .files import sha256, triplet_digest

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from ..data.scenes import make_scene
-from ..engine import CoreEngine
-from ..images import to_float
-from ..pipeline import RefineOptions, RefineRequest, refine
+from ..models.engine import CoreEngine
+from ..pictures.images import to_float
 from ..processes import worker_pool
+from ..repair.pipeline import RefineOptions, RefineRequest, refine
 from ..scoring.pixels import edge_error, masked_psnr, masked_ssim
 from ..scoring.structural import StructuralScorer
 from .cases import mask_tensor, picture

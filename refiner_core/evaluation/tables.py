@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..images import atomic_path
+from ..pictures.images import atomic_path
 from .metrics import Column
 from .run import REFINED, Outcome
 

@@ -9,7 +9,7 @@ from diffusers import FluxTransformer2DModel
 from safetensors import safe_open
 from torch import Tensor
 
-from ..engine import CoreEngine
+from ..models.engine import CoreEngine
 from ..recipes import NANO
 from . import NANO_WEIGHTS
 from .codec import BlockCodec

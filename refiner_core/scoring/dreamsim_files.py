@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..images import atomic_path
-from ..weight_files import fill, read_header, read_weights
+from ..pictures.images import atomic_path
+from ..weights.files import fill, read_header, read_weights
 from .dreamsim import VARIANTS, DreamSim, Variant, tower_config
 from .vit import HEAD, ViTConfig
 

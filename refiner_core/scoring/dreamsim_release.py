@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..digests import sha256
-from ..weight_files import read_weights
+from ..weights.files import read_weights
 from .dreamsim import VARIANTS, Family, Variant
 from .dreamsim_files import save_dreamsim
 from .vit import resample_positions

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..images import check_finite
+from ..pictures.images import check_finite
 
 
 class Scorer(Protocol):

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..crop import crop
-from ..geometry import Box, Buckets, Extent, plan_crop
-from ..images import resize, to_dtype
-from ..masks import bounds
+from ..pictures.crop import crop
+from ..pictures.geometry import Box, Buckets, Extent, plan_crop
+from ..pictures.images import resize, to_dtype
+from ..pictures.masks import bounds
 from .interface import only_inside
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..registration import blur
+from ..matching.registration import blur
 from .interface import check_pair, only_inside
 from .pixels import sobel, structural_similarity
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..data.cache import CacheSpec, build_cache
-from ..engine import CoreEngine
-from ..kontext import Conditioning, velocity
+from ..models.engine import CoreEngine
+from ..models.kontext import Conditioning, velocity
 from ..nano import NANO_WEIGHTS
 from ..nano.engine import load_nano
 from .compare import Comparison, held_out_scenes, measure, paired, table

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..images import atomic_path
+from ..pictures.images import atomic_path
 from .trainable import Trainable
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from ..data.scenes import make_scene
 from ..data.shards import TripletSet
 from ..data.triplets import Triplet
-from ..engine import CoreEngine
-from ..geometry import Extent
-from ..kontext import Conditioning
+from ..models.engine import CoreEngine
+from ..models.kontext import Conditioning
+from ..pictures.geometry import Extent
 from ..processes import worker_pool
 from ..recipes import NANO, Recipe
+from ..repair.views import prefill
 from ..scoring.structural import StructuralScorer
-from ..views import prefill
 from .config import DataSettings
 from .policy import Policy, VelocityNet
 from .prepare import frame

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from ..data.cache import cut_window
-from ..engine import Codec
-from ..views import prefill
+from ..models.engine import Codec
+from ..repair.views import prefill
 from .views import Pixels, Shape, View, latent_region
 
 

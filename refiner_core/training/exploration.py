@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine import Codec
+from ..models.engine import Codec
 from ..recipes import Recipe
-from ..views import prefill
+from ..repair.views import prefill
 from .config import RolloutSettings
 from .views import View
 

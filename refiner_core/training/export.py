@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__
-from ..engine import CoreEngine
-from ..images import atomic_path
-from ..lora import save_lora
+from ..models.engine import CoreEngine
+from ..pictures.images import atomic_path
+from ..weights.lora import save_lora
 from .trainable import Trainable
 
 _BLOCKS, _BLOCK = 64, 1 << 16

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .. import flow
-from ..engine import Codec
-from ..kontext import Conditioning
+from ..models.engine import Codec
+from ..models.kontext import Conditioning
 from ..recipes import Recipe
 from ..sampling import Transition, advance
 from .advantages import group_advantages

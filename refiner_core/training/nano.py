@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from .. import flow
 from ..data.cache import cut_window
-from ..kontext import Conditioning, velocity, zero_text
+from ..models.kontext import Conditioning, velocity, zero_text
 from ..nano.codec import BLOCK, BlockCodec
 from ..nano.initialisation import initialise, nano_config
 from .loss import masked_flow_loss

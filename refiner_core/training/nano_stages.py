@@ -11,10 +11,10 @@ import numpy as np
 from diffusers import FluxTransformer2DModel
 
 from ..data.cache import CacheSpec, build_cache
-from ..engine import CoreEngine
-from ..images import atomic_path
+from ..models.engine import CoreEngine
 from ..nano.engine import load_nano
 from ..nano.initialisation import initialise, nano_config
+from ..pictures.images import atomic_path
 from .compare import Comparison, held_out_scenes, measure, paired, table
 from .config import GRPO_PRESETS, GrpoConfig
 from .crops import CropViews

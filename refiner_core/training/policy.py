@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import flow
-from ..kontext import Conditioning, velocity
+from ..models.kontext import Conditioning, velocity
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel

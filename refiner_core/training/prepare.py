@@ -20,15 +20,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..crop import crop, crop_mask
 from ..data.shards import TripletSet
 from ..data.triplets import Triplet
-from ..engine import TextEncoder
-from ..geometry import Box, CropPlan, Extent
-from ..images import atomic_path
-from ..masks import Region, bounds
+from ..models.engine import TextEncoder
+from ..pictures.crop import crop, crop_mask
+from ..pictures.geometry import Box, CropPlan, Extent
+from ..pictures.images import atomic_path
+from ..pictures.masks import Region, bounds
 from ..recipes import Recipe
-from ..views import plan_views, prefill, reference_view
+from ..repair.views import plan_views, prefill, reference_view
 from .config import DataSettings
 from .views import Pixels, Shape, View, latent_region
 from .workers import Workers

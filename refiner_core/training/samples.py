@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..engine import Codec
-from ..kontext import Conditioning
+from ..models.engine import Codec
+from ..models.kontext import Conditioning
 from ..recipes import Recipe
 from ..sampling import draw_noise, sample
 from ..scoring.pixels import edge_error, masked_psnr, masked_ssim

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ..data.shards import MANIFEST, TripletSet
 from ..devices import pick_device
-from ..engine import CoreEngine
-from ..geometry import Extent
 from ..load import load_engine
+from ..models.engine import CoreEngine
+from ..models.vae import FluxCodec
 from ..nano import NANO_WEIGHTS
+from ..pictures.geometry import Extent
 from ..recipes import KONTEXT, OMNIREFINER, Recipe
-from ..vae import FluxCodec
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import DataSettings, GrpoConfig, ModelSettings, SftConfig
 from .export import export, fingerprint

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..lora import read_lora
+from ..weights.lora import read_lora
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..kontext import Conditioning
+from ..models.kontext import Conditioning
 from ..recipes import Recipe
 
 Shape = tuple[tuple[int, int], ...]

@@ -11,12 +11,12 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from refiner_core.geometry import Extent
-from refiner_core.kontext import Conditioning, Denoiser, velocity, zero_text
+from refiner_core.models.kontext import Conditioning, Denoiser, velocity, zero_text
 from refiner_core.nano.engine import load_nano, load_transformer_state
+from refiner_core.pictures.geometry import Extent
 from refiner_core.recipes import KONTEXT, NANO, Recipe
 from refiner_core.sampling import draw_noise, sample
-from refiner_core.weights import diffusers_to_bfl
+from refiner_core.weights.transformer import diffusers_to_bfl
 
 SCRIPT = Path(__file__).with_name("native_flux.py")
 TIMES = (1.0, 0.7, 0.25, 0.02)

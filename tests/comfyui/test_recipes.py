@@ -11,11 +11,11 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from refiner_core.detail_encoder import fill_triggers, load_detail_encoder
-from refiner_core.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
+from refiner_core.models.detail_encoder import fill_triggers, load_detail_encoder
+from refiner_core.models.text import FluxText
 from refiner_core.recipes import IMAGECRITIC, KONTEXT, OMNIREFINER
 from refiner_core.sampling import draw_noise
-from refiner_core.text import FluxText
+from refiner_core.weights.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
 
 from .. import synthetic
 

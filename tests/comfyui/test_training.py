@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from refiner_core.data.scenes import make_scene
 from refiner_core.data.shards import MANIFEST, write_lines, write_shard
 from refiner_core.data.triplets import Triplet
-from refiner_core.kontext import Conditioning, velocity
-from refiner_core.lora import apply_lora, read_lora, save_lora
+from refiner_core.models.kontext import Conditioning, velocity
 from refiner_core.training.checkpoint import read_facts
 from refiner_core.training.trainable import add_lora
+from refiner_core.weights.lora import apply_lora, read_lora, save_lora
 from tests.comfyui.graphs import node
 from tests.comfyui.test_server import Events
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from refiner_core.boxes import BoxPair, RelativeBox, box_regions
-from refiner_core.geometry import Extent, plan_crop
+from refiner_core.pictures.boxes import BoxPair, RelativeBox, box_regions
+from refiner_core.pictures.geometry import Extent, plan_crop
 from refiner_core.recipes import RECIPES, Recipe
 
 HERE = Path(__file__).resolve().parent

@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * The crop plan of `refiner_core/geometry.py` and the pixels of `refiner_core/boxes.py`, so that the
- * page outlines the crop that will really be used. Tests hold both to the same numbers.
+ * The crop plan of `refiner_core/pictures/geometry.py` and the pixels of `boxes.py` beside it, so
+ * that the page outlines the crop that will really be used. Tests hold both to the same numbers.
  */
 
 /** @typedef {[number, number]} Extent Width and height in pixels. */

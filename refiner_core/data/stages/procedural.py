@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ... import homography as hom
+from ...matching import homography as hom
 from ..degrade import DEGRADATIONS
 from ..details import Texture, draw_texture
 from ..misprints import MISPRINTS

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import __version__
-from .crop import crop, crop_mask, stitch_into, uncrop
-from .geometry import CropPlan, Extent
-from .images import check_finite
-from .interfaces import Engine, Progress, SamplingJob, Stage
-from .masks import Region
+from .. import __version__
+from ..interfaces import Engine, Progress, SamplingJob, Stage
+from ..pictures.crop import crop, crop_mask, stitch_into, uncrop
+from ..pictures.geometry import CropPlan, Extent
+from ..pictures.images import check_finite
+from ..pictures.masks import Region
+from ..scoring.interface import Scorer
+from ..scoring.structural import StructuralScorer
 from .request import (
     RefineOptions,
     RefineRequest,
@@ -31,8 +33,6 @@ from .request import (
     pick,
     regions_of,
 )
-from .scoring.interface import Scorer
-from .scoring.structural import StructuralScorer
 from .search import Candidate, rounds, search
 from .settling import settle
 from .views import (

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import flow, tokens
+from .. import flow
+from . import tokens
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel

@@ -12,8 +12,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from .weight_files import read_folder, read_weights
-from .weights import fill
+from ..weights.files import read_folder, read_weights
+from ..weights.transformer import fill
 
 SCALE, SHIFT = 0.3611, 0.1159
 _PREFIXES = ("first_stage_model.", "vae.")

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..pictures.masks import widen
 from .agreement import Agreement, climb
 from .homography import from_points
-from .masks import widen
 from .outline import is_upright, mask_box_corners, quadrilateral
 from .registration import MotionModel, register, warp
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .crop import crop, crop_mask
-from .geometry import Extent
-from .images import check_finite
-from .masks import find_regions, whole_region
-from .recipes import OMNIREFINER
-from .scoring.interface import Scorer
-from .scoring.structural import StructuralScorer
+from ..pictures.crop import crop, crop_mask
+from ..pictures.geometry import Extent
+from ..pictures.images import check_finite
+from ..pictures.masks import find_regions, whole_region
+from ..recipes import OMNIREFINER
+from ..scoring.interface import Scorer
+from ..scoring.structural import StructuralScorer
 from .views import plan_views, reference_view
 
 _CONTEXT = 1.3  # of the region's box: what is compared

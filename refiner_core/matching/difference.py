@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..pictures.images import to_float
 from .color import match_light
-from .images import to_float
 from .registration import blur, register, warp
 
 

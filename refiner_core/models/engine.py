@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import Tensor
 
+from ..interfaces import SamplingJob
+from ..recipes import Recipe
+from ..sampling import draw_noise, restrict, sample
 from .detail_encoder import DetailEncoder, fill_triggers
-from .interfaces import SamplingJob
 from .kontext import Conditioning, Denoiser
-from .recipes import Recipe
-from .sampling import draw_noise, restrict, sample
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel

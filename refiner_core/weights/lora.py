@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .images import atomic_path
+from ..pictures.images import atomic_path
+from .files import check_weights_path, read_header, read_weights
 from .keys import SWAPPED, diffusers_modules, split_rows, swap_halves, unflatten
-from .weight_files import check_weights_path, read_header, read_weights
 
 _FACTOR = re.compile(
     r"(?P<module>.+?)[._]lora(?:_linear_layer)?"

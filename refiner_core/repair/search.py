@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .interfaces import Engine, SamplingJob
-from .sampling import draw_noise
+from ..interfaces import Engine, SamplingJob
+from ..sampling import draw_noise
 
 # Decoded pictures B 3 H W -> distances B, lower is better.
 Judge = Callable[[Tensor], Tensor]

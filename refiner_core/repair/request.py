@@ -7,11 +7,11 @@ from typing import get_args
 
 from torch import Tensor
 
-from .boxes import BoxPair, box_regions, reference_box_mask
-from .crop import Blend
-from .geometry import Extent
-from .images import MAX_SIDE, check_finite
-from .masks import Region, find_regions, whole_region
+from ..pictures.boxes import BoxPair, box_regions, reference_box_mask
+from ..pictures.crop import Blend
+from ..pictures.geometry import Extent
+from ..pictures.images import MAX_SIDE, check_finite
+from ..pictures.masks import Region, find_regions, whole_region
 
 MAX_CANDIDATES = 64
 _SMALLEST_REFERENCE = 8  # px: less than one token of any recipe

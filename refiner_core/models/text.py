@@ -25,9 +25,9 @@ from transformers import (
     T5TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue] made at import time
 )
 
+from ..weights.files import check_weights_path, read_folder, read_weights
+from ..weights.transformer import count_parameters, fill
 from .triggers import tokenize_triggers
-from .weight_files import check_weights_path, read_folder, read_weights
-from .weights import count_parameters, fill
 
 CLIP_LENGTH = 77
 _CLIP_HEAD = 64
