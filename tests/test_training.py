@@ -1,10 +1,10 @@
-"""Loss, codec and the nano's trainer."""
+"""Loss, codec, nano's crops and how it is made."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from refiner_core.__main__ import main
 from refiner_core.data.cache import CacheSpec, build_cache
 from refiner_core.data.scenes import photographs
 from refiner_core.nano.codec import BlockCodec
-from refiner_core.nano.engine import load_codec
+from refiner_core.nano.engine import load_codec, load_nano
+from refiner_core.training.crops import CropViews
 from refiner_core.training.loss import masked_flow_loss
-from refiner_core.training.nano import CropReader, NanoConfig, Stage, Trainer, latent_mask
+from refiner_core.training.views import Pixels, View
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -161,7 +163,7 @@ def test_sides_must_be_multiples_of_four(h: int, w: int) -> None:
         BlockCodec().encode(torch.zeros(1, 3, h, w))
 
 
-# --- trainer -------------------------------------------------------------------------------------
+# --- crops -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -171,85 +173,89 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config_of(cache: Path, out: Path) -> NanoConfig:
-    stages = (Stage(2, 32, 2, 1e-3), Stage(2, 0, 1, 5e-4))
-    return NanoConfig(str(cache), str(out), stages, warmup=2, every=100, codec_windows=64)
+def views(cache: Path, **options: Any) -> CropViews:
+    return CropViews(cache, load_codec(), 0.9, **options)
 
 
-def tensors(trainer: Trainer) -> dict[str, Tensor]:
-    named = {f"model.{k}": v.detach() for k, v in trainer.model.named_parameters()}
-    named |= {f"ema.{k}": v for k, v in trainer.ema.items()}
-    return named | {f"codec.{k}": v for k, v in trainer.codec.named_buffers()}
+def outside_is_the_draft(p: Pixels) -> bool:
+    outside = (p.mask == 0).expand(-1, 3, -1, -1)
+    return torch.equal(p.target[outside], p.draft[outside])
 
 
-def test_a_resumed_run_is_the_same_run(cache: Path, tmp_path: Path) -> None:
-    straight = Trainer(config_of(cache, tmp_path / "a"))
-    start = {k: v.clone() for k, v in tensors(straight).items()}
-    whole = [straight.train_step() for _ in range(4)]
-    assert straight.stage() is None
-
-    first = Trainer(config_of(cache, tmp_path / "b"))
-    half = [first.train_step() for _ in range(2)]
-    first.save()
-    assert [p.name for p in (tmp_path / "b").iterdir()] == ["checkpoint.safetensors"]
-    second = Trainer(config_of(cache, tmp_path / "b"))
-    assert second.step == 2
-    half += [second.train_step() for _ in range(2)]
-
-    assert half == whole
-    assert all(math.isfinite(row["loss"]) and row["norm"] > 0 for row in whole)
-    expected, found = tensors(straight), tensors(second)
-    assert expected.keys() == found.keys()
-    assert [k for k in expected if not torch.equal(expected[k], found[k])] == []
-    changed = [k for k in expected if not torch.equal(expected[k], start[k])]
-    assert len(changed) > 0.9 * len([k for k in expected if not k.startswith("codec.")])
-
-    second.run()  # nothing is left to do
-    assert second.step == 4
-    other = replace(config_of(cache, tmp_path / "c"), seed=1)
-    assert Trainer(other).train_step() != whole[0]
+def pixels(view: View) -> Pixels:
+    assert view.pixels is not None
+    return view.pixels
 
 
-def test_the_rate_warms_up_and_falls(cache: Path, tmp_path: Path) -> None:
-    config = replace(
-        config_of(cache, tmp_path),
-        warmup=10,
-        stages=(Stage(100, 32, 1, 1e-3), Stage(100, 0, 1, 1e-3)),
-    )
-    trainer = Trainer(config)
-    for stage, floor in zip(config.stages, (0.3, 0.0), strict=True):
-        rates = [trainer.rate(stage, i) for i in range(100)]
-        assert rates[0] == pytest.approx(1e-4)
-        assert max(rates) <= 1e-3
-        assert rates.index(max(rates)) in (9, 10)
-        assert rates[-1] == pytest.approx(floor * 1e-3, abs=2e-6)
+def test_variants_change_all_pictures_of_a_crop_alike(cache: Path) -> None:
+    once, often = views(cache), views(cache, variants=8)
+    assert len(often) == 8 * len(once) == len(often.shapes)
+    for i in range(len(once)):
+        plain, same = once[i], often[8 * i]
+        assert torch.equal(plain.references[0], same.references[0])
+        variants = [often[8 * i + v] for v in range(8)]
+        assert all(v.shape == s for v, s in zip(variants, often.shapes[8 * i :], strict=False))
+        assert all(outside_is_the_draft(pixels(v)) for v in variants)
+        assert len({float(pixels(v).target.sum()) for v in variants}) == 8
+        again = often[8 * i + 5]
+        assert torch.equal(variants[5].references[0], again.references[0])
 
 
-def test_batches_are_alike_in_all_pictures(cache: Path) -> None:
-    reader = CropReader(cache)
-    for window, shape in ((32, (3, 10, 32, 32)), (0, None)):
-        x = reader.batch(np.random.default_rng(0), 3, window)
-        assert x.dtype == torch.float32
-        assert float(x.min()) >= 0
-        assert float(x.max()) <= 1
-        assert shape is None or x.shape == shape
-        outside = (x[:, 9:] == 0).expand(-1, 3, -1, -1)
-        assert torch.equal(x[:, :3][outside], x[:, 3:6][outside])
-        again = reader.batch(np.random.default_rng(0), 3, window)
-        assert torch.equal(x, again)
+def test_every_second_variant_sees_another_share_of_the_reference(cache: Path) -> None:
+    def share(view: View) -> float:
+        p, seen = pixels(view), load_codec().decode(view.references[0])
+        way = p.mask * (p.reference - p.draft)
+        return float(((seen - p.draft) * way).sum() / way.square().sum())
+
+    found = [share(v) for v in (views(cache, variants=6)[i] for i in range(6))]
+    assert found[::2] == pytest.approx([0.9] * 3, abs=0.1)
+    assert [abs(s - 0.9) > 0.1 for s in found[1::2]] == [True] * 3
 
 
-def test_windows_lie_on_the_detail(cache: Path) -> None:
-    x = CropReader(cache).batch(np.random.default_rng(1), 20, 32)
-    assert bool((x[:, 9].amax((1, 2)) > 0).all())
+@pytest.mark.parametrize("window", [32, 64])
+def test_windows_lie_on_the_detail(cache: Path, window: int) -> None:
+    cut = views(cache, window=window, variants=3)
+    for i in range(len(cut)):
+        assert cut[i].shape == ((window // 4, window // 4),) * 3 == cut.shapes[i]
+        assert bool((cut[i].mask > 0).any())
 
 
 def test_no_crops(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="build the cache"):
-        CropReader(tmp_path)
+        views(tmp_path)
 
 
-def test_latent_mask_counts_any_pixel() -> None:
-    mask = torch.zeros(1, 1, 8, 12)
-    mask[..., 3, 4] = 1
-    assert latent_mask(mask)[0, 0].tolist() == [[0, 1, 0], [0, 0, 0]]
+# --- nano ----------------------------------------------------------------------------------------
+
+
+def test_nano_is_made_by_one_command_that_goes_on(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("refiner_core.data.cache.build_cache", lambda *_: [])
+    monkeypatch.setattr(
+        "refiner_core.training.nano._HELD_OUT", CacheSpec(2, shard=2, agreement=-99, gain=-99)
+    )
+    command = ["train", "nano", "--out", str(tmp_path), "--cache", str(cache), "--steps", "2", "1",
+               "--grpo-steps", "1", "--grpo-set", "rollout.groups=2", "--evaluate", "2",
+               "--workers", "1"]  # fmt: skip
+    assert main(command) == 0
+    card = capsys.readouterr().out
+    for step in ("untrained", "windows", "sft", "grpo"):
+        assert step in card
+    made = load_nano(path=tmp_path / "nano.safetensors").model.state_dict()
+    start = load_nano(path=tmp_path / "start.safetensors").model.state_dict()
+    assert any(not torch.equal(made[k], start[k]) for k in made)
+    written = [p.stat().st_mtime_ns for p in sorted(tmp_path.glob("*/refiner.safetensors"))]
+    assert len(written) == 3
+    assert main(command) == 0  # nothing is left to do
+    assert written == [p.stat().st_mtime_ns for p in sorted(tmp_path.glob("*/refiner.safetensors"))]
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"), [(["0", "0"], "nothing to train"), (["-1", "5"], "negative")]
+)
+def test_a_nano_without_training_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: list[str], message: str
+) -> None:
+    assert main(["train", "nano", "--out", str(tmp_path), "--steps", *steps]) != 0
+    assert message in capsys.readouterr().err

@@ -23,7 +23,11 @@ def add_parser(commands: Any) -> None:
     )
     nano.add_argument("--workers", type=int, default=2, help="processes that draw crops")
     nano.add_argument("--steps", type=int, nargs=2, default=(500, 2000), metavar=("WINDOWS", "FULL"),
-                      help="steps on 64 px windows and on whole crops; default: 500 2000")  # fmt: skip
+                      help="steps on 64 px windows and whole crops; default: 500 2000")  # fmt: skip
+    nano.add_argument(
+        "--sft-set", action="append", default=[], metavar="GROUP.NAME=VALUE",
+        help="a setting of stage 1 (see train sft --print-config); may be given often",
+    )  # fmt: skip
     nano.add_argument("--threads", type=int, default=0, help="torch threads; 0 = all")
     nano.add_argument("--seed", type=int, default=0)
     nano.add_argument("--grpo-steps", type=int, default=0, metavar="N",
@@ -35,7 +39,7 @@ def add_parser(commands: Any) -> None:
     nano.add_argument("--grpo-window", type=int, default=0, metavar="PX",
                       help="side of the squares it is trained on; default: whole crops")  # fmt: skip
     nano.add_argument(
-        "--start", metavar="FILE", help="a nano to take stage 2 from, without stage 1"
+        "--start", metavar="FILE", help="a nano to go on from; default: none, from the beginning"
     )
     nano.add_argument("--evaluate", type=int, default=0, metavar="N",
                       help="held-out scenes to compare the stages on, for the model card")  # fmt: skip
@@ -59,57 +63,64 @@ def add_parser(commands: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Data, stage 1, stage 2, evaluation, model card: what is missing of them."""
+    import shutil
+
+    import torch
+
+    from ..pictures.images import atomic_path
+
+    if min(*chosen.steps, chosen.grpo_steps) < 0:
+        raise ValueError(f"Steps cannot be negative: {chosen.steps}, {chosen.grpo_steps}.")
+    if not any((*chosen.steps, chosen.grpo_steps)):
+        raise ValueError("--steps 0 0 without --grpo-steps leaves nothing to train.")
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
     out = Path(chosen.out)
-    cache = Path(chosen.cache) if chosen.cache else out / "crops"
-    stages = {"sft": Path(chosen.start) if chosen.start else _stage_one(chosen, out, cache)}
-    if chosen.grpo_steps:
-        stages["grpo"] = _stage_two(chosen, out, cache, stages["sft"])
+    stages = _train(chosen, out)
+    path = out / "nano.safetensors"
+    with atomic_path(path) as temporary:
+        shutil.copyfile(list(stages.values())[-1], temporary)
+    print(f"wrote {path}")
     if chosen.evaluate:
         _evaluate(chosen, out, stages)
 
 
-def _draw(chosen: argparse.Namespace, cache: Path) -> None:
+def _train(chosen: argparse.Namespace, out: Path) -> dict[str, Path]:
+    """The refiner that every stage left, by the stage's name."""
     from ..data.cache import CacheSpec, build_cache
-
-    print(f"drawing up to {chosen.crops} crops into {cache}")
-    build_cache(cache, CacheSpec(chosen.crops, seed=chosen.seed + 1), chosen.workers)
-
-
-def _stage_one(chosen: argparse.Namespace, out: Path, cache: Path) -> Path:
-    from ..training.nano import NanoConfig, Stage, Trainer, export
-
-    _draw(chosen, cache)
-    windows, full = chosen.steps
-    stages = (Stage(windows, 64, 32, 1e-3), Stage(full, 0, 8, 8e-4))
-    config = NanoConfig(str(cache), str(out), stages, seed=chosen.seed, threads=chosen.threads)
-    trainer = Trainer(config)
-    print(f"training from step {trainer.step} to {windows + full}; log in {out / 'log.jsonl'}")
-    trainer.run()
-    path = export(trainer.checkpoint, out / "nano.safetensors")
-    print(f"wrote {path}")
-    return path
-
-
-def _stage_two(chosen: argparse.Namespace, out: Path, cache: Path, weights: Path) -> Path:
-    from ..training.nano_stages import reinforce
+    from ..training.nano import Stage, reinforce, supervise, write_start
     from ..training.settings import parse_assignments
 
-    if chosen.start:
-        _draw(chosen, cache)
-    over = parse_assignments(chosen.grpo_set)
-    path = reinforce(weights, cache, out / "grpo", chosen.grpo_steps, chosen.seed, over,
-                     chosen.grpo_window)  # fmt: skip
-    print(f"wrote {path}")
-    return path
+    cache = Path(chosen.cache) if chosen.cache else out / "crops"
+    print(f"drawing up to {chosen.crops} crops into {cache}")
+    build_cache(cache, CacheSpec(chosen.crops, seed=chosen.seed + 1), chosen.workers)
+    at = Path(chosen.start) if chosen.start else write_start(
+        out / "start.safetensors", cache, chosen.seed
+    )  # fmt: skip
+    stages = {"start": at} if chosen.start else {}
+    for name, stage in {
+        "windows": Stage(chosen.steps[0], 64, 32, 1e-3),
+        "sft": Stage(chosen.steps[1], 0, 8, 8e-4),
+    }.items():
+        if stage.steps:
+            over = parse_assignments(chosen.sft_set)
+            stages[name] = at = supervise(at, cache, out / name, stage, chosen.seed, over)
+    if chosen.grpo_steps:
+        over = parse_assignments(chosen.grpo_set)
+        stages["grpo"] = reinforce(
+            at, cache, out / "grpo", chosen.grpo_steps, chosen.seed, over, chosen.grpo_window
+        )
+    return stages
 
 
 def _evaluate(chosen: argparse.Namespace, out: Path, stages: dict[str, Path]) -> None:
     from ..pictures.images import atomic_path
-    from ..training.nano_stages import evaluate_stages, model_card
+    from ..training.nano import evaluate_stages, model_card
 
     found = evaluate_stages(stages, out / "evaluation.json", chosen.evaluate, chosen.workers)
     facts = {
         "crops": chosen.crops, "seed": chosen.seed, "stage 1 steps": list(chosen.steps),
+        "stage 1 settings": chosen.sft_set,
         "stage 2 epochs": chosen.grpo_steps, "stage 2 settings": chosen.grpo_set,
     }  # fmt: skip
     card = model_card(stages, found, facts)

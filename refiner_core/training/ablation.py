@@ -17,15 +17,8 @@ from ..models.kontext import Conditioning, velocity
 from ..nano import NANO_WEIGHTS
 from ..nano.engine import load_nano
 from .compare import Comparison, held_out_scenes, measure, paired, table
-from .config import SFT_PRESETS, SftConfig
-from .crops import CropViews
-from .nano_stages import reinforce, untrained
-from .policy import Policy, VelocityNet
-from .prepare import TextCache
-from .run import train_sft
-from .session import assemble, manifest_hash
-from .settings import build, merged
-from .workers import Workers
+from .nano import Stage, reinforce, supervise, write_start
+from .policy import VelocityNet
 
 _WINDOW = 64
 # What the region alone is judged by, and the whole picture alone.
@@ -63,25 +56,15 @@ class Ablation:
 
 
 def supervised(
-    budget: Budget, crops: Path, out: Path, net: type[VelocityNet], masked: bool
+    budget: Budget, start: Path, crops: Path, out: Path, net: type[VelocityNet], masked: bool
 ) -> CoreEngine:
     """Nano from its positional start after the budget's steps."""
-    engine = untrained(NANO_WEIGHTS)
-    chosen = {
-        "loss": {"masked": masked},
-        "optimizer": {"rate": 1e-3, "ema": 0.98, "warmup": max(1, budget.steps // 10)},
-        "run": {
-            "max_steps": budget.steps, "batch": budget.batch, "micro_batch": budget.batch,
-            "seed": budget.seed, "save_every": 50, "sample_every": 0,
-        },
+    over = {
+        "loss": {"masked": masked}, "optimizer": {"ema": 0.98},
+        "run": {"save_every": 50, "sample_every": 0},
     }  # fmt: skip
-    config = build(SftConfig, merged(SFT_PRESETS["nano"], chosen))
-    views = CropViews(crops, engine.codec, engine.recipe.prefill, window=_WINDOW)
-    text = TextCache(engine.text, engine.recipe.text_tokens, out / "texts")
-    out.mkdir(parents=True, exist_ok=True)
-    session = assemble(config, engine, views, views, text, out, Workers(), manifest_hash(crops))
-    session.policy = Policy(net(engine.model), engine.device)
-    return load_nano(path=train_sft(config, session))
+    stage = Stage(budget.steps, _WINDOW, budget.batch, 1e-3)
+    return load_nano(path=supervise(start, crops, out, stage, budget.seed, over, net))
 
 
 def reinforced(budget: Budget, crops: Path, out: Path, rewards: dict[str, float]) -> CoreEngine:
@@ -102,10 +85,11 @@ def ablate(
     """
     crops = out / "crops"
     build_cache(crops, CacheSpec(budget.crops, seed=budget.seed + 1), workers)
+    start = write_start(out / "start.safetensors", crops, budget.seed)
     cases = held_out_scenes(count, workers)
 
     def one(name: str, net: type[VelocityNet], masked: bool) -> dict[str, np.ndarray]:
-        engine = supervised(budget, crops, out / name, net, masked)
+        engine = supervised(budget, start, crops, out / name, net, masked)
         return measure(engine, cases, net(engine.model))
 
     found: list[Ablation] = []

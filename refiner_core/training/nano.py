@@ -1,41 +1,46 @@
-"""Trains the embedded default: `omnirefiner train nano`.
-
-Supervised training of a FLUX in miniature on procedural triplets, in stages of growing crops.
-Every step draws its batch and noise from (seed, step), so a resumed run is the same run.
+"""How a nano is made: two supervised stages and reinforcement, each as `train sft` and `train grpo`
+do it, on crops that are drawn once; then evaluation and model card. Each part resumes.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import time
-from collections import OrderedDict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
-from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
-from torch.nn import functional as F
 
-from .. import flow
-from ..data.cache import cut_window
-from ..models.kontext import Conditioning, velocity, zero_text
-from ..nano.codec import BLOCK, BlockCodec
+from ..data.cache import CacheSpec, build_cache, cut_window
+from ..models.engine import CoreEngine
+from ..nano.codec import BlockCodec
+from ..nano.engine import load_nano
 from ..nano.initialisation import initialise, nano_config
-from .loss import masked_flow_loss
-from .times import draw_times
+from ..pictures.images import atomic_path
+from .compare import Comparison, held_out_scenes, measure, paired, table
+from .config import GRPO_PRESETS, SFT_PRESETS, GrpoConfig, SftConfig
+from .crops import CropViews, planes, read_shards
+from .export import fingerprint
+from .policy import Policy, VelocityNet
+from .prepare import TextCache
+from .run import train_grpo, train_sft
+from .session import Session, assemble, load_base, manifest_hash
+from .settings import build, merged
+from .workers import Workers
+
+_HELD_OUT = CacheSpec(64, shard=32)
+_VARIANTS = 16
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training.
+    """One part of supervised training.
 
-    `steps` optimiser steps; `window` side of the square crops in pixels (0 = the whole cached
-    crop, all of one bucket in a batch); `batch` crops a step; `rate` peak learning rate of AdamW.
+    `steps` updates of `batch` crops at the peak learning rate `rate`; `window` side of the squares
+    cut from the crops, px; 0 = whole crops.
     """
 
     steps: int
@@ -44,239 +49,146 @@ class Stage:
     rate: float
 
 
-@dataclass(frozen=True)
-class NanoConfig:
-    """How a nano is trained.
-
-    `seed` of all randomness; `ema` decay of the averaged weights that are shipped; `warmup`
-    steps of each stage; `clip` largest gradient norm; `time_mean`, `time_std`, `time_uniform` the
-    distribution of noise levels (nearly all high: only there must the model copy, and the recipe's
-    schedule stays there); `background` weight of what surrounds the region; `every` steps
-    between checkpoints; `threads` of torch (0 = its default); `codec_windows` windows of 64 px that
-    the codec is fitted to.
-    """
-
-    cache: str
-    out: str
-    stages: tuple[Stage, ...]
-    seed: int = 0
-    ema: float = 0.998
-    warmup: int = 200
-    clip: float = 1.0
-    time_mean: float = 4.0
-    time_std: float = 1.5
-    time_uniform: float = 0.05
-    background: float = 0.1
-    every: int = 500
-    threads: int = 0
-    codec_windows: int = 2048
-
-
-class CropReader:
-    """Batches out of the cached shards, `uint8 N H W 10` (see `data.cache`)."""
-
-    def __init__(self, folder: Path) -> None:
-        self.paths = sorted(folder.glob("*.npy"))
-        if not self.paths:
-            raise FileNotFoundError(
-                f"No training crops (*.npy) in {folder}: build the cache first."
-            )
-        shards = (np.load(p, mmap_mode="r") for p in self.paths)
-        self.shards = [s for s in shards if len(s)]  # a shard may have lost all to the selection
-
-    def batch(self, rng: np.random.Generator, count: int, window: int) -> Tensor:
-        """`count` crops, float32 B 10 h w in [0, 1], flipped and recoloured at random."""
-        crops: list[np.ndarray] = []
-        if window == 0:
-            shard = self.shards[int(rng.integers(len(self.shards)))]
-            crops = [shard[int(i)] for i in rng.integers(0, len(shard), count)]
-        for _ in range(count if window else 0):
-            shard = self.shards[int(rng.integers(len(self.shards)))]
-            crops.append(cut_window(rng, shard[int(rng.integers(len(shard)))], window))
-        square = crops[0].shape[0] == crops[0].shape[1]
-        return torch.stack([_augment(rng, c, square) for c in crops])
-
-
-def _augment(rng: np.random.Generator, crop: np.ndarray, square: bool) -> Tensor:
-    """Mirrored, turned and recoloured alike in all pictures: copying does not read letters."""
-    crop = np.asarray(crop)
-    if rng.random() < 0.5:
-        crop = crop[:, ::-1]
-    if rng.random() < 0.5:
-        crop = crop[::-1]
-    if square and rng.random() < 0.5:
-        crop = crop.transpose(1, 0, 2)
-    x = torch.from_numpy(np.array(crop, order="C")).permute(2, 0, 1).float() / 255
-    order = rng.permutation(3)
-    gain = torch.from_numpy(np.exp(rng.normal(0, 0.12, (3, 1, 1)))).float()
-    colors = [(x[i : i + 3][order] * gain).clamp(0, 1) for i in (0, 3, 6)]
-    return torch.cat([*colors, x[9:]])
-
-
-def fit_codec(reader: CropReader, seed: int, windows: int = 2048) -> BlockCodec:
-    """The codec's components, from that many 64 px windows of the cache."""
+def fit_codec(crops: Path, seed: int, windows: int = 2048) -> BlockCodec:
+    """The codec's components, from that many 64 px windows of the crops' targets and references."""
     rng = np.random.default_rng([seed, 3])
-    x = reader.batch(rng, windows, 64)
+    shards = [s for s in read_shards(crops)[1] if len(s)]
+    drawn = []
+    for _ in range(windows):
+        shard = shards[int(rng.integers(len(shards)))]
+        drawn.append(planes(cut_window(rng, shard[int(rng.integers(len(shard)))], 64)))
+    x = torch.cat(drawn)
     codec = BlockCodec()
     codec.fit(torch.cat([x[:, :3], x[:, 6:9]]))
     return codec
 
 
-def latent_mask(mask: Tensor, block: int = BLOCK) -> Tensor:
-    """A pixel mask B 1 H W to latent pixels: a block counts when any pixel of it does."""
-    return (F.max_pool2d(mask, block) > 0.5).float()
-
-
-class Trainer:
-    """State of one run: model, averaged weights, optimiser, step."""
-
-    def __init__(self, config: NanoConfig) -> None:
-        self.config = config
-        self.out = Path(config.out)
-        self.out.mkdir(parents=True, exist_ok=True)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        self.reader = CropReader(Path(config.cache))
-        self.model = FluxTransformer2DModel(**nano_config())  # type: ignore[arg-type]
-        initialise(self.model, config.seed)
-        self.codec = BlockCodec()
-        if not self.checkpoint.exists():
-            self.codec = fit_codec(self.reader, config.seed, config.codec_windows)
-        self.ema = OrderedDict((k, v.detach().clone()) for k, v in self.model.state_dict().items())
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-        )
-        self.step = 0
-        self.resume()
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.out / "checkpoint.safetensors"
-
-    def save(self) -> None:
-        """Write model, average and optimiser moments to one file, whole or not at all."""
-        tensors: dict[str, Tensor] = {}
-        for name, p in self.model.named_parameters():
-            tensors[f"model.{name}"] = p.detach()
-            tensors[f"ema.{name}"] = self.ema[name]
-            for key, value in self.optimizer.state.get(p, {}).items():
-                tensors[f"adam.{key}.{name}"] = value
-        for name, b in self.codec.named_buffers():
-            tensors[f"codec.{name}"] = b
-        temporary = self.checkpoint.with_suffix(".tmp")
-        save_file(
-            {k: v.contiguous() for k, v in tensors.items()},
-            temporary,
-            {"step": str(self.step), "config": json.dumps(asdict(self.config))},
-        )
-        temporary.replace(self.checkpoint)
-
-    def resume(self) -> None:
-        """Continue from the run's checkpoint if there is one."""
-        if not self.checkpoint.exists():
-            return
-        with safe_open(self.checkpoint, "pt") as f:
-            self.step = int((f.metadata() or {})["step"])
-            keys = set(f.keys())
-            for name, p in self.model.named_parameters():
-                p.data.copy_(f.get_tensor(f"model.{name}"))
-                self.ema[name].copy_(f.get_tensor(f"ema.{name}"))
-                state = {
-                    k: f.get_tensor(f"adam.{k}.{name}")
-                    for k in ("step", "exp_avg", "exp_avg_sq")
-                    if f"adam.{k}.{name}" in keys
-                }
-                if state:
-                    self.optimizer.state[p] = state
-            for name, b in self.codec.named_buffers():
-                b.copy_(f.get_tensor(f"codec.{name}"))
-
-    def stage(self) -> tuple[Stage, int] | None:
-        """The stage that the present step lies in and the step within it; None at the end."""
-        done = 0
-        for stage in self.config.stages:
-            if self.step < done + stage.steps:
-                return stage, self.step - done
-            done += stage.steps
-        return None
-
-    def rate(self, stage: Stage, at: int) -> float:
-        """Linear warm-up, then a cosine to a twentieth (to zero in the last stage)."""
-        warm = min(1.0, (at + 1) / self.config.warmup)
-        floor = 0.0 if stage is self.config.stages[-1] else 0.3
-        return (
-            stage.rate
-            * warm
-            * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * at / stage.steps)))
-        )
-
-    def loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The training loss of crops `B 10 h w`."""
-        config = self.config
-        z, draft, reference = (self.codec.encode(x[:, i : i + 3]) for i in (0, 3, 6))
-        t = draw_times(
-            len(x), generator,
-            mean=config.time_mean, std=config.time_std, uniform=config.time_uniform,
-        )  # fmt: skip
-        noise = torch.randn(z.shape, generator=generator)
-        text, pooled = zero_text(self.model, len(x))
-        conditioning = Conditioning((draft, reference), (1, 2), text, pooled)
-        predicted = velocity(self.model, flow.interpolate(z, noise, t), t, conditioning)
-        return masked_flow_loss(
-            predicted,
-            flow.velocity_target(z, noise),
-            latent_mask(x[:, 9:]),
-            background=self.config.background,
-        )
-
-    def train_step(self) -> dict[str, float]:
-        found = self.stage()
-        assert found is not None
-        stage, at = found
-        seed = (self.config.seed * 1_000_003 + self.step) % (1 << 31)
-        x = self.reader.batch(np.random.default_rng([seed, 5]), stage.batch, stage.window)
-        loss = self.loss(x, torch.Generator().manual_seed(seed))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(stage, at)
-        self.optimizer.step()
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for name, p in self.model.named_parameters():
-                self.ema[name].lerp_(p, 1 - decay)
-        self.step += 1
-        return {"loss": float(loss.detach()), "norm": float(norm)}
-
-    def run(self) -> None:
-        """Train to the end of the last stage, logging to `log.jsonl`."""
-        log = self.out / "log.jsonl"
-        begun, sums, count = time.perf_counter(), {"loss": 0.0, "norm": 0.0}, 0
-        while self.stage() is not None:
-            for key, value in self.train_step().items():
-                sums[key] += value
-            count += 1
-            last = self.stage() is None
-            if self.step % 50 == 0 or last:
-                row = {"step": self.step, **{k: v / count for k, v in sums.items()}}
-                row["seconds"] = time.perf_counter() - begun
-                with log.open("a") as stream:
-                    stream.write(json.dumps(row) + "\n")
-                sums, count = dict.fromkeys(sums, 0.0), 0
-            if self.step % self.config.every == 0 or last:
-                self.save()
-
-
-def export(checkpoint: Path, path: Path) -> Path:
-    """The averaged weights in bf16 and the codec, as the package ships them."""
-    tensors: dict[str, Tensor] = {}
-    with safe_open(checkpoint, "pt") as f:
-        step = (f.metadata() or {})["step"]
-        for key in f.keys():  # noqa: SIM118 (not a dict)
-            if key.startswith("ema."):
-                tensors[key.removeprefix("ema.")] = f.get_tensor(key).to(torch.bfloat16)
-            elif key.startswith("codec."):
-                tensors[key] = f.get_tensor(key)
-    save_file(tensors, path, {"recipe": "nano", "steps": step})
+def write_start(path: Path, crops: Path, seed: int) -> Path:
+    """A nano before any training, float32: its positional start and a codec fitted to the crops."""
+    if not path.exists():
+        model = FluxTransformer2DModel(**nano_config())  # type: ignore[arg-type]
+        initialise(model, seed)
+        tensors = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
+        codec = fit_codec(crops, seed)
+        tensors |= {f"codec.{k}": v.contiguous() for k, v in codec.named_buffers()}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, {"recipe": "nano"})
     return path
+
+
+def supervise(
+    weights: Path,
+    crops: Path,
+    out: Path,
+    stage: Stage,
+    seed: int = 0,
+    over: dict[str, Any] | None = None,
+    net: type[VelocityNet] = VelocityNet,
+) -> Path:
+    """Supervised training of a nano on its own crops; the refiner's path.
+
+    Args:
+        weights: the nano to go on from.
+        crops: cached crops; those held out are drawn from another seed beside `out`.
+        out: the stage's folder; goes on where it stopped.
+        over: settings over the preset's.
+        net: how the transformer is called.
+    """
+    chosen = {
+        "model": {"base": str(weights)},
+        "optimizer": {"rate": stage.rate, "warmup": min(200, max(1, stage.steps // 10))},
+        "run": {
+            "max_steps": stage.steps, "batch": stage.batch, "micro_batch": stage.batch, "seed": seed,
+        },
+    }  # fmt: skip
+    config = build(SftConfig, merged(merged(SFT_PRESETS["nano"], chosen), over or {}))
+    session = _open(config, crops, out, stage.window, _VARIANTS)
+    session.policy = Policy(net(session.engine.model), session.engine.device)
+    return train_sft(config, session)
+
+
+def reinforce(
+    weights: Path,
+    crops: Path,
+    out: Path,
+    steps: int,
+    seed: int = 0,
+    over: dict[str, Any] | None = None,
+    window: int = 0,
+) -> Path:
+    """Stage 2 of a nano on its own crops: `steps` epochs; the refiner's path.
+
+    Args:
+        weights: the stage-1 nano.
+        crops: cached crops; those held out are drawn from another seed beside `out`.
+        out: the stage's folder; goes on where it stopped.
+        over: settings over the preset's.
+        window: side of the squares cut from the crops, px; 0 = whole crops.
+    """
+    base = {"model": {"base": str(weights)}, "run": {"max_steps": steps, "seed": seed}}
+    config = build(GrpoConfig, merged(merged(GRPO_PRESETS["nano"], base), over or {}))
+    return train_grpo(config, _open(config, crops, out, window, 1))
+
+
+def _open(
+    config: SftConfig | GrpoConfig, crops: Path, out: Path, window: int, variants: int
+) -> Session:
+    out.mkdir(parents=True, exist_ok=True)
+    engine = load_base(config.model)
+    build_cache(out / "held-out", replace(_HELD_OUT, seed=config.run.seed + 7_000), 1)
+    share = engine.recipe.prefill
+    views = CropViews(crops, engine.codec, share, window=window, variants=variants)
+    held = CropViews(out / "held-out", engine.codec, share)
+    text = TextCache(engine.text, engine.recipe.text_tokens, out / "texts")
+    return assemble(config, engine, views, held, text, out, Workers(), manifest_hash(crops))
+
+
+def untrained(weights: Path) -> CoreEngine:
+    """The nano before any training: its positional start, with the codec of `weights`."""
+    engine = load_nano(path=weights)
+    model = FluxTransformer2DModel(**nano_config())  # type: ignore[arg-type]
+    initialise(model, 0)
+    engine.model = model.eval().requires_grad_(False)
+    return engine
+
+
+def evaluate_stages(
+    stages: dict[str, Path], out: Path, count: int, workers: int = 2
+) -> dict[str, Any]:
+    """Every stage against the one before on the same held-out scenes; also in `out` as JSON.
+
+    The first is measured against the untrained nano, unless it is the "start" itself.
+    An evaluation of the same files and count is not done twice.
+    """
+    marks = {name: fingerprint(path) for name, path in stages.items()}
+    if out.exists():
+        done = json.loads(out.read_text())
+        if done["files"] == marks and done["count"] == count:
+            return done
+    cases = held_out_scenes(count, workers)
+    rows: dict[str, dict[str, np.ndarray]] = {}
+    if "start" not in stages:
+        rows["untrained"] = measure(untrained(next(iter(stages.values()))), cases)
+    rows |= {name: measure(load_nano(path=path), cases) for name, path in stages.items()}
+    names = list(rows)
+    found = {
+        f"{a} -> {b}": [asdict(c) for c in paired(rows[a], rows[b])]
+        for a, b in zip(names, names[1:], strict=False)
+    }
+    content = {"files": marks, "count": count, "steps": found}
+    with atomic_path(out) as temporary:
+        temporary.write_text(json.dumps(content, indent=1))
+    return content
+
+
+def model_card(stages: dict[str, Path], evaluation: dict[str, Any], facts: dict[str, Any]) -> str:
+    """A card of what was trained, on what, and how well it does."""
+    lines = ["# nano, trained here", "", "FLUX.1-Kontext's architecture in miniature; see the pack's own",
+             "card for what it is and is not. Files:", ""]  # fmt: skip
+    lines += [f"- {name}: `{path.name}`" for name, path in stages.items()]
+    lines += ["", "## Training", "", "```", json.dumps(facts, indent=1), "```", "", "## Held out"]
+    for step, found in evaluation["steps"].items():
+        a, _, b = step.partition(" -> ")
+        comparisons = [Comparison(**c) for c in found]
+        lines += ["", table(comparisons, (a, b), evaluation["count"])]
+    return "\n".join(lines) + "\n"
