@@ -236,7 +236,8 @@ def test_nano_is_made_by_one_command_that_goes_on(
         "refiner_core.training.nano._HELD_OUT", CacheSpec(2, shard=2, agreement=-99, gain=-99)
     )
     command = ["train", "nano", "--out", str(tmp_path), "--cache", str(cache), "--steps", "2", "1",
-               "--grpo-steps", "1", "--grpo-set", "rollout.groups=2", "--evaluate", "2",
+               "--sft-set", "run.batch=2", "--sft-set", "run.micro_batch=2", "--grpo-steps", "1",
+               "--grpo-set", "rollout.groups=2", "--evaluate", "2",
                "--workers", "1"]  # fmt: skip
     assert main(command) == 0
     card = capsys.readouterr().out
