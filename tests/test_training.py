@@ -15,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from refiner_core.__main__ import main
+from refiner_core.data import cache as cached
 from refiner_core.data.cache import CacheSpec, build_cache
 from refiner_core.data.scenes import photographs
 from refiner_core.nano.codec import BlockCodec
 from refiner_core.nano.engine import load_codec, load_nano
+from refiner_core.training import nano
 from refiner_core.training.crops import CropViews
 from refiner_core.training.loss import masked_flow_loss
 from refiner_core.training.views import Pixels, View
@@ -231,10 +233,9 @@ def test_no_crops(tmp_path: Path) -> None:
 def test_nano_is_made_by_one_command_that_goes_on(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("refiner_core.data.cache.build_cache", lambda *_: [])
-    monkeypatch.setattr(
-        "refiner_core.training.nano._HELD_OUT", CacheSpec(2, shard=2, agreement=-99, gain=-99)
-    )
+    monkeypatch.setattr(cached, "build_cache", lambda *_: [])  # the crops are there
+    few = CacheSpec(2, shard=2, agreement=-99, gain=-99)
+    monkeypatch.setattr(nano, "_HELD_OUT", few)
     command = ["train", "nano", "--out", str(tmp_path), "--cache", str(cache), "--steps", "2", "1",
                "--sft-set", "run.batch=2", "--sft-set", "run.micro_batch=2", "--grpo-steps", "1",
                "--grpo-set", "rollout.groups=2", "--evaluate", "2",
