@@ -144,11 +144,6 @@ def test_the_toy_learns_with_diffusion_nft() -> None:
     assert reward_of(trainer) > 0.7 * before
 
 
-def test_only_a_recipe_that_lays_the_reference_over_the_draft_can_vary_it() -> None:
-    with pytest.raises(ValueError, match="explore_share needs a recipe .* omnirefiner does not"):
-        toy(objective={"algorithm": "nft"}, rollout={"explore_share": 0.2})
-
-
 def test_divergence_holds_the_policy_back() -> None:
     def drift(kl: float) -> float:
         trainer = toy(objective={"kl": kl, "kl_to": "ref"})

@@ -163,18 +163,12 @@ class RolloutSettings:
     guidance: float | None = option(2.5, "Guidance embedding; empty: the recipe's.")
     same_noise: bool = option(False, "Start all samples of a case from one noise.")
     explore_noise: float = option(0.0, "How much weaker siblings' starting noise may be (nft).")
-    explore_share: float = option(0.0, "How far siblings' prefill lies from the recipe's (nft).")
-    explore_background: float = option(
-        0.0, "Part of the siblings that is held to the draft outside the region (nft)."
-    )
 
     def __post_init__(self) -> None:
         check_range("rollout", {
             "group": (self.group, 2, 4096), "groups": (self.groups, 1, 1 << 16),
             "eta": (self.eta, 1e-3, 2 if self.kind != "cps" else 0.99),
             "window": (self.window, 1, 1000), "explore_noise": (self.explore_noise, 0, 1),
-            "explore_share": (self.explore_share, 0, 1),
-            "explore_background": (self.explore_background, 0, 1),
         })  # fmt: skip
         if self.steps is not None and self.steps < 2:
             raise ValueError(
@@ -237,11 +231,10 @@ class GrpoConfig:
                 f"{self.objective.updates} equal parts."
             )
         r = self.rollout
-        explored = max(r.explore_noise, r.explore_share, r.explore_background)
-        if explored and self.objective.algorithm != "nft":
+        if r.explore_noise and self.objective.algorithm != "nft":
             raise ValueError(
-                "rollout.explore_* changes what samples are drawn from, and GRPO's ratios then mean "
-                "nothing: set objective.algorithm = 'nft', or rollout.explore_* to 0."
+                f"rollout.explore_noise = {r.explore_noise:g} changes what samples are drawn from, and "
+                "GRPO's ratios then mean nothing: set objective.algorithm = 'nft', or it to 0."
             )
         if self.objective.nft_noise == "start" and not r.same_noise:
             raise ValueError(

@@ -20,7 +20,6 @@ from ..recipes import Recipe
 from ..sampling import Transition, advance
 from .advantages import group_advantages
 from .config import GrpoConfig
-from .exploration import Siblings, explores, make_siblings, turn_knobs
 from .objective import (
     clip_range,
     gaussian_kl,
@@ -32,7 +31,7 @@ from .objective import (
 from .optimizers import make_optimizer
 from .policy import Policy
 from .reward import Reward
-from .rollout import Rollout, case_order, case_seed, roll_out
+from .rollout import Rollout, case_order, case_seed, noise_strengths, roll_out
 from .trainable import Trainable
 from .views import View, Views, stack
 from .workers import Workers
@@ -63,7 +62,7 @@ class GrpoTrainer:
         reward: what they are worth.
         text: embeddings of a prompt.
         schedule: noise levels for a crop of (height, width) latent pixels.
-        recipe: what is trained for: order and layout of the clean latents, the draft's prefill.
+        recipe: what is trained for: order and layout of the clean latents.
         workers: the processes that share the work.
     """
 
@@ -81,11 +80,6 @@ class GrpoTrainer:
             trainable.keep(role)
         self.epoch = 0
         self.updates = 0
-        if config.rollout.explore_share and not recipe.prefill:
-            raise ValueError(
-                f"rollout.explore_share needs a recipe that lays the reference over the draft; "
-                f"{recipe.name} does not. Set it to 0."
-            )
         if config.rollout.groups % self.workers.count:
             raise ValueError(
                 f"rollout.groups = {config.rollout.groups} cannot be dealt to "
@@ -107,25 +101,21 @@ class GrpoTrainer:
         view, run = self.views[case], self.config.run
         assert view.pixels is not None
         sigmas = self.schedule(view.shape[0])
-        knobs = None
-        if explores(self.config.rollout):
-            seed = case_seed(run.seed, self.epoch, group, 1 << 21)
-            knobs = turn_knobs(self.config.rollout, self.recipe.prefill, seed)
+        strengths = noise_strengths(
+            self.config.rollout, case_seed(run.seed, self.epoch, group, 1 << 21)
+        )
         judged = []
         for part in range(0, self.config.rollout.group, run.micro_batch):
             first = 0 if self.config.rollout.same_noise else part
             seed = case_seed(run.seed, self.epoch, group, first)
-            siblings = None
-            if knobs is not None:
-                turned = knobs[part : part + run.micro_batch]
-                siblings = make_siblings(view, turned, self.codec, self.recipe, self.policy.device)
-            done = self._sample(view, sigmas, seed, siblings)
+            some = None if strengths is None else strengths[part : part + run.micro_batch]
+            done = self._sample(view, sigmas, seed, some)
             images = self.codec.decode(done.x0).float().clamp(0, 1)
             rewards = {k: v.cpu() for k, v in self.reward(images, view.pixels).items()}
             judged.append(Judged(done, case, group, seed, rewards))
         return judged
 
-    def _sample(self, view: View, sigmas: Tensor, seed: int, siblings: Siblings | None) -> Rollout:
+    def _sample(self, view: View, sigmas: Tensor, seed: int, strengths: Tensor | None) -> Rollout:
         count = self.config.run.micro_batch
         batch = stack(
             [view] * count, [self.text(view.prompt)] * count, self.recipe,
@@ -135,7 +125,7 @@ class GrpoTrainer:
             with self.trainable.using("old"):
                 return roll_out(
                     self.policy, batch, sigmas, self.config.rollout, seed,
-                    random=False, siblings=siblings,
+                    random=False, strengths=strengths,
                 )  # fmt: skip
         return roll_out(self.policy, batch, sigmas, self.config.rollout, seed)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..sampling import Transition, draw_noise, restrict, sample
+from ..sampling import Transition, draw_noise, sample
 from .config import RolloutSettings
-from .exploration import Siblings
 from .policy import Policy
 from .views import Batch
 
@@ -53,10 +52,25 @@ def place_window(steps: int, length: int, seed: int) -> tuple[int, int]:
     return first, first + length
 
 
+def noise_strengths(settings: RolloutSettings, seed: int) -> Tensor | None:
+    """How strong the starting noise of a group's samples is, N 1 1 1, spread evenly from 1 down; None
+    where all are 1.
+
+    A sampler that stays at high noise gives nearly the same picture from every seed: rewards of
+    such siblings differ by less than the noise of their gradients. The strength of the noise does
+    reach the picture. The refiner learns to paint the better ones from noise of full strength.
+    """
+    if not settings.explore_noise:
+        return None
+    order = np.random.default_rng([seed, 31]).permutation(settings.group)
+    spread = torch.from_numpy((order + 0.5) / settings.group).float()
+    return (1 - settings.explore_noise * spread).reshape(-1, 1, 1, 1)
+
+
 @torch.no_grad()
 def roll_out(
     policy: Policy, batch: Batch, sigmas: Tensor, settings: RolloutSettings, seed: int,
-    *, random: bool = True, siblings: Siblings | None = None,
+    *, random: bool = True, strengths: Tensor | None = None,
 ) -> Rollout:  # fmt: skip
     """Sample every row of a batch (siblings of one case) once.
 
@@ -64,21 +78,16 @@ def roll_out(
         sigmas: the schedule.
         seed: of the starting noise and of the steps'; the window follows from it as well.
         random: whether the window's steps are stochastic; DiffusionNFT samples by the ODE alone.
-        siblings: what the rows see in place of the batch's own inputs.
+        strengths: of every row's starting noise, B 1 1 1; None = 1.
     """
     window = place_window(len(sigmas) - 1, settings.window, seed)
     shape = tuple(batch.target.shape)
     start = draw_noise((1, *shape[1:]) if settings.same_noise else shape, seed)
     start = start.expand(shape).to(batch.target)
-    model, x, conditioning = policy, start, batch.conditioning
-    if siblings is not None:
-        references = tuple(z.to(start) for z in siblings.references)
-        conditioning = replace(conditioning, references=references)
-        model = restrict(policy, siblings.clean.to(start), siblings.free.to(start))
-        x = start * siblings.noise.to(start)
+    x = start if strengths is None else start * strengths.to(start)
     taken: list[Transition] = []
     x0 = sample(
-        model, x, sigmas, {"conditioning": conditioning},
+        policy, x, sigmas, {"conditioning": batch.conditioning},
         kind=settings.kind if random else "ode", eta=settings.eta, window=window,
         noise_seed=seed ^ 0x5DEECE66D, record=taken.append,
     )  # fmt: skip
