@@ -13,7 +13,6 @@ import comfy.utils
 import latent_preview
 import node_helpers
 import torch
-from comfy_extras.nodes_cfg import CFGNorm
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from ..refiner_core import sampling
 from ..refiner_core.interfaces import SamplingJob
 from ..refiner_core.recipes import Recipe
 from .conditioning import condition
+from .qwen import as_published
 from .types import Refiner
 
 OWN_SAMPLER = "omnirefiner (Euler)"
@@ -137,8 +137,8 @@ class ComfyEngine:
                 )
             refiner.probed = True
         model = refiner.model
-        if negative:  # Qwen's guidance keeps the length of the conditional prediction
-            model = CFGNorm.execute(model, 1.0).result[0]
+        if self.recipe.family == "qwen-edit":
+            model = as_published(model)
         draft = job.draft
         sigmas = self._sigmas(job)
         steps = len(sigmas) - 1

@@ -255,15 +255,56 @@ def test_imagecritics_app_stretches_and_pastes_hard(size: Extent, box: Box) -> N
     assert moved[1] < 0.25
 
 
-@pytest.mark.parametrize(("size", "box"), PLACES, ids=lambda v: str(tuple(v)))
-def test_refineanythings_script_stretches_a_little(size: Extent, box: Box) -> None:
-    from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
-
+def refineanythings_script() -> Any:
     folder = checkout("REFINEANYTHING_CODE", "scripts/fast_inference.py")
     spec = importlib.util.spec_from_file_location("fast", folder / "scripts/fast_inference.py")
     assert spec is not None and spec.loader is not None
     fast = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fast)
+    return fast
+
+
+def test_refineanythings_script_runs_the_pipeline_as_assumed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What tests/comfyui/test_refineanything.py calls diffusers' pipeline with; and its schedule."""
+    fast = refineanythings_script()
+    asked: dict[str, Any] = {}
+
+    class Pipe:
+        def __call__(self, **given: Any) -> Any:
+            asked.update(given)
+            return SimpleNamespace(images=[None])
+
+        @staticmethod
+        def from_pretrained(_: str, scheduler: Any, **_kwargs: Any) -> Any:
+            asked["scheduler"] = scheduler
+            return Pipe()
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_a, **_k: asked.setdefault("adapters", []).append(name)
+
+    monkeypatch.setattr("diffusers.QwenImageEditPlusPipeline", Pipe)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda **_: str(tmp_path / "x"))
+    crop, reference = (Image.new("RGB", (64, 32), c) for c in ("red", "blue"))
+    mask = Image.new("L", (64, 32), 90)
+    pipe = fast.build_pipeline("nowhere", "cpu", load_lightning_lora=False)
+    fast.run_inference(pipe, crop, mask, "Refine the LOGO.", reference, device="cpu")
+    assert asked["image"][:2] == [crop, reference] and len(asked["image"]) == 3
+    assert asked["image"][2].getpixel((0, 0)) == (255, 255, 255)
+    assert (asked["negative_prompt"], asked["true_cfg_scale"]) == (REFINEANYTHING.negative, 1.0)
+    scheduler = asked["scheduler"]
+    even = np.linspace(1.0, 1 / 8, 8)
+    scheduler.set_timesteps(sigmas=even, mu=scheduler.config.base_shift)
+    ours = REFINEANYTHING.sigmas(Extent(1024, 1024), 8)
+    torch.testing.assert_close(ours, scheduler.sigmas.to(ours), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("size", "box"), PLACES, ids=lambda v: str(tuple(v)))
+def test_refineanythings_script_stretches_a_little(size: Extent, box: Box) -> None:
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
+
+    fast = refineanythings_script()
     start, shape = pil(checkerboard(size)), np.zeros((size.height, size.width), np.uint8)
     shape[box.y0 : box.y1, box.x0 : box.x1] = 255
     mask = Image.fromarray(shape)

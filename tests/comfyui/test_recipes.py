@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +55,6 @@ def test_imagecritic_lora_is_exact_in_both_ways(run_in_comfyui: Any, tmp_path: P
     assert apart("bypassed", "merged") < 1e-3
     assert apart("after", "plain") == 0, "the base is as it was"
     assert apart("fp8", "fp8_plain") > 0.1
-
-
-def test_refineanything_sees_crop_reference_and_mask(run_in_comfyui: Any, tmp_path: Path) -> None:
-    out = tmp_path / "out.json"
-    run_in_comfyui(Path(__file__).with_name("refineanything_native.py"), out)
-    both, without, quick = json.loads(out.read_text())
-    picture = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
-    three = "".join(picture.format(i) for i in (1, 2, 3))
-    two = "".join(picture.format(i) for i in (1, 2))
-    assert both["texts"] == [f"{three}Refine the LOGO.", f"{three} "], "CFG 4: prompt and negative"
-    assert without["texts"] == [f"{two}Refine the LOGO.", f"{two} "], "crop and mask only"
-    assert quick["texts"] == [f"{three}Refine the LOGO."], "Lightning: CFG 1"
-    assert [r["indices"] for r in (both, without, quick)] == [
-        [0, 1, 2, 3], [0, 1, 2], [0, 1, 2, 3],
-    ]  # fmt: skip
-    assert all(r["outside"] == 0 and r["inside"] > 0 for r in (both, without, quick))
 
 
 def test_both_engines_read_a_prompt_alike(
