@@ -109,6 +109,22 @@ def lightning_lora(blocks: int = 60, width: int = WIDTH) -> dict[str, Tensor]:
     return out
 
 
+def scaled_fp8(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A FLUX transformer as ComfyUI's `..._fp8_scaled` files are, fp8 and one scale a matrix; and
+    the float32 weights that such a file stands for.
+    """
+    file: dict[str, Tensor] = {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}
+    meant: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        file[key] = meant[key] = value
+        if "_blocks." in key and key.endswith(".weight") and value.ndim == 2:
+            scale = value.abs().max() / 448
+            file[key] = (value / scale).to(torch.float8_e4m3fn)
+            file[key.removesuffix("weight") + "scale_weight"] = scale.reshape(1)
+            meant[key] = file[key].float() * scale
+    return file, meant
+
+
 def write(
     path: Path, weights: dict[str, Tensor], dtype: torch.dtype | None = torch.bfloat16
 ) -> Path:

@@ -1,7 +1,9 @@
 """ImageCritic's LoRA on ComfyUI's own FLUX: `python imagecritic_native.py IN OUT` (safetensors).
 
-A script for ComfyUI's Python. IN holds `model.*`, `merged.*` (the LoRA merged by the core), `noise`,
-`text`, `pooled`, `references.N`; beside it lies lora.safetensors. OUT gets what each way sampled.
+A script for ComfyUI's Python. IN holds `model.*`, `scaled.*` (the same as a scaled fp8 file), each
+with the LoRA merged into what the weights mean, by the core (`merged.*`, `scaled_merged.*` and, for
+weights cast to fp8 on loading, `cast_merged.*`), `noise`, `text`, `pooled`, `references.N`; beside it
+lies lora.safetensors. OUT gets what each way sampled.
 """
 
 from __future__ import annotations
@@ -39,16 +41,17 @@ if __name__ == "__main__":
     given = load_file(sys.argv[1])
     lora = read_imagecritic_lora(Path(sys.argv[1]).with_name("lora.safetensors"))
 
-    def load(prefix: str, dtype: torch.dtype = torch.float32):
+    def load(prefix: str, dtype: torch.dtype | None = torch.float32):
         weights = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
-        return comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": dtype})
+        options = {} if dtype is None else {"dtype": dtype}
+        return comfy.sd.load_diffusion_model_state_dict(weights, model_options=options)
 
     def run(model) -> torch.Tensor:
         text = [[given["text"], {"pooled_output": given["pooled"]}]]
         latents = [given["references.0"], given["references.1"]]
         positive = reference_conditioning(text, latents, 3.5)
         noise = given["noise"]
-        with torch.inference_mode():
+        with torch.no_grad():
             return comfy.sample.sample_custom(
                 model, noise, 1.0, comfy.samplers.sampler_object("euler"),
                 torch.tensor([1.0, 0.6, 0.0]), positive, [], torch.zeros_like(noise),
@@ -64,10 +67,13 @@ if __name__ == "__main__":
     out["bypassed"] = run(bypassed)
     out["after"] = run(base)
     adapters._PLAIN = (torch.float32,)
-    small = load("model.", torch.float8_e4m3fn)
-    on_fp8 = adapters.apply_imagecritic(small, lora, 0.8)
-    assert not on_fp8.patches, "fp8 weights are not rounded again"
-    out["fp8"], out["fp8_plain"] = run(on_fp8), run(small)
+    for name, small in (
+        ("cast", load("model.", torch.float8_e4m3fn)), ("scaled", load("scaled.", None)),
+    ):  # fmt: skip
+        on_fp8 = adapters.apply_imagecritic(small, lora, 0.8)
+        assert not on_fp8.patches, "fp8 weights are not rounded again"
+        out |= {name: run(on_fp8), f"{name}_plain": run(small)}
+        out[f"{name}_merged"] = run(load(f"{name}_merged."))
     save_file({k: v.contiguous().clone() for k, v in out.items()}, sys.argv[2])
 
     def refused(spoil) -> None:

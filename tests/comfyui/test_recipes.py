@@ -9,19 +9,36 @@ from typing import Any
 import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from refiner_core.models.detail_encoder import fill_triggers, load_detail_encoder
 from refiner_core.models.text import FluxText
 from refiner_core.recipes import IMAGECRITIC, KONTEXT, OMNIREFINER
 from refiner_core.sampling import draw_noise
 from refiner_core.weights.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
+from refiner_core.weights.keys import bfl_to_diffusers, diffusers_to_bfl
 
 from .. import synthetic
 
 SCRIPT = Path(__file__).with_name("imagecritic_native.py")
 
 
+def merged(model: FluxTransformer2DModel, lora: Path) -> dict[str, Tensor]:
+    """The weights with the LoRA merged into a copy of them."""
+    model = copy.deepcopy(model)
+    merge_imagecritic(model, read_imagecritic_lora(lora), 0.8)
+    return model.state_dict()
+
+
+def holding(model: FluxTransformer2DModel, weights: dict[str, Tensor]) -> FluxTransformer2DModel:
+    """The same model with other weights."""
+    model = copy.deepcopy(model)
+    model.load_state_dict(weights)
+    return model
+
+
 def test_imagecritic_lora_is_exact_in_both_ways(run_in_comfyui: Any, tmp_path: Path) -> None:
+    """As patches, beside the weights, and beside fp8: against the LoRA merged into what they mean."""
     model = FluxTransformer2DModel(
         num_layers=2, num_single_layers=2, num_attention_heads=2, joint_attention_dim=24,
         pooled_projection_dim=20, guidance_embeds=True,
@@ -30,16 +47,21 @@ def test_imagecritic_lora_is_exact_in_both_ways(run_in_comfyui: Any, tmp_path: P
     for p in model.parameters():
         p.data.normal_(0, 0.05, generator=generator)
     weights = {k: 10 * v for k, v in synthetic.imagecritic_lora(double=2, single=2).items()}
-    file = synthetic.write(tmp_path / "lora.safetensors", weights, None)
-    merged = copy.deepcopy(model)
-    merge_imagecritic(merged, read_imagecritic_lora(file), 0.8)
-    data = {f"model.{k}": v.clone() for k, v in model.state_dict().items()}
-    data |= {f"merged.{k}": v.clone() for k, v in merged.state_dict().items()}
-    data |= {
+    lora = synthetic.write(tmp_path / "lora.safetensors", weights, None)
+    scaled, meant = synthetic.scaled_fp8(diffusers_to_bfl(model.state_dict()))
+    cast = {k: v.to(torch.float8_e4m3fn).float() for k, v in model.state_dict().items()}
+    data = {
         "noise": draw_noise((1, 16, 8, 12), 0), "text": draw_noise((1, 9, 24), 1),
         "pooled": draw_noise((1, 20), 2), "references.0": draw_noise((1, 16, 8, 12), 3),
         "references.1": draw_noise((1, 16, 8, 12), 4),
     }  # fmt: skip
+    for name, held in (
+        ("model", model.state_dict()), ("merged", merged(model, lora)), ("scaled", scaled),
+        ("scaled_merged", merged(holding(model, bfl_to_diffusers(meant)), lora)),
+        ("cast_merged", merged(holding(model, cast), lora)),
+    ):  # fmt: skip
+        held = held if name == "scaled" else diffusers_to_bfl(held)  # as ComfyUI's users have them
+        data |= {f"{name}.{k}": v.clone() for k, v in held.items()}
     save_file(data, tmp_path / "in.safetensors")
     said = run_in_comfyui(SCRIPT, tmp_path / "in.safetensors", tmp_path / "out.safetensors")
     packed, fused = (line for line in said.splitlines() if "lora.safetensors" in line)
@@ -50,11 +72,17 @@ def test_imagecritic_lora_is_exact_in_both_ways(run_in_comfyui: Any, tmp_path: P
     def apart(a: str, b: str) -> float:
         return float((out[a] - out[b]).abs().max())
 
-    assert apart("plain", "merged") > 0.1, "the LoRA does something"
-    assert apart("patched", "merged") < 1e-3
-    assert apart("bypassed", "merged") < 1e-3
     assert apart("after", "plain") == 0, "the base is as it was"
-    assert apart("fp8", "fp8_plain") > 0.1
+    for way, truth, plain in (
+        ("patched", "merged", "plain"), ("bypassed", "merged", "plain"),
+        ("scaled", "scaled_merged", "scaled_plain"), ("cast", "cast_merged", "cast_plain"),
+    ):  # fmt: skip
+        change = apart(truth, plain)
+        print(
+            f"ImageCritic's LoRA, {way}: off by {apart(way, truth):.1e} of a change of {change:.2f}"
+        )
+        assert change > 0.1, "the LoRA does something"
+        assert apart(way, truth) < 1e-3 * change
 
 
 def test_both_engines_read_a_prompt_alike(
