@@ -48,6 +48,14 @@ def check_model(model: Any, recipe: Recipe, what: str) -> None:
             f"{what} is a {type(inner).__name__} with {channels} latent channels. The recipe "
             f"{recipe.name} needs {name} ({wanted} channels), which lays out references as tokens."
         )
+    guided = inner.model_config.unet_config.get("guidance_embed", False)
+    if recipe.family == "flux2" and guided != (recipe.guidance is not None):
+        has, other = ("[dev], which has a", "out") if guided else ("[klein], which has no", "")
+        take = "flux2-dev" if guided else "flux2-klein"
+        raise ValueError(
+            f"{what} is FLUX.2 {has} guidance embedding. The recipe {recipe.name} is for weights "
+            f"with{other}; take {take}."
+        )
 
 
 def obeys_reference_method(model: Any, conditioning: Any, layout: str = "index") -> bool:

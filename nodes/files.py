@@ -23,7 +23,8 @@ _SLOTS = {
     "detail_encoder": ("clip_vision", "ImageCritic's detail_encoder.safetensors"),
     "accelerator_lora": (
         "loras",
-        "a Lightning LoRA for Qwen-Image-Edit-2511; with none the recipe takes its own steps and CFG",
+        "an accelerator (Lightning for Qwen-Image-Edit-2511, Turbo or Hyper for FLUX.1); with none the "
+        "recipe takes its own steps and CFG",
     ),
 }
 

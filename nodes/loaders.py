@@ -98,7 +98,7 @@ def _apply_lora(
     path = file_path("loras", name)
     found = expect(path, slot, recipe.family)
     critic = found.recipes == ("imagecritic",)
-    if critic != (recipe.sight == "detail"):
+    if critic != (recipe.sight == "detail" and slot == "refiner_lora"):
         raise ValueError(
             f"{slot}: {name} is {found.what}, which the recipe {recipe.name} cannot take."
         )
@@ -106,13 +106,17 @@ def _apply_lora(
         return apply_imagecritic(model, read_imagecritic_lora(path), strength)
     state = comfy.utils.load_torch_file(path, safe_load=True)
     patched, _ = comfy.sd.load_lora_for_models(model, None, state, strength, 0)
-    if not patched.patches or patched.patches.keys() == model.patches.keys():
+    if _patch_count(patched) == _patch_count(model):
         sample = ", ".join(list(state)[:3])
         raise ValueError(
             f"No key of the LoRA {name} fits this model; it is for another one. Its keys start with "
             f"{sample} ({len(state)} in all)."
         )
     return patched
+
+
+def _patch_count(model: Any) -> int:
+    return sum(len(patches) for patches in model.patches.values())
 
 
 def inputs_of(recipe: Recipe) -> list[str]:
@@ -123,7 +127,8 @@ def inputs_of(recipe: Recipe) -> list[str]:
     loaded = ["diffusion_model", "weight_dtype", "vae", *lora]
     encoders = ["clip_l", "t5xxl"] if recipe.family == "flux" else ["text_encoder"]
     detail = ["detail_encoder", "detail_loading"] if recipe.sight == "detail" else []
-    return [*loaded, *encoders, *detail, *(["accelerator_lora"] if recipe.fast else [])]
+    fast = ["accelerator_lora", "accelerator_strength"] if recipe.fast else []
+    return [*loaded, *encoders, *detail, *fast]
 
 
 class LoadRefiner(io.ComfyNode):
@@ -170,7 +175,12 @@ class LoadRefiner(io.ComfyNode):
                     "as published (seed 0); auto looks at the file."),
                 io.Combo.Input("accelerator_lora", options=choices("loras"), default=NONE,
                     optional=True,
-                    tooltip="Lightning LoRA for refineanything: sets its steps and CFG 1."),
+                    tooltip="For fewer steps: Lightning for refineanything, Turbo or Hyper of FLUX.1 "
+                    "for Kontext. Sets the steps that its file name says, else 8, and CFG 1."),
+                io.Float.Input("accelerator_strength", default=1.0, min=0.0, max=2.0, step=0.005,
+                    optional=True, advanced=True,
+                    tooltip="Strength of the accelerator, as its maker says: Lightning and Turbo 1, "
+                    "Hyper-FLUX 0.125."),
             ],
             outputs=[RefinerSocket.Output(display_name="refiner")],
         )  # fmt: skip
@@ -194,11 +204,10 @@ class LoadRefiner(io.ComfyNode):
         cls, recipe: str, diffusion_model: str, weight_dtype: str, clip_l: str, t5xxl: str,
         vae: str, refiner_lora: str, lora_strength: float, text_encoder: str = NONE,
         detail_encoder: str = NONE, detail_loading: str = "auto", accelerator_lora: str = NONE,
+        accelerator_strength: float = 1.0,
     ) -> io.NodeOutput:  # fmt: skip
         if recipe == NANO_CHOICE:
-            return io.NodeOutput(
-                _with_loras(load_nano_refiner(), refiner_lora, lora_strength, NONE)
-            )
+            return io.NodeOutput(_with_lora(load_nano_refiner(), refiner_lora, lora_strength))
         plan = chosen_recipe(recipe)
         encoders = {"clip_l": clip_l, "t5xxl": t5xxl}
         if plan.family != "flux":
@@ -210,7 +219,8 @@ class LoadRefiner(io.ComfyNode):
         refiner = _load_parts(plan, files, list(encoders.values()), weight_dtype)
         if plan.sight == "detail":
             refiner.detail = _detail_patcher(detail_encoder, detail_loading)
-        return io.NodeOutput(_with_loras(refiner, refiner_lora, lora_strength, accelerator_lora))
+        refiner = _accelerated(refiner, accelerator_lora, accelerator_strength)
+        return io.NodeOutput(_with_lora(refiner, refiner_lora, lora_strength))
 
 
 def _detail_patcher(name: str, loading: str = "auto") -> DetailPatcher:
@@ -234,17 +244,24 @@ def _load_parts(
     return Refiner(recipe, model, comfy.sd.VAE(sd=state), clip, name=files["diffusion_model"])
 
 
-def _with_loras(refiner: Refiner, lora: str, strength: float, accelerator: str) -> Refiner:
-    """The refiner with its LoRA, and with an accelerator, which sets its steps and CFG."""
+def _accelerated(refiner: Refiner, lora: str, strength: float) -> Refiner:
+    """The refiner with an accelerator, which sets its steps and CFG.
+
+    It goes before the refiner's LoRA: ImageCritic's acts on what the layers return, others included.
+    """
+    if lora != NONE:
+        recipe = refiner.recipe.accelerated(lightning_steps(lora))
+        slot = "accelerator_lora"
+        refiner.model = _apply_lora(refiner.model, lora, strength, recipe, slot)
+        refiner.recipe = recipe
+        refiner.name += f" + {lora}:{strength:g}"
+    return refiner
+
+
+def _with_lora(refiner: Refiner, lora: str, strength: float) -> Refiner:
     if lora != NONE:
         refiner.model = _apply_lora(refiner.model, lora, strength, refiner.recipe)
         refiner.name += f" + {lora}:{strength:g}"
-    if accelerator != NONE:
-        recipe = refiner.recipe.accelerated(lightning_steps(accelerator))
-        slot = "accelerator_lora"
-        refiner.model = _apply_lora(refiner.model, accelerator, 1.0, refiner.recipe, slot)
-        refiner.recipe = recipe
-        refiner.name += f" + {accelerator}"
     return refiner
 
 
@@ -291,7 +308,7 @@ class RefinerFromModel(io.ComfyNode):
         if plan.sight == "detail":
             check_files(plan, {"refiner_lora": refiner_lora, "detail_encoder": detail_encoder})
             refiner.detail = _detail_patcher(detail_encoder)
-        return io.NodeOutput(_with_loras(refiner, refiner_lora, lora_strength, NONE))
+        return io.NodeOutput(_with_lora(refiner, refiner_lora, lora_strength))
 
 
 class RefinerParts(io.ComfyNode):

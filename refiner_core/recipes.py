@@ -24,7 +24,7 @@ Sight = Literal["text", "detail", "vision"]
 
 @dataclass(frozen=True)
 class Fast:
-    """`steps` and `cfg` of a recipe whose accelerator LoRA (Lightning) is loaded."""
+    """`steps` and `cfg` of a recipe whose accelerator LoRA (Lightning, Turbo, Hyper) is loaded."""
 
     steps: int
     cfg: float
@@ -147,6 +147,7 @@ OMNIREFINER = Recipe(
     context=1.5,
     align=False,
     latent_factor=8,
+    fast=Fast(steps=8, cfg=1.0),
 )
 
 KONTEXT = replace(
@@ -207,6 +208,7 @@ FLUX2_KLEIN = replace(
     steps=4,
     latent_factor=16,
     family="flux2",
+    fast=None,
     note="Takes several references by training, but was not trained for refining.",
 )
 

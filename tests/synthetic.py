@@ -97,15 +97,64 @@ def refineanything_lora(blocks: int = 60, width: int = WIDTH) -> dict[str, Tenso
     )
 
 
-def lightning_lora(blocks: int = 60, width: int = WIDTH) -> dict[str, Tensor]:
-    """As lightx2v's Lightning LoRAs for Qwen-Image-Edit, which change the MLPs too."""
+def lightning_lora(blocks: int = 60, width: int = WIDTH, rank: int = 2) -> dict[str, Tensor]:
+    """As lightx2v's Lightning LoRAs for Qwen-Image-Edit: every matrix of the blocks but the norms'."""
+    parts = {
+        f"attn.{p}": (width, width)
+        for p in (
+            "to_q",
+            "to_k",
+            "to_v",
+            "to_out.0",
+            "add_q_proj",
+            "add_k_proj",
+            "add_v_proj",
+            "to_add_out",
+        )
+    }
+    for side in ("img", "txt"):
+        parts |= {
+            f"{side}_mlp.net.0.proj": (4 * width, width),
+            f"{side}_mlp.net.2": (width, 4 * width),
+        }
     out = {}
     for i in range(blocks):
-        for part, rows in (("attn.to_q", width), ("img_mlp.net.0.proj", 4 * width)):
+        for n, (part, (rows, columns)) in enumerate(parts.items()):
             name = f"transformer_blocks.{i}.{part}"
-            out[f"{name}.lora_down.weight"] = _normal(2, width, seed=i)
-            out[f"{name}.lora_up.weight"] = _normal(rows, 2, seed=i + 1)
-            out[f"{name}.alpha"] = torch.tensor(2.0)
+            out[f"{name}.lora_down.weight"] = _normal(rank, columns, seed=20 * i + n)
+            out[f"{name}.lora_up.weight"] = _normal(rows, rank, seed=20 * i + n + 1)
+            out[f"{name}.alpha"] = torch.tensor(float(rank))
+    return out
+
+
+def flux_accelerator_lora(
+    width: int = WIDTH, text: int = 64, pooled: int = 64, rank: int = 2
+) -> dict[str, Tensor]:
+    """As ByteDance's Hyper-FLUX.1-dev-8steps-lora (float32) and alimama's FLUX.1-Turbo-Alpha
+    (bfloat16), which have rank 64 and 1008 weights: every matrix of FLUX.1.
+    """
+    square, wide, narrow = (width, width), (4 * width, width), (width, 4 * width)
+    parts = {f"attn.{p}": square for p in (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+    )}  # fmt: skip
+    for side in ("", "_context"):
+        parts |= {f"ff{side}.net.0.proj": wide, f"ff{side}.net.2": narrow}
+        parts[f"norm1{side}.linear"] = (6 * width, width)
+    shapes = {f"transformer_blocks.{i}.{p}": s for i in range(19) for p, s in parts.items()}
+    parts = {f"attn.{p}": square for p in ("to_q", "to_k", "to_v")}
+    parts |= {"proj_mlp": wide, "proj_out": (width, 5 * width), "norm.linear": (3 * width, width)}
+    shapes |= {f"single_transformer_blocks.{i}.{p}": s for i in range(38) for p, s in parts.items()}
+    shapes |= {
+        "x_embedder": (width, 64), "context_embedder": (width, text), "proj_out": (64, width),
+        "norm_out.linear": (2 * width, width),
+    }  # fmt: skip
+    for part, first in (("timestep", 256), ("guidance", 256), ("text", pooled)):
+        shapes[f"time_text_embed.{part}_embedder.linear_1"] = (width, first)
+        shapes[f"time_text_embed.{part}_embedder.linear_2"] = square
+    out = {}
+    for n, (name, (rows, columns)) in enumerate(shapes.items()):
+        out[f"transformer.{name}.lora_A.weight"] = _normal(rank, columns, seed=n)
+        out[f"transformer.{name}.lora_B.weight"] = _normal(rows, rank, seed=n + 1)
     return out
 
 

@@ -29,6 +29,8 @@ PLACES = [
     (Extent(512, 512), Box(0, 0, 512, 512)),
 ]  # fmt: skip
 
+OTHER, PART = Extent(377, 611), Box(40, 300, 330, 400)  # a reference of other proportions
+
 
 def mask_of(size: Extent, box: Box) -> Tensor:
     mask = torch.zeros(1, 1, size.height, size.width)
@@ -73,16 +75,18 @@ def test_the_model_sees_no_stretch_and_all_of_the_region(
     recipe: Recipe, size: Extent, box: Box
 ) -> None:
     engine = ModelThat(recipe)
-    draft = checkerboard(size)
-    result = refine(engine, RefineRequest(
-        draft, (draft,), mask_of(size, box), (mask_of(size, box),), QUICK
-    ))  # fmt: skip
-    for found in (result.report["regions"][0], *result.report["regions"][0]["references"]):
+    draft, reference = checkerboard(size), checkerboard(OTHER, seed=1)
+    masks = mask_of(size, box), mask_of(OTHER, PART)
+    result = refine(engine, RefineRequest(draft, (reference,), masks[0], (masks[1],), QUICK))
+    region = result.report["regions"][0]
+    for found, whole in ((region, box), (region["references"][0], PART)):
         x0, y0, x1, y1 = found["crop"]
-        assert x0 <= box.x0 and y0 <= box.y0 and box.x1 <= x1 and box.y1 <= y1
+        assert x0 <= whole.x0 and y0 <= whole.y0 and whole.x1 <= x1 and whole.y1 <= y1
         seen = found.get("bucket", found.get("size"))
         width, height = map(int, seen.split("x"))
         assert width * (y1 - y0) == height * (x1 - x0), "one scale for both directions"
+    shapes = {engine.jobs[0].image(role).shape for role in ("draft", "reference")}
+    assert len(shapes) == 1 or not recipe.one_size, "ImageCritic needs both at one size"
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED, ids=lambda r: r.name)

@@ -22,7 +22,13 @@ from refiner_core.models.detail_encoder import (
 from refiner_core.models.kontext import Conditioning, velocity, zero_text
 from refiner_core.models.text import comfyui_folders, load_tokenizers
 from refiner_core.models.triggers import tokenize_triggers
-from refiner_core.recipes import IMAGECRITIC, KONTEXT, REFINEANYTHING, lightning_steps
+from refiner_core.recipes import (
+    FLUX2_KLEIN,
+    IMAGECRITIC,
+    KONTEXT,
+    REFINEANYTHING,
+    lightning_steps,
+)
 from refiner_core.sampling import draw_noise
 from refiner_core.weights.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
 
@@ -183,12 +189,20 @@ def test_the_command_line_says_what_lacks(tmp_path: Path) -> None:
 def test_recipes_as_published() -> None:
     assert IMAGECRITIC.order == ("reference", "draft") and IMAGECRITIC.indices == (1, 2)
     assert (IMAGECRITIC.steps, IMAGECRITIC.guidance, IMAGECRITIC.cfg) == (28, 3.5, 1.0)
+    # Under CFG the published pipeline looks for the trigger words in the negative prompt.
+    assert IMAGECRITIC.guided(7.0) == (7.0, 1.0), "guidance is the embedding's, never CFG"
     assert REFINEANYTHING.order == ("draft", "reference", "mask")
     assert (REFINEANYTHING.steps, REFINEANYTHING.cfg) == (28, 4.0)
     quick = REFINEANYTHING.accelerated(lightning_steps("X-Lightning-4steps-V1.0-bf16.safetensors"))
     assert (quick.steps, quick.cfg) == (4, 1.0) and REFINEANYTHING.accelerated().steps == 8
-    with pytest.raises(ValueError, match="kontext has no accelerator"):
-        KONTEXT.accelerated()
+    turbo = IMAGECRITIC.accelerated(lightning_steps("FLUX.1-Turbo-Alpha.safetensors"))
+    assert (turbo.steps, turbo.cfg, turbo.guidance) == (8, 1.0, 3.5)
+    assert (
+        KONTEXT.accelerated(lightning_steps("Hyper-FLUX.1-dev-16steps-lora.safetensors")).steps
+        == 16
+    )
+    with pytest.raises(ValueError, match="flux2-klein has no accelerator"):
+        FLUX2_KLEIN.accelerated()
     text = "<SPECIAL_REGION> refine the text 'A' [12, 3, 40,50] now"
     assert REFINEANYTHING.text(text) == "refine the text 'A' now"
     assert REFINEANYTHING.text(None, "LOGO") == "Refine the LOGO."

@@ -81,6 +81,12 @@ def test_the_published_files(tmp_path: Path) -> None:
     assert (found.family, found.slot, found.alpha) == (
         "qwen-edit", "accelerator_lora", "in the tensors",
     )  # fmt: skip
+    hyper = synthetic.flux_accelerator_lora()
+    assert len(hyper) == 1008, "as many weights as the published files"
+    found = inspect_file(synthetic.write(tmp_path / "c.safetensors", hyper))
+    assert (found.family, found.slot, found.recipes) == (
+        "flux", "accelerator_lora", ("omnirefiner", "imagecritic", "kontext"),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -128,10 +128,9 @@ def _base(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile | N
         return _made(header, "nano", "a nano refiner (omnirefiner train nano)", family="flux")
     names = set(keys)
     if any(k.startswith("double_stream_modulation_img.") for k in names):
-        recipes = ("flux2-klein", "flux2-dev")
-        return _made(
-            header, "base", "FLUX.2 (klein or dev)", family="flux2", recipes=recipes, **where
-        )
+        dev = any(k.startswith("guidance_in.") for k in names)
+        what, recipe = ("FLUX.2 [dev]", "flux2-dev") if dev else ("FLUX.2 [klein]", "flux2-klein")
+        return _made(header, "base", what, family="flux2", recipes=(recipe,), **where)
     if any(k.startswith("transformer_blocks.0.img_mod.") for k in names):
         edit = "__index_timestep_zero__" in names
         what = "Qwen-Image-Edit-2511" if edit else (
@@ -228,12 +227,22 @@ def _lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
         "flux": ("omnirefiner", "kontext"), "qwen-edit": ("refineanything",),
         "flux2": ("flux2-klein", "flux2-dev"),
     }.get(family or "", ())  # fmt: skip
-    quick = "light" in header.path.name.lower() or any("img_mlp" in k for k in keys)
-    slot = "accelerator_lora" if family == "qwen-edit" and quick else "refiner_lora"
+    quick = family in ("flux", "qwen-edit") and _accelerates(header.path.name, keys)
+    what = f"an accelerator LoRA for {base}" if quick else f"a LoRA for {base}"
+    if quick and family == "flux":
+        recipes = ("omnirefiner", "imagecritic", "kontext")
+    slot = "accelerator_lora" if quick else "refiner_lora"
     return _made(
-        header, "lora", f"a LoRA for {base}", family=family, recipes=recipes, slot=slot,
+        header, "lora", what, family=family, recipes=recipes, slot=slot,
         folder="loras", rank=rank, alpha=alpha,
     )  # fmt: skip
+
+
+def _accelerates(name: str, keys: Mapping[str, object]) -> bool:
+    """Whether a LoRA is one for fewer steps, by its name or by parts that others leave alone."""
+    parts = ("img_mlp", "guidance_embedder", "guidance_in")
+    named = re.search(r"lightning|turbo|hyper|\d[-_ ]?steps?", name.lower())
+    return named is not None or any(part in k for k in keys for part in parts)
 
 
 def lora_base(keys: Mapping[str, tuple[int, ...]]) -> tuple[str | None, str]:

@@ -3,7 +3,8 @@
 A script for ComfyUI's Python. IN holds `model.*`, `scaled.*` (the same as a scaled fp8 file), each
 with the LoRA merged into what the weights mean, by the core (`merged.*`, `scaled_merged.*` and, for
 weights cast to fp8 on loading, `cast_merged.*`), `noise`, `text`, `pooled`, `references.N`; beside it
-lies lora.safetensors. OUT gets what each way sampled.
+lie lora.safetensors and other.safetensors, an ordinary LoRA, both of which are in `stacked_merged.*`.
+OUT gets what each way sampled.
 """
 
 from __future__ import annotations
@@ -67,6 +68,10 @@ if __name__ == "__main__":
     out["bypassed"] = run(bypassed)
     out["after"] = run(base)
     adapters._PLAIN = (torch.float32,)
+    other = load_file(Path(sys.argv[1]).with_name("other.safetensors"))
+    stacked, _ = comfy.sd.load_lora_for_models(base, None, other, 0.7, 0)
+    out["stacked"] = run(adapters.apply_imagecritic(stacked, lora, 0.8))
+    out |= {"stacked_plain": run(stacked), "stacked_merged": run(load("stacked_merged."))}
     for name, small in (
         ("cast", load("model.", torch.float8_e4m3fn)), ("scaled", load("scaled.", None)),
     ):  # fmt: skip

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from .. import synthetic
 from .graphs import CASES, LOAD, node, pixels, repair
-from .test_published import CRITIC, FLUX, outside_and_inside, ran
+from .test_published import CRITIC, FLUX, outside_and_inside, published_repair, ran
 
 STRONG = 4.0  # so that random LoRAs are seen in the picture
 
@@ -145,6 +145,76 @@ def test_a_style_lora_beside_imagecritics(published: Any) -> None:
     graph["made"]["inputs"]["lora_strength"] = 0.0
     style = picture(published, graph)
     assert (both != alone).any() and (both != style).any()
+
+
+TURBO, HYPER = "FLUX.1-Turbo-Alpha.safetensors", "Hyper-FLUX.1-dev-8steps-lora.safetensors"
+
+
+@pytest.fixture(scope="module")
+def accelerators(published: Any) -> None:
+    """FLUX.1's 8-step LoRAs by their names and types."""
+    folder = published.base / "models" / "loras"
+    weights = {k: 3 * v for k, v in synthetic.flux_accelerator_lora(width=128).items()}
+    synthetic.write(folder / TURBO, weights, torch.bfloat16)
+    synthetic.write(folder / HYPER, weights, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "strength", "guidance"),
+    [(CRITIC, TURBO, 1.0, 3.5), (FLUX | {"recipe": "kontext"}, HYPER, 0.125, 2.5)],
+    ids=["imagecritic-turbo", "kontext-hyper"],
+)
+def test_accelerators_by_load_refiner(
+    published: Any, accelerators: None, files: dict[str, Any], name: str, strength: float,
+    guidance: float,
+) -> None:  # fmt: skip
+    fast = {"accelerator_lora": name, "accelerator_strength": strength}
+    out, report = ran(published, published_repair(files | fast, steps=0))
+    assert outside_and_inside(out)[0] == 0
+    assert (report["steps"], report["guidance"], report["cfg"]) == (8, guidance, 1.0)
+    assert (out != ran(published, published_repair(files, steps=8))[0]).any()
+
+
+def with_turbo(model: dict[str, Any]) -> dict[str, Any]:
+    """ImageCritic by Refiner from Model with Turbo through ComfyUI's LoRA node."""
+    graph = from_model(model, 1.0)
+    graph["turbo"] = node("LoraLoaderModelOnly", model=["unet", 0], lora_name=TURBO,
+                          strength_model=1.0)  # fmt: skip
+    graph["made"]["inputs"] |= {"model": ["turbo", 0], "refiner_lora": CRITIC["refiner_lora"]}
+    graph["refine"]["inputs"]["steps"] = 8
+    return graph
+
+
+def test_turbo_through_the_lora_node_is_the_same(published: Any, accelerators: None) -> None:
+    out = picture(published, with_turbo(unet("tiny_flux.safetensors")))
+    loaded = published_repair(CRITIC | {"accelerator_lora": TURBO}, steps=0)
+    assert (out == picture(published, loaded)).all()
+
+
+def test_turbo_and_imagecritic_on_scaled_fp8(
+    published: Any, accelerators: None, scaled_fp8: tuple[str, str]
+) -> None:
+    graph = with_turbo(unet(scaled_fp8[0]))
+    both = picture(published, graph)
+    graph["made"]["inputs"]["model"] = ["unet", 0]
+    assert (both != picture(published, graph)).any()
+
+
+def test_turbo_and_imagecritic_on_gguf(
+    published: Any, accelerators: None, gguf_file: tuple[str, str]
+) -> None:
+    graph = with_turbo(node("UnetLoaderGGUF", unet_name=gguf_file[0]))
+    both = picture(published, graph)
+    graph["made"]["inputs"]["model"] = ["unet", 0]
+    assert (both != picture(published, graph)).any()
+
+
+def test_a_lora_of_the_same_layers_as_one_before_it(published: Any) -> None:
+    """Load Refiner's own check that a LoRA fits is not fooled by layers that are patched already."""
+    name = "tiny_omnirefiner.safetensors"
+    fast = {"accelerator_lora": name, "refiner_lora": name, "recipe": "omnirefiner"}
+    out, report = ran(published, published_repair(FLUX | fast))
+    assert outside_and_inside(out)[1] > 500 and report["engine"]["weights"].count(name) == 2
 
 
 def test_torch_compile(published: Any) -> None:

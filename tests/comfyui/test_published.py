@@ -32,6 +32,10 @@ KLEIN = {
     "recipe": "flux2-klein", "diffusion_model": "tiny_klein.safetensors",
     "text_encoder": "tiny_qwen_3_4b.safetensors", "vae": "tiny_flux2_vae.safetensors",
 }  # fmt: skip
+DEV = KLEIN | {
+    "recipe": "flux2-dev", "diffusion_model": "tiny_flux2_dev.safetensors",
+    "text_encoder": "tiny_mistral_3.safetensors",
+}  # fmt: skip
 LIGHTNING = {"accelerator_lora": "tiny-Lightning-2steps.safetensors"}
 
 
@@ -66,15 +70,19 @@ def outside_and_inside(out: np.ndarray) -> tuple[int, int]:
         (CRITIC, 2, (2, 3.5, 1.0)),
         (FLUX | {"recipe": "kontext"}, 2, (2, 2.5, 1.0)),
         (KLEIN, 2, (2, None, 1.0)),
+        (DEV, 2, (2, 4.0, 1.0)),
         (QWEN, 2, (2, None, 4.0)),
         (QWEN | LIGHTNING, 0, (2, None, 1.0)),  # as the Lightning file's name says
     ],
-    ids=["imagecritic", "kontext", "flux2-klein", "refineanything", "lightning"],
+    ids=["imagecritic", "kontext", "flux2-klein", "flux2-dev", "refineanything", "lightning"],
 )
 def test_from_loader_to_picture(
     published: Any, files: dict[str, Any], steps: int, run: tuple[int, float | None, float]
 ) -> None:
+    folder = published.base / "output"
+    before = set(folder.rglob("*"))
     out, report = ran(published, published_repair(files, steps=steps))
+    assert len(set(folder.rglob("*")) - before) == 1, "no file but Save Image's"
     outside, inside = outside_and_inside(out)
     assert outside == 0 and inside > 500
     assert report["recipe"] == files["recipe"]
@@ -127,6 +135,9 @@ def test_a_file_that_a_workflow_names_and_is_not_there(published: Any) -> None:
          "detail_encoder: swapped.safetensors is ImageCritic's LoRA for FLUX.1-Kontext, but a detail "
          "encoder of FLUX.1-Kontext was expected. It goes to refiner_lora."),
         (QWEN | {"diffusion_model": "tiny_flux.safetensors"}, "tiny_flux.safetensors is FLUX.1"),
+        (KLEIN | {"diffusion_model": DEV["diffusion_model"]},
+         "tiny_flux2_dev.safetensors is FLUX.2 [dev], which has a guidance embedding. The recipe "
+         "flux2-klein is for weights without; take flux2-dev."),
     ],
 )  # fmt: skip
 def test_bad_files_are_named(published: Any, files: dict[str, Any], message: str) -> None:

@@ -17,6 +17,7 @@ from refiner_core.recipes import IMAGECRITIC, KONTEXT, OMNIREFINER
 from refiner_core.sampling import draw_noise
 from refiner_core.weights.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
 from refiner_core.weights.keys import bfl_to_diffusers, diffusers_to_bfl
+from refiner_core.weights.lora import apply_lora, read_lora
 
 from .. import synthetic
 
@@ -50,6 +51,12 @@ def test_imagecritic_lora_is_exact_in_both_ways(run_in_comfyui: Any, tmp_path: P
     lora = synthetic.write(tmp_path / "lora.safetensors", weights, None)
     scaled, meant = synthetic.scaled_fp8(diffusers_to_bfl(model.state_dict()))
     cast = {k: v.to(torch.float8_e4m3fn).float() for k, v in model.state_dict().items()}
+    other = {k: 10 * v for k, v in synthetic.peft_lora(
+        [f"transformer_blocks.{i}.attn.{p}" for i in (0, 1) for p in ("to_q", "to_out.0")]
+    ).items()}  # fmt: skip
+    other_file = synthetic.write(tmp_path / "other.safetensors", other, None)
+    both = copy.deepcopy(model)
+    apply_lora(both, read_lora(other_file), 0.7)
     data = {
         "noise": draw_noise((1, 16, 8, 12), 0), "text": draw_noise((1, 9, 24), 1),
         "pooled": draw_noise((1, 20), 2), "references.0": draw_noise((1, 16, 8, 12), 3),
@@ -58,7 +65,7 @@ def test_imagecritic_lora_is_exact_in_both_ways(run_in_comfyui: Any, tmp_path: P
     for name, held in (
         ("model", model.state_dict()), ("merged", merged(model, lora)), ("scaled", scaled),
         ("scaled_merged", merged(holding(model, bfl_to_diffusers(meant)), lora)),
-        ("cast_merged", merged(holding(model, cast), lora)),
+        ("cast_merged", merged(holding(model, cast), lora)), ("stacked_merged", merged(both, lora)),
     ):  # fmt: skip
         held = held if name == "scaled" else diffusers_to_bfl(held)  # as ComfyUI's users have them
         data |= {f"{name}.{k}": v.clone() for k, v in held.items()}
@@ -76,6 +83,7 @@ def test_imagecritic_lora_is_exact_in_both_ways(run_in_comfyui: Any, tmp_path: P
     for way, truth, plain in (
         ("patched", "merged", "plain"), ("bypassed", "merged", "plain"),
         ("scaled", "scaled_merged", "scaled_plain"), ("cast", "cast_merged", "cast_plain"),
+        ("stacked", "stacked_merged", "stacked_plain"),
     ):  # fmt: skip
         change = apart(truth, plain)
         print(

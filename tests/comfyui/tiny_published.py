@@ -6,6 +6,8 @@ real files have. The transformers have all their blocks. MODELS is ComfyUI's mod
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import sys
 from pathlib import Path
@@ -34,7 +36,10 @@ if __name__ == "__main__":
     build = {"dtype": torch.float32, "device": "cpu", "operations": ops}
     generator = torch.Generator().manual_seed(0)
 
-    def save(name: str, module: torch.nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    def save(
+        name: str, module: torch.nn.Module, dtype: torch.dtype = torch.float32,
+        **beside: torch.Tensor,
+    ) -> None:  # fmt: skip
         """Random weights that keep the size of what passes through; norms begin at one."""
         out = {}
         for key, value in module.state_dict().items():
@@ -46,7 +51,7 @@ if __name__ == "__main__":
             else:
                 fan = value[0].numel()
                 out[key] = torch.randn(value.shape, generator=generator) * fan**-0.5
-        save_file({k: v.to(dtype).contiguous() for k, v in out.items()}, models / name)
+        save_file({k: v.to(dtype).contiguous() for k, v in out.items()} | beside, models / name)
 
     flux = {
         "hidden_size": 128, "num_heads": 1, "patch_size": 2, "in_channels": 16,
@@ -62,6 +67,8 @@ if __name__ == "__main__":
         "txt_ids_dims": [3], "global_modulation": True, "mlp_silu_act": True, "ops_bias": False,
     }  # fmt: skip
     save("diffusion_models/tiny_klein.safetensors", comfy.ldm.flux.model.Flux(**klein, **build))
+    dev = klein | {"guidance_embed": True, "depth": 8, "depth_single_blocks": 48}
+    save("diffusion_models/tiny_flux2_dev.safetensors", comfy.ldm.flux.model.Flux(**dev, **build))
     qwen = comfy.ldm.qwen_image.model.QwenImageTransformer2DModel(
         num_layers=60, num_attention_heads=1, joint_attention_dim=64,
         default_ref_method="index_timestep_zero", **build,
@@ -87,6 +94,22 @@ if __name__ == "__main__":
     deep = language | {"num_hidden_layers": 28, "num_attention_heads": 1, "num_key_value_heads": 1}
     save("text_encoders/tiny_qwen_3_4b.safetensors",
          llama.Qwen3_4B(deep, torch.float32, "cpu", ops))  # fmt: skip
+
+    # FLUX.2 [dev]'s file of Mistral ends at layer 30, and carries its tokenizer: here one token a byte.
+    cut = deep | {"num_hidden_layers": 30, "final_norm": False}
+    tokens = {
+        "config": {"default_num_special_tokens": 1000, "default_vocab_size": 131072},
+        "vocab": [
+            {"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode()} for i in range(256)
+        ],
+        "special_tokens": [
+            {"rank": i, "token_str": name}
+            for i, name in enumerate(("<unk>", "<s>", "</s>", "[INST]", "[/INST]"))
+        ],
+    }
+    tekken = torch.tensor(list(json.dumps(tokens).encode()), dtype=torch.uint8)
+    save("text_encoders/tiny_mistral_3.safetensors",
+         llama.Mistral3Small24B(cut, torch.float32, "cpu", ops), tekken_model=tekken)  # fmt: skip
 
     wan = comfy.ldm.wan.vae.WanVAE(
         dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],

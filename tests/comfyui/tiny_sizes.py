@@ -40,8 +40,9 @@ def sizes(sd) -> dict[str, dict[str, int]]:
         }}  # fmt: skip
     first = "model.layers.0"
     name = "qwen3_4b" if f"{first}.self_attn.q_norm.weight" in sd else "qwen25_7b"
+    name = "mistral3_24b" if "tekken_model" in sd else name
     return {f"{name}_model_config": {
-        "hidden_size": sd["model.norm.weight"].shape[0],
+        "hidden_size": sd["model.embed_tokens.weight"].shape[1],
         "intermediate_size": sd[f"{first}.mlp.up_proj.weight"].shape[0],
         "num_hidden_layers": _layers(sd, "model.layers."),
         "num_attention_heads": sd[f"{first}.self_attn.q_proj.weight"].shape[0] // HEAD,
@@ -64,6 +65,8 @@ def _install() -> None:
     def detect_sized(sd):
         if "model.layers.0.self_attn.q_norm.weight" in sd:
             return comfy.sd.TEModel.QWEN3_4B
+        if "tekken_model" in sd:
+            return comfy.sd.TEModel.MISTRAL3_24B_PRUNED_FLUX2
         return detect_text(sd)
 
     def detect_qwen_image(sd, prefix, *args, **kwargs):
