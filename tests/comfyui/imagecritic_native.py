@@ -37,7 +37,7 @@ if __name__ == "__main__":
     spec.loader.exec_module(pack)
     from pack.nodes import adapters
     from pack.nodes.conditioning import reference_conditioning
-    from pack.refiner_core.imagecritic_lora import read_imagecritic_lora
+    from pack.refiner_core.weights.imagecritic_lora import read_imagecritic_lora
 
     given = load_file(sys.argv[1])
     lora = read_imagecritic_lora(Path(sys.argv[1]).with_name("lora.safetensors"))

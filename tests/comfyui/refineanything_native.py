@@ -39,8 +39,9 @@ if __name__ == "__main__":
     spec.loader.exec_module(pack)
     from pack.nodes.engine import ComfyEngine
     from pack.nodes.types import Refiner
-    from pack.refiner_core.pipeline import RefineOptions, RefineRequest, refine
     from pack.refiner_core.recipes import REFINEANYTHING
+    from pack.refiner_core.repair.pipeline import refine
+    from pack.refiner_core.repair.request import RefineOptions, RefineRequest
 
     given = load_file(sys.argv[1])
     weights = {k.removeprefix("model."): v for k, v in given.items() if k.startswith("model.")}

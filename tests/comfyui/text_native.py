@@ -37,7 +37,7 @@ if __name__ == "__main__":
     spec.loader.exec_module(pack)
     from pack.nodes.conditioning import DetailPatcher, _detail, encode_prompt
     from pack.nodes.types import Refiner
-    from pack.refiner_core.detail_encoder import load_detail_encoder
+    from pack.refiner_core.models.detail_encoder import load_detail_encoder
     from pack.refiner_core.recipes import RECIPES
 
     models, pictures = Path(sys.argv[1]), load_file(sys.argv[2])
