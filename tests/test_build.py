@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 from refiner_core.__main__ import main
-from refiner_core.data.build import Build, run_build
+from refiner_core.data.build import run_build
 from refiner_core.data.degrade import DEGRADATIONS
 from refiner_core.data.details import KINDS, draw_texture
 from refiner_core.data.misprints import MISPRINTS
 from refiner_core.data.photograph import photograph
+from refiner_core.data.plan import Build
 from refiner_core.data.shards import read_lines, read_manifest, read_triplets
 from refiner_core.data.stages.interface import (
     RejectedError,

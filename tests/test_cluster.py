@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from refiner_core.data.build import Build, run_build
+from refiner_core.data.build import run_build
 from refiner_core.data.cluster import ray_runner
+from refiner_core.data.plan import Build
 from refiner_core.data.stages.procedural import (
     ProceduralDegrade,
     ProceduralMask,

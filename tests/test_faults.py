@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from refiner_core.pictures.geometry import Box, Extent
 from refiner_core.recipes import IMAGECRITIC, REFINEANYTHING, Recipe
-from refiner_core.repair.pipeline import RefineOptions, RefineRequest, refine
+from refiner_core.repair.pipeline import refine
+from refiner_core.repair.request import RefineOptions, RefineRequest
 
 from .faults import ModelThat, checkerboard, displacement, seam
 

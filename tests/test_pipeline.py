@@ -24,7 +24,8 @@ from refiner_core.pictures.boxes import BoxPair, RelativeBox
 from refiner_core.pictures.geometry import Box, Extent
 from refiner_core.pictures.images import to_dtype
 from refiner_core.recipes import NANO, Recipe
-from refiner_core.repair.pipeline import RefineOptions, RefineRequest, RefineResult, refine
+from refiner_core.repair.pipeline import RefineResult, refine
+from refiner_core.repair.request import RefineOptions, RefineRequest
 from refiner_core.repair.views import lost
 
 STEPS = 2

@@ -31,7 +31,8 @@ from refiner_core.models.detail_encoder import fill_triggers, load_detail_encode
 from refiner_core.models.kontext import Conditioning, velocity
 from refiner_core.pictures.geometry import Box, Extent
 from refiner_core.recipes import IMAGECRITIC, REFINEANYTHING, Recipe
-from refiner_core.repair.pipeline import RefineOptions, RefineRequest, refine
+from refiner_core.repair.pipeline import refine
+from refiner_core.repair.request import RefineOptions, RefineRequest
 from refiner_core.sampling import draw_noise
 from refiner_core.weights.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
 

@@ -18,7 +18,8 @@ from refiner_core.interfaces import SamplingJob
 from refiner_core.models.engine import CoreEngine
 from refiner_core.nano.engine import load_nano
 from refiner_core.recipes import NANO, Recipe
-from refiner_core.repair.pipeline import RefineOptions, RefineRequest, refine
+from refiner_core.repair.pipeline import refine
+from refiner_core.repair.request import RefineOptions, RefineRequest
 from refiner_core.repair.search import Candidate, Round, rounds, search
 from refiner_core.repair.views import spread_share
 from refiner_core.sampling import draw_noise

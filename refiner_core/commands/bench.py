@@ -34,7 +34,8 @@ def add_parser(commands: Any) -> None:
 
 def _around_the_model(rounds: int) -> None:
     from ..nano.engine import load_nano
-    from ..repair.pipeline import RefineOptions, RefineRequest, refine
+    from ..repair.pipeline import refine
+    from ..repair.request import RefineOptions, RefineRequest
 
     engine = load_nano()
     draft, mask = noise_picture(512)
@@ -52,7 +53,8 @@ def _around_the_model(rounds: int) -> None:
 
 def _whole_repair(rounds: int) -> None:
     from ..nano.engine import load_nano
-    from ..repair.pipeline import RefineRequest, refine
+    from ..repair.pipeline import refine
+    from ..repair.request import RefineRequest
 
     engine = load_nano()
     print("\nThe whole repair of a 256 px region with nano, by picture size (uint8)")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .data_stages import STAGES, add_stage_options, chosen_stages
 
 if TYPE_CHECKING:
-    from ..data.build import Report
+    from ..data.parts import Report
 
 
 def add_parser(commands: Any) -> None:
@@ -72,7 +72,8 @@ def _progress(done: int, total: int, report: Report) -> None:
 
 def run_build(chosen: argparse.Namespace) -> None:
     """Build what is missing and say what is there."""
-    from ..data.build import REJECTED, Build, run_build, run_locally
+    from ..data.build import REJECTED, run_build, run_locally
+    from ..data.plan import Build
 
     wanted = chosen.stage or STAGES
     if chosen.source and not chosen.stage:

@@ -98,7 +98,8 @@ def add_parser(commands: Any) -> None:
 def run(chosen: argparse.Namespace) -> None:
     """Repair every case with the embedded model; results of an earlier run are replaced."""
     from ..nano.engine import load_nano
-    from ..repair.pipeline import RefineOptions, RefineRequest, refine
+    from ..repair.pipeline import refine
+    from ..repair.request import RefineOptions, RefineRequest
 
     engine = load_nano()
     out = Path(chosen.out)

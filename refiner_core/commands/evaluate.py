@@ -97,7 +97,7 @@ def _makers(
 
 def _plan(chosen: argparse.Namespace) -> Plan:
     from ..evaluation.run import Plan
-    from ..repair.pipeline import RefineOptions
+    from ..repair.request import RefineOptions
 
     others = {}
     for text in chosen.other:

@@ -83,7 +83,8 @@ def run(chosen: argparse.Namespace) -> None:
         ValueError: any input that cannot be used; nothing is written then.
     """
     from ..load import load_engine
-    from ..repair.pipeline import RefineOptions, RefineRequest, refine
+    from ..repair.pipeline import refine
+    from ..repair.request import RefineOptions, RefineRequest
 
     out = check_picture_output(chosen.out, chosen.overwrite)
     report = check_output(chosen.report, chosen.overwrite) if chosen.report else None

@@ -12,7 +12,9 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from .build import Build, Progress, build_part
+from .build import Progress
+from .parts import build_part
+from .plan import Build
 
 
 def _work(build: Build, row: dict[str, Any]) -> dict[str, Any]:

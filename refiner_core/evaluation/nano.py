@@ -13,7 +13,8 @@ from ..data.scenes import Scene, make_scene
 from ..nano import NANO_WEIGHTS
 from ..processes import worker_pool
 from ..recipes import NANO
-from ..repair.pipeline import RefineOptions, RefineRequest, refine
+from ..repair.pipeline import refine
+from ..repair.request import RefineOptions, RefineRequest
 from ..scoring.pixels import masked_psnr, masked_ssim
 from .baselines import PastedReference, pasted_reference
 from .cases import mask_tensor, picture

@@ -27,7 +27,8 @@ from ..nano import NANO_WEIGHTS
 from ..pictures.images import atomic_path, load_picture, to_dtype, to_float
 from ..processes import worker_pool
 from ..recipes import NANO
-from ..repair.pipeline import RefineOptions, RefineRequest, refine
+from ..repair.pipeline import refine
+from ..repair.request import RefineOptions, RefineRequest
 from .baselines import PastedReference, pasted_reference
 from .cases import Cases, open_cases
 from .files import sha256, triplet_digest

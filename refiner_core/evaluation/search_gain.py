@@ -15,7 +15,8 @@ from ..data.scenes import make_scene
 from ..models.engine import CoreEngine
 from ..pictures.images import to_float
 from ..processes import worker_pool
-from ..repair.pipeline import RefineOptions, RefineRequest, refine
+from ..repair.pipeline import refine
+from ..repair.request import RefineOptions, RefineRequest
 from ..scoring.pixels import edge_error, masked_psnr, masked_ssim
 from ..scoring.structural import StructuralScorer
 from .cases import mask_tensor, picture
