@@ -92,8 +92,10 @@ class GrpoTrainer:
         """Draw and score this epoch's samples; each process its share of the groups."""
         settings = self.config.rollout
         picked = case_order(len(self.views), settings.groups, self.config.run.seed, self.epoch)
+        share = settings.groups // self.workers.count
+        first = self.workers.rank * share  # neighbours, so that every update has some of each process
         out: list[Judged] = []
-        for group in range(self.workers.rank, settings.groups, self.workers.count):
+        for group in range(first, first + share):
             out += self._group(group, picked[group])
         return out
 
@@ -141,10 +143,12 @@ class GrpoTrainer:
                 f"{', '.join(rewards)}."
             )
         value, alive = group_advantages(
-            rewards, groups, o.rewards, combine=o.combine, spread=o.spread, floor=o.floor
-        )
+            {k: self.workers.gather(v) for k, v in rewards.items()}, self.workers.gather(groups),
+            o.rewards, combine=o.combine, spread=o.spread, floor=o.floor,
+        )  # fmt: skip
+        mine = slice(self.workers.rank * len(groups), (self.workers.rank + 1) * len(groups))
         sizes = [len(j.rollout.x0) for j in judged]
-        return list(value.split(sizes)), [bool(a.any()) for a in alive.split(sizes)]
+        return list(value[mine].split(sizes)), [bool(a.any()) for a in alive[mine].split(sizes)]
 
     # --- learning --------------------------------------------------------------------------------
 
@@ -163,7 +167,7 @@ class GrpoTrainer:
                 (j, a) for j, a, keep in zip(judged, values, alive, strict=True)
                 if keep and j.group % updates == part
             ]  # fmt: skip
-            for key, value in self._update(mine).items():
+            for key, value in self._update(mine, judged[0]).items():
                 sums[key] = sums.get(key, 0.0) + value / updates
         if self.config.objective.algorithm == "nft":
             self.trainable.blend("old", min(0.001 * (self.epoch + 1), 0.5))
@@ -182,8 +186,12 @@ class GrpoTrainer:
             out[f"spread/{name}"] = self.workers.mean(sum(spread) / len(spread))
         return out
 
-    def _update(self, samples: list[tuple[Judged, Tensor]]) -> dict[str, float]:
-        """One optimiser step on some rollouts: the mean over all their samples and levels."""
+    def _update(self, samples: list[tuple[Judged, Tensor]], spare: Judged) -> dict[str, float]:
+        """One optimiser step on some rollouts: the mean over all their samples and levels.
+
+        Where the base is divided, a process with fewer rollouts than another goes over `spare` with
+        weight 0, since they need one another's share of the base.
+        """
         total = self.workers.sum(float(sum(len(a) for _, a in samples)))
         self.optimizer.zero_grad(set_to_none=True)
         sums = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
@@ -194,6 +202,10 @@ class GrpoTrainer:
             found = learn(judged, advantage.to(self.policy.device), len(advantage) / total)
             for key, value in found.items():
                 sums[key] += value
+        if self.workers.sharding is not None:
+            most = int(self.workers.gather(torch.tensor([len(samples)])).max())
+            for _ in range(most - len(samples)):
+                learn(spare, torch.zeros(len(spare.rollout.x0), device=self.policy.device), 0.0)
         sums = {k: self.workers.sum(v) for k, v in sums.items()}
         self.workers.sum_gradients(self.trainable.parameters.values())
         parameters = self.trainable.parameters.values()

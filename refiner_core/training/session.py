@@ -29,6 +29,7 @@ from .prepare import PreparedViews, TextCache, prepare
 from .prepare import fingerprint as preparation
 from .quantize import quantize
 from .samples import look
+from .sharding import Sharding
 from .trainable import Trainable, add_lora, all_weights, continue_lora
 from .views import Views
 from .workers import Workers, find_workers
@@ -130,22 +131,45 @@ def move_codec(engine: CoreEngine, device: torch.device) -> None:
         module.to(device)
 
 
-def make_trainable(engine: CoreEngine, model: ModelSettings, seed: int) -> Trainable:
-    """Put the weights that learn on the engine's transformer and everything on its device."""
+def make_trainable(
+    engine: CoreEngine, model: ModelSettings, seed: int, sharding: Sharding | None = None
+) -> Trainable:
+    """Put the weights that learn on the engine's transformer and everything on its device.
+
+    Raises:
+        ValueError: all weights are to learn, or the base is quantised, and it is to be divided.
+    """
     net = engine.model
     if model.train == "lora":
         net.requires_grad_(False)
         if model.precision == "bf16":
             net.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
         quantize(net, model.quantize)
-    net.to(engine.device)  # pyright: ignore[reportArgumentType]
+    if sharding is None:
+        net.to(engine.device)  # pyright: ignore[reportArgumentType]
+    else:
+        _check_divisible(model)
+        sharding.divide(net, engine.device)
     if model.checkpointing:
         net.enable_gradient_checkpointing()
     if model.train == "full":
         return all_weights(net)
     if model.lora:
-        return continue_lora(net, model.lora)
-    return add_lora(net, model.rank, model.alpha, seed)
+        trainable = continue_lora(net, model.lora)
+    else:
+        trainable = add_lora(net, model.rank, model.alpha, seed)
+    for p in trainable.parameters.values():
+        p.data = p.data.to(engine.device)  # a base that is kept in the CPU's memory is elsewhere
+    return trainable
+
+
+def _check_divisible(model: ModelSettings) -> None:
+    for name, value, fix in (("train", model.train, "lora"), ("quantize", model.quantize, "none")):
+        if value != fix:
+            raise ValueError(
+                f"model.{name} = {value!r} cannot go with FSDP or DeepSpeed, which divide a plain "
+                f"frozen base here. Set model.{name} = {fix!r}, or launch with --multi_gpu."
+            )
 
 
 def split_data(folder: Path, held_out: int) -> tuple[TripletSet, list[int], list[int]]:
@@ -227,7 +251,7 @@ def assemble(
     out: Path, workers: Workers, data_hash: str,
 ) -> Session:  # fmt: skip
     """A session of parts that are there already."""
-    trainable = make_trainable(engine, config.model, config.run.seed)
+    trainable = make_trainable(engine, config.model, config.run.seed, workers.sharding)
     policy = Policy(VelocityNet(engine.model), engine.device, config.model.precision)
     base = NANO_WEIGHTS if config.model.base == "nano" else Path(config.model.base).expanduser()
     facts = {

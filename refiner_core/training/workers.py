@@ -7,14 +7,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from .sharding import Sharding, requested_sharding
 
 
 class Workers:
-    """Sums over processes; with no accelerator there is one, and a sum is the value itself."""
+    """Sums over processes; with no accelerator there is one, and a sum is the value itself.
 
-    def __init__(self, accelerator: Any = None) -> None:
-        self.accelerator = accelerator
+    With `sharding` every forward pass is a common one: all processes have to make the same number.
+    """
+
+    def __init__(self, accelerator: Any = None, sharding: Sharding | None = None) -> None:
+        self.accelerator, self.sharding = accelerator, sharding
         self.count = 1 if accelerator is None else int(accelerator.num_processes)
         self.rank = 0 if accelerator is None else int(accelerator.process_index)
 
@@ -38,6 +43,12 @@ class Workers:
     def mean(self, value: float) -> float:
         return self.sum(value) / self.count
 
+    def gather(self, values: Tensor) -> Tensor:
+        """Every process's values (as many each) one after the other, by rank, on the CPU."""
+        if self.count == 1:
+            return values.cpu()
+        return self.accelerator.gather(values.to(self.accelerator.device)).cpu()
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add up every process's gradients, in one message (a missing one counts as zero)."""
         if self.count == 1:
@@ -60,23 +71,15 @@ def find_workers(device: torch.device) -> Workers:
 
     Raises:
         ModuleNotFoundError: several processes and accelerate is not installed.
-        ValueError: a launch that shards the model; every process here holds all of it.
+        ValueError: a launch that divides the model in a way that is not supported.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return Workers()
     try:
         from accelerate import Accelerator
-        from accelerate.utils import DistributedType
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError(
             "Training on several processes needs accelerate: pip install 'omnirefiner[train]'."
         ) from e
-    accelerator = Accelerator(cpu=device.type == "cpu")
-    plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if accelerator.distributed_type not in plain:
-        raise ValueError(
-            f"The launch asks for {accelerator.distributed_type.value}; a LoRA on a frozen base is "
-            "trained data-parallel only. Configure accelerate for MULTI_GPU (or MULTI_CPU), and "
-            "use model.quantize for cards that cannot hold the base."
-        )
-    return Workers(accelerator)
+    sharding = requested_sharding()
+    return Workers(Accelerator(cpu=device.type == "cpu"), sharding)
