@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,6 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from refiner_core.interfaces import SamplingJob
@@ -35,9 +33,18 @@ from refiner_core.training.times import draw_times
 from refiner_core.training.trainable import LORA_TARGETS, Trainable, add_lora, continue_lora
 from refiner_core.training.views import View, epoch_batches, stack
 from refiner_core.weights.lora import apply_lora, read_lora
-from tests.tiny_training import SETTINGS, TinyViews, tiny_engine, tiny_flux, tiny_session
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.tiny_training import (
+    PROGRAM,
+    ROOT,
+    SETTINGS,
+    TinyViews,
+    environment,
+    final,
+    largest_difference,
+    tiny_engine,
+    tiny_flux,
+    tiny_session,
+)
 
 
 def settings(**over: Any) -> SftConfig:
@@ -52,11 +59,6 @@ def trainer(out: Path, **over: Any) -> SftTrainer:
 
 def weights(t: Trainable) -> dict[str, Tensor]:
     return {k: p.detach().clone() for k, p in t.parameters.items()}
-
-
-def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    assert a.keys() == b.keys()
-    return max(float((a[k].float() - b[k].float()).abs().max()) for k in a)
 
 
 # --- what learns ----------------------------------------------------------------------------------
@@ -197,23 +199,14 @@ def test_logit_normal_times() -> None:
 # --- what survives --------------------------------------------------------------------------------
 
 
-def program(out: Path, steps: int, *over: str) -> list[str]:
-    return [sys.executable, "-m", "tests.tiny_training", str(out), str(steps), *over]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def final(out: Path) -> dict[str, Tensor]:
-    return load_file(out / "checkpoint.safetensors")
-
-
 def test_killed_and_resumed_is_the_same_run(tmp_path: Path) -> None:
     config = settings(run={"max_steps": 8})
     train_sft(config, tiny_session(config, tmp_path / "whole"))
     out = tmp_path / "killed"
-    process = subprocess.Popen(program(out, 8), cwd=ROOT, env=environment(), stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, *PROGRAM, "sft", str(out), "8"], cwd=ROOT, env=environment(),
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
     end = time.monotonic() + 120
     while not (out / "checkpoint.safetensors").exists() and time.monotonic() < end:
         time.sleep(0.005)
@@ -226,30 +219,6 @@ def test_killed_and_resumed_is_the_same_run(tmp_path: Path) -> None:
     assert [k for k in a if not torch.equal(a[k], b[k])] == []
     assert any(k.startswith("optimizer:exp_avg.") for k in a)
     assert any(k.startswith("copy:ema.") for k in a)
-
-
-def launch(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Three steps by `accelerate launch`. Its --cpu starts one process only; this is torchrun's."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    return subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2",
-         "--main_process_port", str(port), *options, *program(out, 3)[1:]],
-        cwd=ROOT, env=environment(), text=True, timeout=240, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-def test_two_launched_processes_learn_what_one_does(tmp_path: Path) -> None:
-    config = settings(run={"max_steps": 3})
-    train_sft(config, tiny_session(config, tmp_path / "one"))
-    done = launch(tmp_path / "two", "--multi_gpu")
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.count("2 processes") == 1, "only the main process speaks"
-    a, b = final(tmp_path / "one"), final(tmp_path / "two")
-    now = [k for k in a if k.startswith("now.")]
-    assert largest_difference({k: a[k] for k in now}, {k: b[k] for k in now}) < 2e-4
 
 
 class Poisoned(TinyViews):

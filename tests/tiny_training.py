@@ -1,33 +1,44 @@
 """A training run in miniature for the tests, also as a program that can be killed or launched twice.
 
-`python -m tests.tiny_training OUT STEPS [NAME=VALUE ...]` trains a tiny FLUX's LoRA for STEPS.
+`python -m tests.tiny_training STAGE OUT STEPS [NAME=VALUE ...]` trains a tiny FLUX's LoRA for STEPS.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from refiner_core.models.engine import CoreEngine
 from refiner_core.recipes import OMNIREFINER
-from refiner_core.training.config import SftConfig
+from refiner_core.training.config import GrpoConfig, SftConfig
 from refiner_core.training.prepare import TextCache
-from refiner_core.training.run import train_sft
+from refiner_core.training.run import train_grpo, train_sft
 from refiner_core.training.session import Session, assemble
 from refiner_core.training.settings import build, merged, parse_assignments
-from refiner_core.training.views import View
+from refiner_core.training.views import Pixels, View
 from refiner_core.training.workers import find_workers
 
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = ["-m", "tests.tiny_training"]
 SETTINGS: dict[str, Any] = {
     "model": {"rank": 3, "alpha": 6.0},
     "loss": {"reference_dropout": 0.3, "caption_dropout": 0.3},
     "optimizer": {"rate": 1e-2, "ema": 0.9},
     "run": {"max_steps": 6, "batch": 4, "micro_batch": 2, "save_every": 1, "sample_every": 0},
+}
+GRPO_SETTINGS: dict[str, Any] = {
+    "model": {"rank": 3, "alpha": 6.0},
+    "rollout": {"groups": 4, "group": 4, "steps": 4, "window": 1, "guidance": 1.0},
+    "objective": {"kl": 0.1, "kl_to": "ref", "clip": 10.0},
+    "optimizer": {"rate": 1e-2, "ema": 0.9},
+    "run": {"max_steps": 3, "micro_batch": 2, "save_every": 1, "sample_every": 0},
 }
 
 
@@ -56,7 +67,7 @@ class FlatCodec:
 
 
 class TinyViews:
-    """Ten cases of two shapes, random latents."""
+    """Ten cases of two shapes, random latents and what the codec makes of them."""
 
     def __init__(self) -> None:
         sizes = [(4, 6), (6, 4)]
@@ -71,7 +82,9 @@ class TinyViews:
             torch.randn(1, 16, h, w, generator=g) for h, w in self.shapes[index]
         )
         mask = (torch.rand(1, 1, *self.shapes[index][0], generator=g) < 0.4).float()
-        return View(f"tiny{index}", "a word", target, (draft, reference), mask)
+        decode, large = FlatCodec().decode, torch.nn.functional.interpolate(mask, scale_factor=8)
+        pixels = Pixels(*(decode(z).clamp(0, 1) for z in (target, draft, reference)), large)
+        return View(f"tiny{index}", "a word", target, (draft, reference), mask, pixels)
 
 
 def tiny_engine() -> CoreEngine:
@@ -84,7 +97,7 @@ def tiny_engine() -> CoreEngine:
     return CoreEngine(OMNIREFINER, tiny_flux(), FlatCodec(), text)
 
 
-def tiny_session(config: SftConfig, out: Path) -> Session:
+def tiny_session(config: SftConfig | GrpoConfig, out: Path) -> Session:
     """An open run on it."""
     out.mkdir(parents=True, exist_ok=True)
     engine = tiny_engine()
@@ -93,9 +106,32 @@ def tiny_session(config: SftConfig, out: Path) -> Session:
     return assemble(config, engine, TinyViews(), TinyViews(), text, out, workers, "none")
 
 
+def tiny_run(stage: str, out: Path, steps: int, over: dict[str, Any]) -> Path:
+    """Train for some steps; the refiner's file."""
+    over = merged(over, {"run": {"max_steps": steps}})
+    if stage == "grpo":
+        grpo = build(GrpoConfig, merged(GRPO_SETTINGS, over))
+        return train_grpo(grpo, tiny_session(grpo, out))
+    sft = build(SftConfig, merged(SETTINGS, over))
+    return train_sft(sft, tiny_session(sft, out))
+
+
+def environment() -> dict[str, str]:
+    """What the program is started with, from `ROOT`."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def final(out: Path) -> dict[str, Tensor]:
+    """The state that a run left: weights as `now.*`, copies, the optimiser's moments."""
+    return load_file(out / "checkpoint.safetensors")
+
+
+def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Of any number in tensors of the same names."""
+    assert a.keys() == b.keys()
+    return max(float((a[k].float() - b[k].float()).abs().max()) for k in a)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    chosen = merged(SETTINGS, parse_assignments(sys.argv[3:]))
-    chosen = merged(chosen, {"run": {"max_steps": int(sys.argv[2])}})
-    settings = build(SftConfig, chosen)
-    train_sft(settings, tiny_session(settings, Path(sys.argv[1])))
+    tiny_run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), parse_assignments(sys.argv[4:]))

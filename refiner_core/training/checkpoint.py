@@ -31,11 +31,11 @@ def save_checkpoint(
     for name, p in trainable.parameters.items():
         tensors[f"now.{name}"] = p.detach()
         for key, value in optimizer.state.get(p, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer:{key}.{name}"] = value
+            tensors[f"optimizer:{key}.{name}"] = torch.as_tensor(value)
     for role, copy in trainable.copies.items():
         tensors |= {f"copy:{role}.{name}": value for name, value in copy.items()}
-    tensors = {k: v.cpu().contiguous() for k, v in tensors.items()}
+    # Copies, since 8-bit moments share their tables, which safetensors refuses to write.
+    tensors = {k: v.to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     try:
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, {"facts": json.dumps(facts)})
@@ -76,7 +76,7 @@ def load_checkpoint(
         for name, p in trainable.parameters.items():
             p.data.copy_(f.get_tensor(f"now.{name}"))
         trainable.copies = {}
-        states: dict[str, dict[str, Tensor]] = {}
+        states: dict[str, dict[str, Any]] = {}
         for key in shapes:
             kind, _, name = key.partition(".")
             head, _, label = kind.partition(":")
@@ -87,13 +87,19 @@ def load_checkpoint(
             if head == "copy":
                 trainable.copies.setdefault(label, {})[name] = tensor.to(where.device)
             else:
-                # Adam's step counter stays on the CPU, as the optimiser itself keeps it.
-                place = where.device if tensor.ndim else torch.device("cpu")
-                states.setdefault(name, {})[label] = tensor.to(place)
+                states.setdefault(name, {})[label] = _moment(tensor, where.device)
     for name, p in trainable.parameters.items():
         if name in states:
             optimizer.state[p] = states[name]
     return facts
+
+
+def _moment(saved: Tensor, device: torch.device) -> Tensor | int:
+    """A value of the optimiser's state as the optimiser keeps it."""
+    if saved.ndim:
+        return saved.to(device)
+    # The step counter: on the CPU in PyTorch's Adam, a plain number in the 8-bit one.
+    return saved if saved.is_floating_point() else int(saved)
 
 
 def _check_same(path: Path, shapes: dict[str, tuple[int, ...]], trainable: Trainable) -> None:

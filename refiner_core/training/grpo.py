@@ -93,7 +93,9 @@ class GrpoTrainer:
         settings = self.config.rollout
         picked = case_order(len(self.views), settings.groups, self.config.run.seed, self.epoch)
         share = settings.groups // self.workers.count
-        first = self.workers.rank * share  # neighbours, so that every update has some of each process
+        first = (
+            self.workers.rank * share
+        )  # neighbours, so that every update has some of each process
         out: list[Judged] = []
         for group in range(first, first + share):
             out += self._group(group, picked[group])
@@ -193,6 +195,9 @@ class GrpoTrainer:
         weight 0, since they need one another's share of the base.
         """
         total = self.workers.sum(float(sum(len(a) for _, a in samples)))
+        missing = 0
+        if self.workers.sharding is not None:
+            missing = int(self.workers.gather(torch.tensor([len(samples)])).max()) - len(samples)
         self.optimizer.zero_grad(set_to_none=True)
         sums = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
         if total == 0:
@@ -202,10 +207,8 @@ class GrpoTrainer:
             found = learn(judged, advantage.to(self.policy.device), len(advantage) / total)
             for key, value in found.items():
                 sums[key] += value
-        if self.workers.sharding is not None:
-            most = int(self.workers.gather(torch.tensor([len(samples)])).max())
-            for _ in range(most - len(samples)):
-                learn(spare, torch.zeros(len(spare.rollout.x0), device=self.policy.device), 0.0)
+        for _ in range(missing):
+            learn(spare, torch.zeros(len(spare.rollout.x0), device=self.policy.device), 0.0)
         sums = {k: self.workers.sum(v) for k, v in sums.items()}
         self.workers.sum_gradients(self.trainable.parameters.values())
         parameters = self.trainable.parameters.values()

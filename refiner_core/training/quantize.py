@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ def _missing(package: str, setting: str) -> ModuleNotFoundError:
     )
 
 
-def quantize(model: FluxTransformer2DModel, kind: Quantize) -> None:
+def quantize(model: FluxTransformer2DModel, kind: Quantize, device: torch.device) -> None:
     """Quantise the linear layers of the blocks: int8 and fp8 by torchao, nf4 by bitsandbytes.
 
-    bitsandbytes packs a weight when the model is moved to a GPU.
+    Layer by layer on `device`, so that it never holds the model unquantised.
 
     Raises:
         ModuleNotFoundError: the package is not installed; says how to get it.
@@ -28,21 +29,23 @@ def quantize(model: FluxTransformer2DModel, kind: Quantize) -> None:
     if kind == "none":
         return
     if kind == "nf4":
-        _nf4(model)
+        _nf4(model, device)
         return
     try:
         from torchao import quantization as ao  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise _missing("torchao", kind) from e
     chosen = ao.Int8WeightOnlyConfig() if kind == "int8" else ao.Float8WeightOnlyConfig()
-    ao.quantize_(model, chosen, filter_fn=_in_a_block)
+    ao.quantize_(model, chosen, filter_fn=_in_a_block, device=device)
+    # PEFT warns that it could not merge the LoRA into such a base; nothing here asks it to.
+    warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without")
 
 
 def _in_a_block(module: nn.Module, name: str) -> bool:
     return isinstance(module, nn.Linear) and "transformer_blocks." in name
 
 
-def _nf4(model: FluxTransformer2DModel) -> None:
+def _nf4(model: FluxTransformer2DModel, device: torch.device) -> None:
     try:
         import bitsandbytes  # pyright: ignore[reportMissingImports]
     except ImportError as e:
@@ -53,11 +56,11 @@ def _nf4(model: FluxTransformer2DModel) -> None:
         assert isinstance(module, nn.Linear)
         packed = linear(
             module.in_features, module.out_features, module.bias is not None,
-            compute_dtype=torch.bfloat16, quant_type="nf4",
+            compute_dtype=module.weight.dtype, quant_type="nf4",
         )  # fmt: skip
         packed.weight = bitsandbytes.nn.Params4bit(
             module.weight.data, requires_grad=False, quant_type="nf4"
-        )
+        ).to(device)
         packed.bias = module.bias
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, packed)

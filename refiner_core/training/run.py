@@ -134,9 +134,13 @@ def _announce(session: Session, steps: int, done: int) -> None:
     learning = len(session.trainable)
     kind = "all weights" if session.trainable.rank is None else f"LoRA r{session.trainable.rank}"
     again = f", from step {done} on" if done else ""
+    processes = f"{session.workers.count} processes"
+    if session.workers.sharding:
+        part = session.workers.sharding.part(session.engine.model)
+        processes += f" with {part:.0%} of the base each ({session.workers.sharding})"
     session.workers.say(
         f"{session.recipe.name}: {kind}, {learning / 1e6:.2f} M parameters, {len(session.views)} views, "
-        f"{len(session.held_out)} held out, {session.workers.count} processes, to step {steps}{again}"
+        f"{len(session.held_out)} held out, {processes}, to step {steps}{again}"
     )
 
 

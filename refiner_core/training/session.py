@@ -140,15 +140,16 @@ def make_trainable(
         ValueError: all weights are to learn, or the base is quantised, and it is to be divided.
     """
     net = engine.model
+    if sharding is not None:
+        _check_divisible(model)
     if model.train == "lora":
         net.requires_grad_(False)
         if model.precision == "bf16":
             net.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
-        quantize(net, model.quantize)
+        quantize(net, model.quantize, engine.device)
     if sharding is None:
         net.to(engine.device)  # pyright: ignore[reportArgumentType]
     else:
-        _check_divisible(model)
         sharding.divide(net, engine.device)
     if model.checkpointing:
         net.enable_gradient_checkpointing()

@@ -8,6 +8,7 @@ itself, its optimiser and its copies stay whole on every process, so that all el
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -31,16 +32,24 @@ class Fsdp:
 
     def divide(self, model: FluxTransformer2DModel, device: torch.device) -> None:
         """Leave this process its share of every weight, on `device` (or the CPU, with `offload`)."""
+        # Nothing adds to a block's output in place, which is what this warning is about.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
         mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
         policy = CPUOffloadPolicy(device.type != "cpu") if self.offload else OffloadPolicy()
         for block in (*model.transformer_blocks, *model.single_transformer_blocks):
-            fully_shard(
-                block, mesh=mesh, reshard_after_forward=self.reshard, offload_policy=policy
-            )
+            fully_shard(block, mesh=mesh, reshard_after_forward=self.reshard, offload_policy=policy)
         fully_shard(model, mesh=mesh, offload_policy=policy)
+
+    def part(self, model: FluxTransformer2DModel) -> float:
+        """How much of the base this process keeps, 0 to 1."""
+        base: list[Any] = [p for p in model.parameters() if not p.requires_grad]
+        return sum(p.to_local().numel() for p in base) / sum(p.numel() for p in base)
+
+    def __str__(self) -> str:
+        return "FSDP"
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,14 @@ class Zero3:
         deepspeed.zero.Init(module=model, config_dict_or_path=config)
         engine = deepspeed.initialize(model=model, config=config)[0]
         self._engines.append(engine)  # it takes its hooks away when it is collected
+
+    def part(self, model: FluxTransformer2DModel) -> float:
+        """How much of the base this process keeps, 0 to 1."""
+        base: list[Any] = [p for p in model.parameters() if not p.requires_grad]
+        return sum(p.ds_tensor.numel() for p in base) / sum(p.ds_numel for p in base)
+
+    def __str__(self) -> str:
+        return "DeepSpeed"
 
 
 Sharding = Fsdp | Zero3
@@ -92,6 +109,7 @@ def requested_sharding() -> Sharding | None:
 
 def _fsdp() -> Fsdp:
     from accelerate import FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import CPUOffloadPolicy
 
     plugin: Any = FullyShardedDataParallelPlugin()
     if plugin.fsdp_version != 2:
@@ -99,7 +117,8 @@ def _fsdp() -> Fsdp:
             f"The launch asks for FSDP version {plugin.fsdp_version}, which renames the modules that a "
             "LoRA's file names. Launch with --fsdp_version 2 (in the configuration fsdp_version: 2)."
         )
-    return Fsdp(bool(plugin.reshard_after_forward), bool(plugin.cpu_offload))
+    offload = isinstance(plugin.cpu_offload, CPUOffloadPolicy)
+    return Fsdp(bool(plugin.reshard_after_forward), offload)
 
 
 def _zero3() -> Zero3:
