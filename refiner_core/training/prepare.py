@@ -46,7 +46,7 @@ class Encoder(Protocol):
 
 
 def _tensor(image: np.ndarray) -> Tensor:
-    x = torch.from_numpy(np.ascontiguousarray(image))
+    x = torch.from_numpy(np.array(image, order="C"))  # a view may be read-only
     return x[None, None].float() / 255 if x.ndim == 2 else x.permute(2, 0, 1)[None]
 
 

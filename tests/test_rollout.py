@@ -1,4 +1,4 @@
-"""Siblings that differ by the strength of their starting noise."""
+"""Rollouts whose siblings differ by the strength of their starting noise."""
 
 from __future__ import annotations
 

@@ -1,0 +1,107 @@
+"""How a detail comes to lie in a photograph: canvas, pose, bend, light, what stands in front."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...matching import homography as hom
+from ..details import Texture
+from ..photograph import Bend, Projection, Shot, project
+from ..scenes import Light, draw_background, draw_pose
+
+_ASPECTS = ((1, 1), (4, 3), (3, 4), (3, 2), (16, 9))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One detail and the two photographs of it, before anything is rendered."""
+
+    texture: Texture
+    target: Shot
+    reference: Shot
+
+    @cached_property
+    def to_target(self) -> Projection:
+        return project(self.target)
+
+    @cached_property
+    def to_reference(self) -> Projection:
+        return project(self.reference)
+
+
+def canvas_of(rng: np.random.Generator, side: int, square: bool) -> tuple[int, int]:
+    """(width, height) of about `side` x `side` pixels in a common aspect, in multiples of 16."""
+    a, b = (1, 1) if square else _ASPECTS[int(rng.integers(len(_ASPECTS)))]
+    w, h = side * math.sqrt(a / b), side * math.sqrt(b / a)
+    return max(16, round(w / 16) * 16), max(16, round(h / 16) * 16)
+
+
+def _bend(rng: np.random.Generator) -> Bend:
+    kind = str(rng.choice(("flat", "cylinder", "cloth"), p=(0.6, 0.2, 0.2)))
+    amount = {"flat": 0.0, "cylinder": rng.uniform(0.3, 0.75), "cloth": rng.uniform(0.01, 0.035)}
+    angle = rng.uniform(-0.3, 0.3) if kind == "cylinder" else rng.uniform(0, math.pi)
+    waves = float(rng.uniform(1.0, 2.5))
+    return Bend(kind, float(amount[kind]), float(angle), waves, float(rng.uniform(0, 6.28)))
+
+
+def _light(
+    rng: np.random.Generator, background: Image.Image, pose: np.ndarray, t: Texture
+) -> Light:
+    """Light that suits what is behind the surface, so that it does not look pasted on."""
+    center = hom.apply(pose, hom.corners(t.box)).mean(0)
+    reach = background.width // 5
+    x, y = (int(np.clip(v, 0, n - 1)) for v, n in zip(center, background.size, strict=True))
+    around = background.crop((x - reach, y - reach, x + reach, y + reach)).reduce(4)
+    brightness = float(np.asarray(around.convert("L")).mean()) / 255
+    tint = np.exp(rng.normal(0, 0.08, 3))
+    gain = float(np.clip(0.55 + 0.6 * brightness + rng.uniform(-0.15, 0.15), 0.55, 1.2))
+    gradient = (float(rng.uniform(-0.4, 0.4)), float(rng.uniform(-0.4, 0.4)))
+    return Light(tint * gain, gradient, float(rng.uniform(0, 14)))
+
+
+def _bars(
+    rng: np.random.Generator, pose: np.ndarray, texture: Texture, background: Image.Image
+) -> tuple[Any, ...]:
+    """Now and then a strap or a wire of the background's colour in front of the surface."""
+    if rng.random() > 0.12:
+        return ()
+    quad = hom.apply(pose, hom.corners(texture.box))
+    low, high = quad.min(0), quad.max(0)
+    a, b = (low + (high - low) * rng.uniform(-0.2, 1.2, 2) for _ in range(2))
+    a[1], b[1] = low[1] - 0.4 * (high - low)[1], high[1] + 0.4 * (high - low)[1]
+    color = background.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+    width = max(1, round(float((high - low).min()) * rng.uniform(0.03, 0.08)))
+    return ((float(a[0]), float(a[1]), float(b[0]), float(b[1]), width, color),)
+
+
+def take_shot(
+    rng: np.random.Generator,
+    texture: Texture,
+    canvas: tuple[int, int],
+    fill: float,
+    held_out: bool,
+    clean: bool,
+) -> Shot:
+    """A photograph of the texture; `clean` ones (references) are sharper and nothing is in front."""
+    calm = 0.55 if clean else 1.0
+    pose = draw_pose(rng, texture, canvas, fill, turn=0.35 * calm, jitter=0.06 * calm)
+    background = draw_background(rng, canvas, held_out)
+    light = _light(rng, background, pose, texture)
+    return Shot(
+        surface=texture.image.size,
+        pose=pose,
+        bend=_bend(rng),
+        light=light,
+        background=background,
+        bars=() if clean else _bars(rng, pose, texture, background),
+        shadow=float(rng.uniform(0, 0.6)),
+        defocus=float(rng.uniform(0, 0.8)) * calm,
+        grain=float(rng.uniform(0, 2.5)) * calm,
+        grain_seed=int(rng.integers(1 << 31)),
+    )
