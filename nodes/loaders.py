@@ -152,7 +152,7 @@ class LoadRefiner(io.ComfyNode):
                 io.Combo.Input("diffusion_model", options=choices("diffusion_models"), default=NONE,
                     tooltip="FLUX.1-Kontext from models/diffusion_models; unused by nano."),
                 io.Combo.Input("weight_dtype", options=list(_TYPES), default="default",
-                    tooltip="How the model is kept in memory; fp8 halves it.", advanced=True),
+                    tooltip="How the model is kept in memory; fp8 halves it."),
                 io.Combo.Input("clip_l", options=choices("text_encoders"), default=NONE,
                     tooltip="clip_l from models/text_encoders; unused by nano."),
                 io.Combo.Input("t5xxl", options=choices("text_encoders"), default=NONE,
@@ -170,7 +170,7 @@ class LoadRefiner(io.ComfyNode):
                     optional=True,
                     tooltip="ImageCritic's detail_encoder from models/clip_vision; else unused."),
                 io.Combo.Input("detail_loading", options=["auto", "assign", "add"], default="auto",
-                    optional=True, advanced=True,
+                    optional=True,
                     tooltip="assign takes the detail encoder's weights, add adds them to random ones "
                     "as published (seed 0); auto looks at the file."),
                 io.Combo.Input("accelerator_lora", options=choices("loras"), default=NONE,

@@ -23,7 +23,7 @@ class MaskBuilder(io.ComfyNode):
             description="Point at the details: draw boxes on draft and reference, add a painted mask "
             "and the difference to another picture, grow, fill and clean. What is given adds up.",
             search_aliases=["inpaint mask", "detail", "region", "box mask", "mask from difference",
-                "grow mask", "clean mask", "restore"],
+                "grow mask", "clean mask"],
             inputs=[
                 io.Image.Input("image", tooltip="The picture the mask belongs to: the draft."),
                 io.Mask.Input("mask", optional=True, tooltip="A painted mask to start from."),

@@ -17,6 +17,7 @@ from ..refiner_core.scoring.interface import Scorer
 from .engine import OWN_SAMPLER, RECIPE_SCHEDULE, ComfyEngine
 from .layout import from_core, mask_from_core, mask_to_core, to_core
 from .live import LiveView
+from .nano import load_nano_refiner
 from .pictures import show_inputs, temp_picture
 from .types import CATEGORY, Refiner, RefinerSocket, ScorerSocket, boxes_input
 
@@ -53,16 +54,19 @@ class ReferenceRefine(io.ComfyNode):
             category=CATEGORY,
             description="Puts the true detail of the reference into the draft, inside the mask. "
             "Outside it every pixel keeps its exact value.",
-            search_aliases=["inpaint", "detail", "logo", "text fix", "restore", "face detail"],
+            search_aliases=["omnirefiner", "repair", "inpaint", "detail", "restore", "logo",
+                "fix logo", "repair logo", "text fix", "fix text", "lettering", "face detail"],
             inputs=[
-                RefinerSocket.Input("refiner", tooltip="From Load Refiner or Refiner from Model."),
                 io.Image.Input("draft", tooltip="The picture to repair; a batch goes one by one."),
+                RefinerSocket.Input("refiner", optional=True,
+                    tooltip="From Load Refiner or Refiner from Model. Unconnected: nano, the small "
+                    "model that comes with the pack."),
                 io.Image.Input("reference", optional=True,
-                    tooltip="The true detail. One for all drafts, or as many as drafts. Only "
-                    "refineanything can do without."),
+                    tooltip="A picture of the true detail: one for all drafts, or one each. Needed, "
+                    "except by the recipe refineanything."),
                 io.Mask.Input("mask", optional=True,
-                    tooltip="What may change, in the draft. Separate pieces are repaired one after "
-                    "the other. Unconnected: the whole picture."),
+                    tooltip="What may change, in the draft, instead of boxes or to narrow them down. "
+                    "Separate pieces are repaired one after the other."),
                 io.Mask.Input("reference_mask", optional=True,
                     tooltip="The detail in the reference. Outline the same surface as in the draft."),
                 io.Image.Input("reference_2", optional=True, tooltip="Another view of the detail."),
@@ -129,11 +133,11 @@ class ReferenceRefine(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, refiner: Refiner, draft: Tensor, prompt: str, seed: int, steps: int,
+        cls, draft: Tensor, prompt: str, seed: int, steps: int,
         guidance: float, sampler: str, scheduler: str, context: float, megapixels: float, grow: int,
         feather: int, model_mask: float, blend: Any, color_match: float, fix_drift: str,
-        align_reference: str, mask: Tensor | None = None, reference_mask: Tensor | None = None,
-        reference: Tensor | None = None, reference_2: Tensor | None = None,
+        align_reference: str, refiner: Refiner | None = None, mask: Tensor | None = None,
+        reference_mask: Tensor | None = None, reference: Tensor | None = None, reference_2: Tensor | None = None,
         reference_3: Tensor | None = None, boxes: str = "",
         candidates: int = 1, keep: int = 1, prune_at: int = -1, scorer: Scorer | None = None,
     ) -> io.NodeOutput:  # fmt: skip
@@ -151,7 +155,7 @@ class ReferenceRefine(io.ComfyNode):
             (mask_to_core(reference_mask),) if views else (), options, parse_boxes(boxes),
         )  # fmt: skip
         shown = show_inputs(cls, request.draft, request.references[0] if views else None)
-        engine = ComfyEngine(refiner, sampler, scheduler)
+        engine = ComfyEngine(refiner or load_nano_refiner(), sampler, scheduler)
         result = refine(engine, request, LiveView(cls, engine), scorer)
         return io.NodeOutput(
             from_core(result.image, draft),

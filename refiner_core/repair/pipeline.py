@@ -24,6 +24,7 @@ from .region import Clock, RegionJob
 from .request import (
     RefineRequest,
     check,
+    check_marked,
     masks_of_box,
     outside_boxes,
     pick,
@@ -66,6 +67,7 @@ def refine(
     tell = progress or (lambda _: None)
     clock, begun = Clock(), time.perf_counter()
     size = Extent(request.draft.shape[-1], request.draft.shape[-2])
+    check_marked(request, size, engine.recipe.buckets)
     images: list[Tensor] = []
     changed: list[Tensor] = []
     crops: list[Tensor] = []

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ..pictures.boxes import BoxPair, box_regions, reference_box_mask
 from ..pictures.crop import Blend
-from ..pictures.geometry import Extent
+from ..pictures.geometry import Box, Buckets, Extent, plan_crop
 from ..pictures.images import MAX_SIDE, check_finite
 from ..pictures.masks import Region, find_regions, whole_region
 
 MAX_CANDIDATES = 64
 _SMALLEST_REFERENCE = 8  # px: less than one token of any recipe
+_LEAST_SCALE_UNMARKED = 0.5
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class RefineRequest:
     """What to repair.
 
     `draft` N 3 H W in any stored type, N drafts; `references` up to three groups, each M 3 h w (all
-    groups of the same M), none where the recipe needs none; `mask` None (everything) or K 1 H W;
-    `reference_masks` one per group, None = the whole reference. N, M and K must be equal or 1.
+    groups of the same M), none where the recipe needs none; `mask` None (everything; see
+    `check_marked`) or K 1 H W; `reference_masks` one per group, None = the whole reference. N, M and K must be equal or 1.
     With `boxes` each pair is a region of its own, repaired from its own box of the first reference;
     the masks then only narrow the boxes down.
     """
@@ -183,6 +184,24 @@ def regions_of(request: RefineRequest, i: int, size: Extent) -> list[Region]:
         smallest=o.smallest,
         split=o.split,
     )
+
+
+def check_marked(request: RefineRequest, size: Extent, buckets: Buckets) -> None:
+    """Refuse to run a whole large picture through the model because nothing was marked in it.
+
+    Raises:
+        ValueError: neither mask nor boxes, and the model would see the picture at less than half
+            its size, so that all of its detail would come back blurred.
+    """
+    if request.mask is not None or request.boxes:
+        return
+    plan = plan_crop(size, Box(0, 0, *size), buckets, 1.0, request.options.megapixels)
+    if plan.scale < _LEAST_SCALE_UNMARKED:
+        raise ValueError(
+            f"Nothing is marked in the draft of {size}, so all of it would be repaired, at only "
+            f"{plan.target}, and come back blurred. Mark the detail: draw a box around it, or give a "
+            "mask. (A mask that is white everywhere repairs the whole picture all the same.)"
+        )
 
 
 def outside_boxes(request: RefineRequest, size: Extent) -> int:
