@@ -199,8 +199,8 @@ def check_marked(request: RefineRequest, size: Extent, buckets: Buckets) -> None
     if plan.scale < _LEAST_SCALE_UNMARKED:
         raise ValueError(
             f"Nothing is marked in the draft of {size}, so all of it would be repaired, at only "
-            f"{plan.target}, and come back blurred. Mark the detail: draw a box around it, or give a "
-            "mask. (A mask that is white everywhere repairs the whole picture all the same.)"
+            f"{plan.target}, and come back blurred. Mark the detail: with a box (in Reference Refine, "
+            "tab Regions) or a mask; one that is white everywhere repairs the whole picture after all."
         )
 
 

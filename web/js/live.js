@@ -35,6 +35,7 @@ export class LiveLine {
       this.text,
       this.stop,
     );
+    this.setRunning(false);
   }
 
   /** @param {any} event */
@@ -44,14 +45,28 @@ export class LiveLine {
     this.text.textContent = text;
     this.bar.value = share;
     this.root.hidden = false;
-    this.stop.hidden = false;
+    this.setRunning(true);
   }
 
-  /** @param {string} text A last word, or "" for none. */
-  end(text) {
+  /**
+   * @param {string} text A last word, or "" for none.
+   * @param {boolean} [failed]
+   */
+  end(text, failed = false) {
     this.text.textContent = text;
+    this.text.classList.toggle("omnirefiner-failed", failed);
     this.root.hidden = !text;
-    this.bar.value = 0;
-    this.stop.hidden = true;
+    this.setRunning(false);
+  }
+
+  get running() {
+    return !this.stop.hidden;
+  }
+
+  /** @param {boolean} running */
+  setRunning(running) {
+    if (running) this.text.classList.remove("omnirefiner-failed");
+    else this.bar.value = 0;
+    this.bar.hidden = this.stop.hidden = !running;
   }
 }

@@ -12,7 +12,9 @@ import { arrangeSettings, settlePrompt, watchRecipe } from "./settings.js";
 import { loadRecipes } from "./sources.js";
 
 const LEAST_HEIGHT = 290; // px of the widget
-const FIRST_WIDTH = 420; // px of a new node
+// Of a new node, px: its pictures are large enough to point at a detail.
+const FIRST_WIDTH = 540;
+const FIRST_ROOM = 90; // for the widget, beyond its least height
 
 /** Nodes with more settings than most runs need. */
 const TIDY = ["OmniRefiner_LoadRefiner", "OmniRefiner_ReferenceRefine"];
@@ -35,6 +37,7 @@ function addPanel(node, name, stored) {
     },
     getMinHeight: () => LEAST_HEIGHT,
     hideOnZoom: false,
+    hideInPanel: true, // the side panel cannot show it a second time
     serialize: stored,
   });
   widget.serialize = stored;
@@ -123,7 +126,8 @@ function listen() {
   on("execution_interrupted", () => stopAll(say("stopped")));
   on("execution_error", (detail) => {
     stopAll("");
-    panelOf(detail.node_id)?.stopped(say("failed", { message: detail.exception_message ?? "" }));
+    const message = say("failed", { message: detail.exception_message ?? "" });
+    panelOf(detail.node_id)?.stopped(message, true);
   });
   on("execution_success", () => stopAll(""));
   on("reconnecting", () => stopAll(say("lost")));
@@ -154,7 +158,7 @@ app.registerExtension({
     if (!panels.has(node)) return;
     settlePrompt(node);
     const size = node.computeSize();
-    node.setSize([Math.max(FIRST_WIDTH, size[0]), Math.max(node.size[1], size[1])]);
+    node.setSize([Math.max(FIRST_WIDTH, size[0]), Math.max(node.size[1], size[1]) + FIRST_ROOM]);
   },
 
   /** @param {any} node A node whose saved values have just been set. */

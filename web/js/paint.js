@@ -6,6 +6,9 @@
 // Told apart by eye also with the common colour blindnesses, on dark and light pictures.
 const COLOURS = ["#ffb000", "#3aa0ff", "#ff5f8a", "#5fd38d", "#c38bff", "#ff7f3f", "#2fd3d3", "#e8e337"];
 
+/** Shortest side of a box that has handles between its corners, CSS px. */
+const ROOM_FOR_HANDLES = 44;
+
 /** @param {number} index */
 export function colourOf(index) {
   return COLOURS[index % COLOURS.length];
@@ -62,7 +65,8 @@ function drawHandles(context, x, y, w, h, colour) {
   context.lineWidth = 1;
   for (const fx of [0, 0.5, 1]) {
     for (const fy of [0, 0.5, 1]) {
-      if (fx === 0.5 && fy === 0.5) continue;
+      const between = (fx === 0.5 && w < ROOM_FOR_HANDLES) || (fy === 0.5 && h < ROOM_FOR_HANDLES);
+      if (between || (fx === 0.5 && fy === 0.5)) continue;
       context.fillRect(x + fx * w - 3, y + fy * h - 3, 6, 6);
       context.strokeRect(x + fx * w - 3, y + fy * h - 3, 6, 6);
     }

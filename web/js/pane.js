@@ -1,9 +1,10 @@
 // @ts-check
-/** One picture with boxes on it that can be drawn, moved, resized and deleted. */
+/** One picture, zoomed as one likes, with boxes on it that can be drawn, moved, resized and deleted. */
 
 import { movedBox, resizedBox, boxBetween } from "./boxes.js";
 import { followDrag, pointerIn, prepareCanvas } from "./dom.js";
 import { drawBox, drawCrop, drawMask } from "./paint.js";
+import { Viewport } from "./viewport.js";
 
 /** @typedef {import("./geometry.js").Box} Box */
 /** @typedef {import("./geometry.js").Extent} Extent */
@@ -21,6 +22,7 @@ import { drawBox, drawCrop, drawMask } from "./paint.js";
 
 const NEAR = 7; // CSS px around an edge that take hold of it
 const LEAST_DRAG = 5; // CSS px below which a drag is a click
+const MARGIN = 4; // CSS px around the whole picture
 
 export class Pane {
   /**
@@ -32,6 +34,7 @@ export class Pane {
     this.canvas = document.createElement("canvas");
     Object.assign(this.canvas, { className: "omnirefiner-pane", tabIndex: 0, title: "" });
     this.canvas.setAttribute("aria-label", label);
+    this.canvas.dataset.captureWheel = "true"; // Vue nodes leave the wheel to what has the focus
     this.label = label;
     /** @type {CanvasImageSource | null} */
     this.picture = null;
@@ -39,14 +42,19 @@ export class Pane {
     this.mask = null;
     /** @type {Extent} */
     this.size = [1, 1];
+    this.viewport = new Viewport();
     this.hint = "";
     /** @type {Box | null} */
     this.drawing = null;
+    /** Whether a drag moves the picture instead of drawing: Space is held. */
+    this.moving = false;
     this.canvas.addEventListener("pointerdown", (e) => this.onPointerDown(e));
     this.canvas.addEventListener("pointermove", (e) => this.onHover(e));
+    this.canvas.addEventListener("wheel", (e) => this.onWheel(e), { passive: false });
     this.canvas.addEventListener("keydown", (e) => this.onKey(e));
+    this.canvas.addEventListener("keyup", (e) => this.onKeyUp(e));
     this.canvas.addEventListener("focus", () => this.redraw());
-    this.canvas.addEventListener("blur", () => this.redraw());
+    this.canvas.addEventListener("blur", () => this.release());
     this.observer = new ResizeObserver(() => this.redraw());
     this.observer.observe(this.canvas);
   }
@@ -56,17 +64,39 @@ export class Pane {
    * @param {Extent} size The picture's true size, px.
    */
   show(picture, size) {
+    if (this.size[0] !== size[0] || this.size[1] !== size[1]) this.viewport.fit();
     this.picture = picture;
-    this.size = size;
+    this.size = this.viewport.size = size;
     this.redraw();
   }
 
   /** Where the picture lies in the canvas, CSS px: x, y, width, height. */
   frame() {
     const { clientWidth: w, clientHeight: h } = this.canvas;
-    const scale = Math.min((w - 8) / this.size[0], (h - 8) / this.size[1]);
-    const [fw, fh] = [this.size[0] * scale, this.size[1] * scale];
-    return [(w - fw) / 2, (h - fh) / 2, fw, fh];
+    this.viewport.view = [Math.max(1, w - 2 * MARGIN), Math.max(1, h - 2 * MARGIN)];
+    const [x, y] = this.viewport.origin;
+    const { scale } = this.viewport;
+    return [x + MARGIN, y + MARGIN, this.size[0] * scale, this.size[1] * scale];
+  }
+
+  /**
+   * Zoom by a factor around a point of the canvas, never smaller than the whole picture.
+   * @param {number} factor
+   * @param {number} x
+   * @param {number} y
+   */
+  zoom(factor, x, y) {
+    const { viewport } = this;
+    viewport.zoomAt(viewport.scale * factor, x - MARGIN, y - MARGIN, viewport.fitting);
+    this.redraw();
+  }
+
+  /** As in the comparison: the wheel zooms the picture once it was clicked, before that the graph. */
+  onWheel(/** @type {WheelEvent} */ event) {
+    if (document.activeElement !== this.canvas || !this.picture) return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.zoom(1.2 ** -Math.sign(event.deltaY), ...pointerIn(this.canvas, event));
   }
 
   /** @param {{clientX: number, clientY: number}} event @returns {[number, number]} fractions */
@@ -102,6 +132,7 @@ export class Pane {
   /** @param {PointerEvent} event */
   onHover(event) {
     if (event.buttons) return;
+    if (this.moving) return;
     const hit = this.picture && !this.model.locked() ? this.hit(event) : null;
     const cursor = hit ? (hit.edges ? `${hit.edges}-resize` : "move") : "crosshair";
     this.canvas.style.cursor = this.picture && !this.model.locked() ? cursor : "default";
@@ -112,11 +143,32 @@ export class Pane {
     if (event.button !== 0) return;
     event.stopPropagation();
     this.canvas.focus({ preventScroll: true });
-    if (!this.picture || this.model.locked()) return;
+    if (!this.picture) return;
+    if (this.moving) {
+      this.pan(event);
+      return;
+    }
+    if (this.model.locked()) return;
     const hit = this.hit(event);
     this.model.select(hit ? hit.index : -1);
     if (hit) this.edit(event, hit);
     else this.drawNew(event);
+  }
+
+  /** @param {PointerEvent} start */
+  pan(start) {
+    let last = pointerIn(this.canvas, start);
+    followDrag(
+      this.canvas,
+      start,
+      (event) => {
+        const [x, y] = pointerIn(this.canvas, event);
+        this.viewport.pan(x - last[0], y - last[1]);
+        last = [x, y];
+        this.redraw();
+      },
+      () => {},
+    );
   }
 
   /**
@@ -165,10 +217,37 @@ export class Pane {
 
   /** @param {KeyboardEvent} event */
   onKey(event) {
-    if (event.ctrlKey || event.metaKey || !this.picture || this.model.locked()) return;
-    if (!this.act(event)) return;
+    if (event.ctrlKey || event.metaKey || !this.picture) return;
+    if (!this.look(event.key) && (this.model.locked() || !this.act(event))) return;
     event.stopPropagation();
     event.preventDefault();
+  }
+
+  /** @param {KeyboardEvent} event */
+  onKeyUp(event) {
+    if (event.key === " ") this.release();
+  }
+
+  release() {
+    this.moving = false;
+    this.redraw();
+  }
+
+  /**
+   * Keys that change what is seen and nothing else.
+   * @param {string} key
+   * @returns {boolean} whether the key is one
+   */
+  look(key) {
+    const { clientWidth: w, clientHeight: h } = this.canvas;
+    if (key === " ") {
+      this.moving = true;
+      this.canvas.style.cursor = "grab";
+    } else if (key === "+") this.zoom(1.25, w / 2, h / 2);
+    else if (key === "-") this.zoom(0.8, w / 2, h / 2);
+    else if (key === "0") this.zoom(0, w / 2, h / 2);
+    else return false;
+    return true;
   }
 
   /**

@@ -40,7 +40,12 @@ export class Panel {
    */
   constructor(node, kind, changed) {
     this.node = node;
-    this.picker = kind.inputs && new Picker(node, kind.inputs, changed);
+    this.picker =
+      kind.inputs &&
+      new Picker(node, kind.inputs, () => {
+        if (!this.live.running) this.live.end(""); // what was said of the last run is dealt with
+        changed();
+      });
     const labels = /** @type {[string, string]} */ (kind.labels.map((l) => say(l)));
     this.viewer = kind.result ? new Viewer(labels) : null;
     this.report = kind.result && this.picker ? new ReportView() : null;
@@ -143,10 +148,13 @@ export class Panel {
     for (const [name, { root }] of this.pages) root.hidden = Boolean(url) || name !== this.page;
   }
 
-  /** @param {string} text Why the run ended without a result; "" for no word. */
-  stopped(text) {
+  /**
+   * @param {string} text Why the run ended without a result; "" for no word.
+   * @param {boolean} [failed]
+   */
+  stopped(text, failed = false) {
     this.showLive(null);
-    this.live.end(text);
+    this.live.end(text, failed);
   }
 
   dispose() {

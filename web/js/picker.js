@@ -236,7 +236,9 @@ export class Picker {
     if (parsePairs(this.text) === null) return say("unreadable");
     if (this.locked) return say("fromNode");
     if (this.pairs.length > MOST_BOXES) return say("tooMany", { most: MOST_BOXES });
-    return this.pairs.length ? say("count", { count: this.pairs.length }) : say("howTo");
+    if (!this.pairs.length) return say("howTo");
+    const lone = this.panes.reference.picture ? this.pairs.findIndex((p) => !p.reference) : -1;
+    return lone < 0 ? say("count", { count: this.pairs.length }) : say("partner", { number: lone + 1 });
   }
 
   dispose() {

@@ -39,8 +39,26 @@ export function widgetValue(node, name) {
   return node?.widgets?.find((/** @type {any} */ w) => w.name === name)?.value;
 }
 
+/** @param {any} graph @param {any} id A link's; null where nothing is connected. */
+function linkOf(graph, id) {
+  return id == null ? null : (graph?.getLink?.(id) ?? graph?.links?.[id]);
+}
+
+/** Where ComfyUI lets links begin that come into a subgraph from outside. */
+const SUBGRAPH_INPUT = -10;
+
 /**
- * The node and output slot that feed an input, through reroutes and bypassed nodes.
+ * The node that stands for a subgraph in the graph around it; the first if several do.
+ * @param {any} subgraph
+ */
+function holderOf(subgraph) {
+  const root = app.rootGraph ?? app.graph;
+  const graphs = [root, ...(root?.subgraphs?.values?.() ?? [])];
+  return graphs.flatMap((g) => g.nodes ?? []).find((n) => n.subgraph === subgraph);
+}
+
+/**
+ * The node and output slot that feed an input, through reroutes, bypassed nodes and out of subgraphs.
  * @param {any} node
  * @param {string} name
  * @returns {{node: any, slot: number} | null}
@@ -49,7 +67,12 @@ export function originOf(node, name) {
   let at = node;
   let slot = at?.inputs?.findIndex((/** @type {any} */ i) => i.name === name) ?? -1;
   for (let depth = 0; at && slot >= 0 && depth < 50; depth++) {
-    const link = at.getInputLink?.(slot);
+    const link = linkOf(at.graph, at.inputs?.[slot]?.link);
+    if (Number(link?.origin_id) === SUBGRAPH_INPUT) {
+      at = holderOf(at.graph);
+      slot = link.origin_slot;
+      continue;
+    }
     const origin = link && at.graph?.getNodeById?.(link.origin_id);
     if (!origin) return null;
     const passes = origin.type === "Reroute" || origin.mode === 4;
@@ -118,6 +141,8 @@ export function viewUrl(file) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
 }
 
+/** The recipe of a Reference Refine that nothing is connected to. */
+const WITHOUT_REFINER = "nano";
 const PLANNERS = ["OmniRefiner_ReferenceRefine", "OmniRefiner_CropForRefine"];
 
 /** @param {any} node @returns {any} the node that will crop what this node's boxes mark */
@@ -125,7 +150,7 @@ function plannerOf(node) {
   if (PLANNERS.includes(node.comfyClass)) return node;
   for (const output of node.outputs ?? []) {
     for (const id of output.links ?? []) {
-      const link = node.graph?.getLink?.(id) ?? node.graph?.links?.[id];
+      const link = linkOf(node.graph, id);
       const target = link && node.graph?.getNodeById?.(link.target_id);
       if (PLANNERS.includes(target?.comfyClass)) return target;
     }
@@ -142,7 +167,7 @@ export function planningOf(node) {
   const planner = plannerOf(node);
   if (!planner) return null;
   const chooser = isConnected(planner, "refiner") ? originOf(planner, "refiner")?.node : planner;
-  const recipe = recipeNamed(widgetValue(chooser, "recipe"));
+  const recipe = recipeNamed(widgetValue(chooser, "recipe") ?? (chooser === planner ? WITHOUT_REFINER : ""));
   if (!recipe) return null;
   const grows = planner === node ? [node] : [node, planner];
   return {

@@ -27,6 +27,8 @@ export class Viewer {
     this.index = 0;
     /** @type {{before: HTMLImageElement, after: HTMLImageElement, overlay: HTMLImageElement | null} | null} */
     this.pictures = null;
+    /** Which region was zoomed to last; -1: none. */
+    this.region = -1;
     this.frame = sharedFrame([1, 1], [1, 1]);
     this.viewport = new Viewport();
     this.split = 0.5;
@@ -36,6 +38,7 @@ export class Viewer {
     this.message = "";
     this.canvas = element("canvas", { class: "omnirefiner-view", tabindex: 0 });
     this.canvas.setAttribute("aria-label", say("compare"));
+    this.canvas.dataset.captureWheel = "true"; // Vue nodes leave the wheel to what has the focus
     this.status = element("span", { class: "omnirefiner-status", role: "status" });
     this.count = element("span", { class: "omnirefiner-count" });
     this.batch = this.makeBatch();
@@ -45,6 +48,7 @@ export class Viewer {
       oninput: () => this.setOpacity(),
     });
     this.overlayLabel = element("label", { hidden: true }, say("overlay"), this.strength);
+    this.toRegion = button(say("zoomRegion"), say("zoomRegionTip"), () => this.act("r", true));
     this.root = element("div", { class: "omnirefiner-viewer" }, this.canvas, this.makeBar());
     this.canvas.addEventListener("pointerdown", (e) => this.onPointerDown(e));
     this.canvas.addEventListener("wheel", (e) => this.onWheel(e), { passive: false });
@@ -70,6 +74,7 @@ export class Viewer {
       this.batch,
       flip,
       button(say("outline"), say("outlineTip"), () => this.act("o", true)),
+      this.toRegion,
       button(say("fit"), say("fitTip"), () => this.act("0", true)),
       button("1:1", say("oneTip"), () => this.act("1", true)),
     );
@@ -137,6 +142,8 @@ export class Viewer {
     this.viewport.size = this.frame.size;
     if (before[0] !== this.frame.size[0] || before[1] !== this.frame.size[1]) this.start();
     this.overlayLabel.hidden = !pair.overlay;
+    this.toRegion.hidden = !pair.regions?.length;
+    this.region = -1;
     this.batch.hidden = this.pairs.length < 2;
     this.count.textContent = `${this.index + 1} / ${this.pairs.length}`;
     this.redraw();
@@ -150,6 +157,21 @@ export class Viewer {
     if (!region || !this.canvas.clientWidth) return;
     const x = this.viewport.origin[0] + ((region[0] + region[2]) / 2) * this.viewport.scale;
     this.slideTo(x / this.canvas.clientWidth);
+  }
+
+  /** Zooms to the crop of the first region, of the next when asked again; the line through it. */
+  showNextRegion() {
+    const regions = this.pairs[this.index]?.regions ?? [];
+    if (!regions.length) return;
+    this.region = (this.region + 1) % regions.length;
+    const unit = this.unit;
+    this.viewport.showPart(regions[this.region].crop.map((v) => v * unit));
+    this.slideTo(0.5);
+  }
+
+  /** Frame px per px of the first picture. */
+  get unit() {
+    return this.frame.a[0] / (this.pairs[this.index].before.width || 1);
   }
 
   /** @param {PointerEvent} event */
@@ -219,6 +241,7 @@ export class Viewer {
       0: () => viewport.fit(),
       1: () => viewport.zoomAt(pixel, ...middle, pixel),
       o: () => (this.outlined = !this.outlined),
+      r: () => this.showNextRegion(),
       PageUp: () => void this.go(-1),
       PageDown: () => void this.go(1),
     };
@@ -283,9 +306,8 @@ export class Viewer {
   /** @param {CanvasRenderingContext2D} context */
   drawRegions(context) {
     const { origin, scale } = this.viewport;
-    const unit = this.frame.a[0] / (this.pairs[this.index].before.width || 1);
     const at = (/** @type {number[]} */ b) => {
-      const s = scale * unit;
+      const s = scale * this.unit;
       return [origin[0] + b[0] * s, origin[1] + b[1] * s, (b[2] - b[0]) * s, (b[3] - b[1]) * s];
     };
     (this.pairs[this.index].regions ?? []).forEach((region, i) => {

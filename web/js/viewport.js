@@ -53,6 +53,17 @@ export class Viewport {
   }
 
   /**
+   * Show a part of the picture as large as the view allows, in its middle.
+   * @param {number[]} box x0, y0, x1, y1 in picture px
+   */
+  showPart([x0, y0, x1, y1]) {
+    const zoom = Math.min(this.view[0] / (x1 - x0), this.view[1] / (y1 - y0));
+    this.zoom = Math.min(32, Math.max(this.fitting, zoom));
+    this.x = this.view[0] / 2 - ((x0 + x1) / 2) * this.zoom;
+    this.y = this.view[1] / 2 - ((y0 + y1) / 2) * this.zoom;
+  }
+
+  /**
    * @param {number} dx
    * @param {number} dy
    */

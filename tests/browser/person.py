@@ -1,0 +1,75 @@
+"""What a person does in the page, by mouse and keyboard alone: find nodes, upload, connect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+_IDS = "() => app.graph.nodes.map((n) => String(n.id))"
+# Where a slot is on the screen.
+_SLOT = """
+([id, name, output]) => {
+  const node = app.graph.getNodeById(id);
+  const slot = (output ? node.outputs : node.inputs).findIndex((s) => s.name === name);
+  const [x, y] = output ? node.getOutputPos(slot) : node.getInputPos(slot);
+  const { left, top } = app.canvas.canvas.getBoundingClientRect();
+  const { scale, offset } = app.canvas.ds;
+  return [(x + offset[0]) * scale + left, (y + offset[1]) * scale + top];
+}
+"""
+# Where the classic canvas draws a node's button.
+_BUTTON = """
+(id) => {
+  const node = app.graph.getNodeById(id);
+  const button = node.widgets.find((w) => w.type === 'button');
+  const { left, top } = app.canvas.canvas.getBoundingClientRect();
+  const { scale, offset } = app.canvas.ds;
+  const [x, y] = [node.pos[0] + node.size[0] / 2, node.pos[1] + button.last_y + 10];
+  return [(x + offset[0]) * scale + left, (y + offset[1]) * scale + top];
+}
+"""
+
+
+def add_node(comfy: Any, word: str, x: int, y: int) -> str:
+    """Double-click the empty canvas, type a word, take the first node found; its id.
+
+    `x`, `y` is where on the screen the middle of the node's title goes.
+    """
+    before = set(comfy.page.evaluate(_IDS))
+    comfy.page.mouse.dblclick(x, y)
+    comfy.settle(600)
+    comfy.page.keyboard.type(word, delay=20)
+    comfy.settle(900)
+    comfy.page.keyboard.press("Enter")
+    comfy.settle()
+    comfy.page.mouse.move(x, y + 3)  # the node follows the pointer until it is put down
+    comfy.settle(200)
+    comfy.page.mouse.click(x, y)
+    comfy.settle()
+    (new,) = set(comfy.page.evaluate(_IDS)) - before
+    return new
+
+
+def upload(comfy: Any, node: str, file: Path) -> None:
+    """Choose a file of one's own in a Load Image node."""
+    with comfy.page.expect_file_chooser() as chooser:
+        if comfy.settings["Comfy.VueNodes.Enabled"]:
+            comfy.page.locator(f"[data-node-id='{node}'] label:has(input[type=file])").click()
+        else:
+            comfy.page.mouse.click(*comfy.page.evaluate(_BUTTON, node))
+    chooser.value.set_files(file)
+    comfy.settle(1500)
+
+
+def connect(comfy: Any, source: tuple[str, str], target: tuple[str, str]) -> None:
+    """Drag a link from (node, output) to (node, input)."""
+    start = comfy.page.evaluate(_SLOT, [*source, True])
+    end = comfy.page.evaluate(_SLOT, [*target, False])
+    mouse = comfy.page.mouse
+    mouse.move(*start)
+    mouse.down()
+    mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, steps=5)
+    mouse.move(*end, steps=5)
+    comfy.settle(100)
+    mouse.up()
+    comfy.settle()

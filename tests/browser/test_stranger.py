@@ -1,0 +1,73 @@
+"""The first minutes of somebody who has read nothing: from an empty canvas to a repaired picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refiner_core.pictures.images import load_mask, load_picture, to_float
+from refiner_core.scoring.structural import StructuralScorer
+from tests.browser.graphs import CASES, drag
+from tests.browser.person import add_node, connect, upload
+
+RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+LOGO = CASES / "logo"
+
+
+def own_pictures(folder: Path) -> tuple[Path, Path]:
+    """The demo's draft and reference under names of the user's."""
+    files = folder / "my poster.png", folder / "photo of the badge.png"
+    for file, name in zip(files, ("draft", "reference"), strict=True):
+        file.write_bytes((LOGO / f"{name}.png").read_bytes())
+    return files
+
+
+def fault(picture: Path) -> float:
+    """How far a picture's detail is from the true one, by structure and edges; 0 = the same."""
+    shown, target = (to_float(load_picture(p).pixels) for p in (picture, LOGO / "target.png"))
+    return float(StructuralScorer().distance(shown, target, load_mask(LOGO / "mask.png")))
+
+
+@RENDERERS
+def test_two_pictures_two_boxes_run(
+    open_comfy: Callable[..., Any], tmp_path: Path, vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue, width=1600, height=1000)
+    name = "vue" if vue else "canvas"
+    refine = add_node(comfy, "logo", 860, 130)
+    draft, reference = (add_node(comfy, "load image", 330, y) for y in (200, 600))
+    for node, file in zip((draft, reference), own_pictures(tmp_path), strict=True):
+        upload(comfy, node, file)
+    connect(comfy, (draft, "IMAGE"), (refine, "draft"))
+    connect(comfy, (reference, "IMAGE"), (refine, "reference"))
+    comfy.settle(1200)
+    comfy.shot(f"stranger-connected-{name}")
+
+    comfy.run()  # without having marked anything
+    said = comfy.page.locator(".omnirefiner-failed").inner_text()
+    assert "Nothing is marked" in said and "box" in said
+    comfy.shot(f"stranger-nothing-marked-{name}")
+    drag(comfy, 0, (0.637, 0.371), (0.796, 0.62))
+    assert not comfy.page.locator(".omnirefiner-failed").is_visible()
+    assert "reference" in comfy.page.locator(".omnirefiner-picker [role=status]").inner_text()
+    drag(comfy, 1, (0.25, 0.243), (0.747, 0.735))
+    comfy.shot(f"stranger-boxes-{name}")
+
+    entry = comfy.run()
+    assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
+    comfy.settle(1000)
+    comfy.shot(f"stranger-result-{name}")
+    pair = entry["outputs"][refine]["omnirefiner"][0]["pairs"][0]
+    before, after = (
+        comfy.server.base / "temp" / pair[k]["filename"] for k in ("before", "after")
+    )
+    assert fault(after) < 0.5 * fault(before)
+    assert comfy.page.locator(".omnirefiner-view").is_visible()
+    comfy.page.get_by_role("button", name="Zoom to the repaired region").click()
+    comfy.settle()
+    comfy.shot(f"stranger-zoomed-{name}")
+    # The run that was refused is an error of the page's own making; nothing else went wrong.
+    assert comfy.errors == [] and comfy.external == []
