@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .compare import Compare
 from .example import ExampleCase
+from .folder import LoadFolder
 from .loaders import LoadRefiner, RefinerFromModel, RefinerParts
 from .masking import MaskBuilder
 from .pick import PickBest
@@ -31,6 +32,7 @@ class OmniRefinerExtension(ComfyExtension):
             Stitch,
             Compare,
             ExampleCase,
+            LoadFolder,
             DreamSimScore,
             LoadScorer,
             TrainRefiner,

@@ -14,6 +14,10 @@ from .types import CATEGORY, boxes_input
 
 
 class MaskBuilder(io.ComfyNode):
+    # A run answered from ComfyUI's cache tells the page of the mask all the same. A schema's entry of
+    # this name would be an error in a ComfyUI that does not know it yet.
+    HAS_INTERMEDIATE_OUTPUT = True
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

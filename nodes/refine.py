@@ -137,8 +137,8 @@ class ReferenceRefine(io.ComfyNode):
         guidance: float, sampler: str, scheduler: str, context: float, megapixels: float, grow: int,
         feather: int, model_mask: float, blend: Any, color_match: float, fix_drift: str,
         align_reference: str, refiner: Refiner | None = None, mask: Tensor | None = None,
-        reference_mask: Tensor | None = None, reference: Tensor | None = None, reference_2: Tensor | None = None,
-        reference_3: Tensor | None = None, boxes: str = "",
+        reference_mask: Tensor | None = None, reference: Tensor | None = None,
+        reference_2: Tensor | None = None, reference_3: Tensor | None = None, boxes: str = "",
         candidates: int = 1, keep: int = 1, prune_at: int = -1, scorer: Scorer | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         # 0 stands for "the recipe's" in widgets, which cannot be empty.

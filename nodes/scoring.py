@@ -163,6 +163,8 @@ class DreamSimScore(io.ComfyNode):
                     tooltip="Local distance drawn hottest, 0..2; 0 = each picture's own largest."),
                 ScorerSocket.Input("scorer", optional=True,
                     tooltip="From Load Scorer, instead of metric: keeps the weights between runs."),
+                io.String.Input("name", default="", optional=True, force_input=True,
+                    tooltip="Written in front of the text, such as Load Folder's name."),
             ],
             outputs=[
                 io.Float.Output(display_name="distance", tooltip="The mean over the pairs, 0 = same."),
@@ -180,6 +182,7 @@ class DreamSimScore(io.ComfyNode):
     def execute(
         cls, image_a: Tensor, image_b: Tensor, metric: str, precision: str, sizes: SizePolicy,
         heat_scale: float, mask: Tensor | None = None, scorer: MapScorer | None = None,
+        name: str = "",
     ) -> io.NodeOutput:  # fmt: skip
         bar = comfy.utils.ProgressBar(max(len(image_a), len(image_b)))
 
@@ -193,6 +196,7 @@ class DreamSimScore(io.ComfyNode):
             sizes=sizes, heatmap=True, progress=progress,
         )  # fmt: skip
         assert result.heat is not None
-        drawn, text = from_core(draw_heat(a, result.heat, heat_scale)), result.summary()
+        drawn = from_core(draw_heat(a, result.heat, heat_scale))
+        text = " · ".join(part for part in (name, result.summary()) if part)
         shown = ui.PreviewImage(drawn[:4], cls=cls).as_dict() | {"text": (text,)}
         return io.NodeOutput(result.distance, 1 - result.distance, drawn, text, ui=shown)

@@ -31,6 +31,7 @@ from ..refiner_core.training.workers import Workers
 from ..refiner_core.weights.lora import save_lora, split_pairs
 from .conditioning import encode_prompt
 from .engine import ComfyEngine
+from .folder import input_folder
 from .layout import from_core
 from .types import CATEGORY, Refiner, RefinerSocket
 
@@ -133,13 +134,6 @@ def _settings(refiner: Refiner, steps: int, rank: int, rate: float, batch: int, 
         "run": {"max_steps": steps, "batch": batch, "micro_batch": 1, "seed": seed},
     }
     return build(SftConfig, merged(preset, chosen))
-
-
-def _open(folder: str) -> TripletSet:
-    path = Path(folder).expanduser()
-    if not path.is_absolute():
-        path = Path(folder_paths.get_input_directory()) / path
-    return TripletSet(path)
 
 
 class _Run:
@@ -297,6 +291,8 @@ class TrainRefiner(io.ComfyNode):
         name = _check_name(lora_name)
         _check_recipe(refiner.recipe)
         config = _settings(refiner, steps, rank, learning_rate, batch, seed)
-        path, picture = _Run(refiner, _open(folder), config, name).train(preview_every)
+        path, picture = _Run(refiner, TripletSet(input_folder(folder)), config, name).train(
+            preview_every
+        )
         image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
         return io.NodeOutput(path.name, from_core(image))

@@ -177,6 +177,19 @@ def test_no_mask_is_the_whole_picture(nano: CoreEngine) -> None:
     assert region["drift"] == {"measured": False}
 
 
+def test_a_large_picture_with_nothing_marked_is_refused(nano: CoreEngine) -> None:
+    scene = scene_of(2, (640, 480))
+    request = request_of(scene, mask=None)
+    with pytest.raises(
+        ValueError, match="Nothing is marked in the draft of 640x480.* only 144x112"
+    ):
+        refine(nano, request)
+    white = torch.ones(1, 1, 480, 640)
+    assert refine(nano, replace(request, mask=white)).report["regions"][0]["bucket"] == "144x112"
+    larger = replace(request, options=replace(FAST, megapixels=0.09))
+    assert refine(nano, larger).report["regions"][0]["region"] == [0, 0, 640, 480]
+
+
 def test_the_seed_decides(nano: CoreEngine) -> None:
     request = request_of(scene_of(3))
     runs = [refine(nano, replace(request, options=replace(FAST, seed=s))) for s in (5, 5, 6)]

@@ -87,9 +87,21 @@ def save(x: int = 1060, y: int = 60, prefix: str = "refined") -> dict[str, Any]:
 # Load Refiner 0, Example Case 1, Reference Refine 2, Save Image 3.
 PLAIN = [(0, 0, 2, "refiner"), (1, 0, 2, "draft"), (1, 1, 2, "reference"), (2, 0, 3, "images")]
 MASKED = [*PLAIN, (1, 2, 2, "mask"), (1, 3, 2, "reference_mask")]
+# The same with a Mask Builder 4 on the way of the mask.
+LETTERING = [
+    *PLAIN, (1, 0, 4, "image"), (1, 2, 4, "mask"), (4, 0, 2, "mask"), (1, 3, 2, "reference_mask"),
+]  # fmt: skip
+
+
+def lettering(loader: dict[str, Any]) -> list[dict[str, Any]]:
+    """The nodes for LETTERING."""
+    builder = node("OmniRefiner_MaskBuilder", 440, 60, 400, 560, grow=1)
+    return [loader, case("word", y=360), refine(x=900), save(x=1520), builder]
+
+
 OWN = (
-    "\n\nFor your own pictures put *Load Image* nodes in place of *Example Case* and drag a box around "
-    "the detail in both pictures, in the tab *Regions*."
+    "\n\nFor your own pictures put *Load Image* nodes in place of *Example Case* and drag a box over the "
+    "detail in both pictures, in the tab *Regions*; rather too small than too large."
 )
 
 EXAMPLES = [
@@ -108,20 +120,8 @@ EXAMPLES = [
         "own pictures put *Load Image* nodes in place of *Example Case*, paint each mask with *Open in "
         "MaskEditor* and connect the outputs MASK. Outline the same surface in both pictures, the "
         "whole sign rather than single letters.",
-        [
-            load(),
-            case("word"),
-            refine(x=900),
-            save(x=1520),
-            node("OmniRefiner_MaskBuilder", 440, 60, 400, 560, grow=1),
-        ],
-        [
-            *PLAIN,
-            (1, 0, 4, "image"),
-            (1, 2, 4, "mask"),
-            (4, 0, 2, "mask"),
-            (1, 3, 2, "reference_mask"),
-        ],
+        lettering(load()),
+        LETTERING,
     ),
     Example(
         "Two regions with two references (nano)",
@@ -189,25 +189,26 @@ EXAMPLES = [
     ),
     Example(
         "Score a folder (no weights)",
-        "## Score a folder\nMake a folder in ComfyUI's *input*, put your pictures in, reload the page and "
-        "choose it in *Load Image (from Folder)*; this file names it `repairs`. Then press **Run**. Each "
-        "picture is compared with the true one: 0 is the same. Here *Example Case* stands for that one and "
-        "for the mask of what counts; take *Load Image* for yours, or leave the mask away to compare whole "
-        "pictures. *Compare* shows each with its heatmap, in the order of the list of scores.",
+        "## Score a folder\n*Load Folder* gives a folder's pictures one by one, here those of ComfyUI's "
+        "*input*: type the name of a folder inside it, or a full path, then press **Run**. Each is "
+        "compared with the true one: 0 is the same. The scores begin with the file's name; *Compare* "
+        "shows each picture with its heatmap, in the same order. *Example Case* stands for the true "
+        "picture and for the mask of what counts: take *Load Image* for yours, or leave the mask away "
+        "to compare whole pictures.",
         [
-            node("LoadImageDataSetFromFolder", 20, 60, 360, 80, folder="repairs"),
-            case("logo", y=220),
-            node("OmniRefiner_DreamSimScore", 440, 60, 380, 380, sizes="stretch"),
+            node("OmniRefiner_LoadFolder", 20, 60, 360, 110),
+            case("logo", y=260),
+            node("OmniRefiner_DreamSimScore", 440, 60, 380, 400, sizes="stretch"),
             node("OmniRefiner_Compare", 880, 60, 560, 520),
-            node("PreviewAny", 440, 500, 380, 200),
+            node("PreviewAny", 440, 520, 380, 200),
         ],
         [
-            (0, 0, 2, "image_a"),
-            (1, 4, 2, "image_b"),
+            (1, 4, 2, "image_a"),
+            (0, 0, 2, "image_b"),
             (1, 2, 2, "mask"),
+            (0, 1, 2, "name"),
             (0, 0, 3, "a"),
             (1, 4, 3, "b"),
-            (1, 2, 3, "mask"),
             (2, 2, 3, "overlay"),
             (2, 3, 4, "source"),
         ],
@@ -223,20 +224,8 @@ EXAMPLES = [
         "Repair lettering with a painted mask (Kontext)",
         "## Repair lettering with FLUX.1-Kontext\n" + FILES + "\n\nWrite what the text says into "
         "*prompt* if the repair should follow it; empty takes the recipe's own sentence.",
-        [
-            load(**KONTEXT),
-            case("word"),
-            refine(x=900),
-            save(x=1520),
-            node("OmniRefiner_MaskBuilder", 440, 60, 400, 560, grow=1),
-        ],
-        [
-            *PLAIN,
-            (1, 0, 4, "image"),
-            (1, 2, 4, "mask"),
-            (4, 0, 2, "mask"),
-            (1, 3, 2, "reference_mask"),
-        ],
+        lettering(load(**KONTEXT)),
+        LETTERING,
         runs=False,
     ),
     Example(

@@ -7,19 +7,58 @@ itself saves; the thumbnail is made of the pictures that the workflow's own run 
 from __future__ import annotations
 
 import json
+import re
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageChops, ImageDraw
+from PIL import Image
 
-from refiner_core.commands.demo import CASES
+from tests.browser import thumbnails
 from tests.browser.examples import EXAMPLES, MASKED, Example, case, load, refine, save
 from tests.browser.graphs import build
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
-SIZE = (480, 320)
+
+
+_UUID = re.compile(r"(?!00000000)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def write(path: Path, workflow: dict[str, Any]) -> None:
+    """Write a workflow with its nodes numbered from 1, however many the page has made before, and
+    with the same names for its subgraphs and their slots: what has not changed gives the same file.
+    """
+    text = json.dumps(renumbered(workflow), indent=1)
+    for i, made in enumerate(dict.fromkeys(_UUID.findall(text))):
+        text = text.replace(made, str(uuid.uuid5(uuid.NAMESPACE_URL, f"{path.stem}/{i}")))
+    path.write_text(text + "\n")
+
+
+def renumbered(graph: dict[str, Any]) -> dict[str, Any]:
+    """The graph, and the subgraphs in it, with other numbers for the nodes."""
+    numbers = {node["id"]: i for i, node in enumerate(graph["nodes"], 1)}
+    nodes = [n | {"id": numbers[n["id"]]} for n in graph["nodes"]]
+    out = graph | {"nodes": nodes, "links": [_link(link, numbers) for link in graph["links"]]}
+    if "last_node_id" in graph:
+        out["last_node_id"] = len(nodes)
+    if "state" in graph:
+        out["state"] = graph["state"] | {"lastNodeId": len(nodes)}
+    inner = (graph.get("definitions") or {}).get("subgraphs")
+    if inner:
+        out["definitions"] = graph["definitions"] | {"subgraphs": [renumbered(g) for g in inner]}
+    return out
+
+
+def _link(link: Any, numbers: dict[Any, int]) -> Any:
+    """A link is a list (number, from, output, to, input, type), in a subgraph a mapping; the ends of
+    a subgraph have fixed numbers below 0.
+    """
+    if isinstance(link, list):
+        return [link[0], numbers[link[1]], link[2], numbers[link[3]], *link[4:]]
+    ends = {k: numbers.get(link[k], link[k]) for k in ("origin_id", "target_id")}
+    return link | ends
 
 
 def with_note(example: Example) -> list[dict[str, Any]]:
@@ -34,53 +73,19 @@ def with_note(example: Example) -> list[dict[str, Any]]:
     return nodes
 
 
-def thumbnail(before: Image.Image, after: Image.Image) -> Image.Image:
-    """Before on the left, after on the right of a line through the middle of what changed."""
-    scale = max(SIZE[0] / before.width, SIZE[1] / before.height)
-    size = (round(before.width * scale), round(before.height * scale))
-    left, right = (p.convert("RGB").resize(size, Image.Resampling.LANCZOS) for p in (before, after))
-    box = Image.new("RGB", size)
-    box.paste(left)
-    changed = (
-        ImageChops.difference(left, right).convert("L").point(lambda v: 255 * (v > 8)).getbbox()
-    )
-    x0, y0, x1, y1 = changed or (0, 0, *size)
-    middle = (x0 + x1) // 2
-    box.paste(right.crop((middle, 0, *size)), (middle, 0))
-    ImageDraw.Draw(box).line([(middle, 0), (middle, size[1])], fill="white", width=2)
-    at_x = min(max(middle - SIZE[0] // 2, 0), size[0] - SIZE[0])
-    at_y = min(max((y0 + y1) // 2 - SIZE[1] // 2, 0), size[1] - SIZE[1])
-    return box.crop((at_x, at_y, at_x + SIZE[0], at_y + SIZE[1]))
-
-
-def pictures_of(comfy: Any, entry: dict[str, Any]) -> tuple[Image.Image, Image.Image]:
-    """Before and after of the node that shows them; a heatmap, if there is one, is the after."""
+def picture_of(comfy: Any, entry: dict[str, Any]) -> Image.Image:
+    """The thumbnail of a run: what its node shows; a heatmap, if there is one, is the after."""
     shown = next(o["omnirefiner"][0] for o in entry["outputs"].values()
                  if "pairs" in o.get("omnirefiner", [{}])[0])  # fmt: skip
     pair = shown["pairs"][0]
-    after = "overlay" if "overlay" in pair else "after"
-    first, second = (comfy.server.base / "temp" / pair[k]["filename"] for k in ("before", after))
-    return Image.open(first), Image.open(second)
+    after, name = ("overlay", "difference") if "overlay" in pair else ("after", "after")
+    files = (comfy.server.base / "temp" / pair[k]["filename"] for k in ("before", after))
+    boxes = [tuple(r["region"]) for r in pair.get("regions", [])]
+    return thumbnails.of_a_run(*map(Image.open, files), boxes, name)
 
 
-def drawn_thumbnail(example: Example) -> Image.Image:
-    """For a workflow that cannot run here: the draft's detail and the reference side by side."""
-    name = next(n["values"]["case"] for n in example.nodes if "case" in n["values"])
-    draft, mask, reference = (
-        Image.open(CASES / name / f"{n}.png") for n in ("draft", "mask", "reference")
-    )
-    x0, y0, x1, y1 = mask.convert("L").getbbox() or (0, 0, *mask.size)
-    side = min(*draft.size, round(1.4 * max(x1 - x0, y1 - y0)))
-    left = min(max((x0 + x1 - side) // 2, 0), draft.width - side)
-    top = min(max((y0 + y1 - side) // 2, 0), draft.height - side)
-    sheet = Image.new("RGB", SIZE, (24, 24, 24))
-    sheet.paste(
-        draft.convert("RGB").crop((left, top, left + side, top + side)).resize((238, 238)), (0, 41)
-    )
-    other = reference.convert("RGB")
-    other.thumbnail((238, 238))
-    sheet.paste(other, (242 + (238 - other.width) // 2, 41 + (238 - other.height) // 2))
-    return sheet
+def case_of(example: Example) -> str:
+    return next(n["values"]["case"] for n in example.nodes if "case" in n["values"])
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.name)
@@ -92,7 +97,7 @@ def test_make(open_comfy: Callable[..., Any], example: Example) -> None:
     if example.runs:
         entry = comfy.run()
         assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
-        picture = thumbnail(*pictures_of(comfy, entry))
+        picture = picture_of(comfy, entry)
         comfy.settle(1500)
         comfy.page.evaluate(
             "() => { app.canvas.ds.scale = 0.6; app.canvas.ds.offset = [60, 240]; }"
@@ -100,8 +105,8 @@ def test_make(open_comfy: Callable[..., Any], example: Example) -> None:
         comfy.settle(800)
         comfy.shot(f"example-{example.name}")
     else:
-        picture = drawn_thumbnail(example)
-    (FOLDER / f"{example.name}.json").write_text(json.dumps(workflow, indent=1) + "\n")
+        picture = thumbnails.of_a_case(case_of(example))
+    write(FOLDER / f"{example.name}.json", workflow)
     picture.save(FOLDER / f"{example.name}.jpg", quality=88)
 
 
@@ -125,11 +130,10 @@ def test_make_blueprint(open_comfy: Callable[..., Any]) -> None:
     subgraph = blueprint["definitions"]["subgraphs"][0]
     subgraph["category"] = "OmniRefiner"
     subgraph["description"] = (
-        "Puts the true detail of the reference into the draft, inside the mask."
+        "Puts the true detail of the reference into the draft, inside the mask. Paint the masks on Load "
+        "Image (Open in MaskEditor), or enter the subgraph and draw boxes in Reference Refine."
     )
     assert [i["name"] for i in subgraph["inputs"]][:2] == ["draft", "reference"]
     comfy.shot("blueprint")
     (FOLDER.parent / "subgraphs").mkdir(exist_ok=True)
-    (FOLDER.parent / "subgraphs" / f"{name}.json").write_text(
-        json.dumps(blueprint, indent=1) + "\n"
-    )
+    write(FOLDER.parent / "subgraphs" / f"{name}.json", blueprint)

@@ -19,7 +19,7 @@ from tests.browser.graphs import build
 FOLDER = Path(__file__).resolve().parents[2] / "web" / "docs" / "images"
 PLAIN = [
     "LoadRefiner", "RefinerFromModel", "RefinerParts", "CropForRefine", "RefineConditioning",
-    "Stitch", "ExampleCase", "LoadScorer", "DreamSimScore", "PickBest", "TrainRefiner",
+    "Stitch", "ExampleCase", "LoadFolder", "LoadScorer", "DreamSimScore", "PickBest", "TrainRefiner",
 ]  # fmt: skip
 
 

@@ -43,6 +43,12 @@ SHORTEN = """
   return app.graph.nodes.find((n) => n.type === 'MarkdownNote').widgets[0].value;
 }
 """
+NAME_FOLDER = """
+(name) => {
+  const loader = app.graph.nodes.find((n) => n.type === 'OmniRefiner_LoadFolder');
+  loader.widgets.find((w) => w.name === 'folder').value = name;
+}
+"""
 DOWNLOADS = ("Kontext", "ImageCritic", "RefineAnything")
 
 
@@ -61,13 +67,17 @@ def test_template_opens_and_runs(published: Any, open_comfy: Callable[..., Any],
         values = json.loads((FOLDER / f"{name}.json").read_text())["nodes"][0]["widgets_values"]
         files = [v for v in values if str(v).endswith(".safetensors")]
         assert files and all(f in note for f in files), "the note names every file"
+    if "folder" in name:
+        comfy.page.evaluate(NAME_FOLDER, "repairs")
     entry = comfy.run()
     assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
     comfy.settle(1000)
     comfy.shot(f"template-{name}")
     if "folder" in name:
         said = str([o["text"] for o in entry["outputs"].values() if "text" in o])
-        assert len(set(re.findall(r"distance (0\.\d+)", said))) == 2, said
+        scores = dict(re.findall(r"([\w ]+\.png) · [^:]*: distance (0\.\d+)", said))
+        assert list(scores) == ["a draft.png", "b nearer.png"], said
+        assert float(scores["b nearer.png"]) < float(scores["a draft.png"])
         assert comfy.page.locator(".omnirefiner-count").inner_text() == "1 / 2"
     else:
         assert 0.005 < repaired(comfy, entry) <= 1

@@ -146,6 +146,38 @@ def test_sizes_and_broken_input(server: Any, dreamsim_file: Path) -> None:
     assert "mask of item 0 is empty" in server.error(entry)
 
 
+def test_a_folder_is_scored_by_name(server: Any) -> None:
+    folder = server.base / "input" / "to score"
+    folder.mkdir()
+    shown = graph(
+        STRUCTURAL, image_a=["case", 4], image_b=["load", 0], name=["load", 1], sizes="stretch"
+    )
+    shown["load"] = node("OmniRefiner_LoadFolder", folder="to score", most=0)
+    status, answer = server.post("/prompt", {"prompt": shown})
+    assert status == 400 and "There are no pictures in" in str(answer)
+    draft, target = (Image.open(CASES / "logo" / f"{n}.png") for n in ("draft", "target"))
+    draft.save(folder / "10 draft.png")
+    target.resize((320, 214)).save(folder / "9 small.png")
+    target.save(folder / "2 true.png")
+    (folder / "notes.txt").write_text("no picture")
+
+    def scored() -> list[tuple[str, float]]:
+        lines = server.run(shown)["outputs"]["score"]["text"]
+        found = [re.match(r"(.+) · .*distance ([\d.]+)", line) for line in lines]
+        return [(m[1], float(m[2])) for m in found if m]
+
+    names, distances = zip(*scored(), strict=True)
+    assert names == ("2 true.png", "9 small.png", "10 draft.png")
+    assert distances[0] == 0 < distances[1] < distances[2]
+    shown["load"]["inputs"]["most"] = 1
+    assert scored() == [("2 true.png", 0)]
+    draft.save(folder / "1 new.png")  # another first picture: the folder is read again
+    assert scored()[0][0] == "1 new.png"
+    shown["load"]["inputs"]["folder"] = "gone"
+    status, answer = server.post("/prompt", {"prompt": shown})
+    assert status == 400 and "There is no folder" in str(answer)
+
+
 def test_the_folder_is_listed(server: Any, dreamsim_file: Path) -> None:
     (dreamsim_file.parent / "pickle.pth").write_bytes(b"")
     assert server.get("/models/dreamsim") == [FILE]

@@ -24,7 +24,7 @@ def test_every_node_is_there_with_tooltips(server: Any) -> None:
         "OmniRefiner_MaskBuilder", "OmniRefiner_CropForRefine", "OmniRefiner_RefineConditioning",
         "OmniRefiner_Stitch", "OmniRefiner_PickBest", "OmniRefiner_ExampleCase",
         "OmniRefiner_DreamSimScore", "OmniRefiner_LoadScorer", "OmniRefiner_RefinerParts",
-        "OmniRefiner_Compare", "OmniRefiner_TrainRefiner",
+        "OmniRefiner_Compare", "OmniRefiner_TrainRefiner", "OmniRefiner_LoadFolder",
     }  # fmt: skip
     for name, info in found.items():
         for group in ("required", "optional"):
@@ -43,6 +43,14 @@ def test_repair_keeps_every_pixel_outside(server: Any, case: str) -> None:
     assert np.square(refined - target)[mask].mean() < np.square(draft - target)[mask].mean()
     report = json.loads(entry["outputs"]["report"]["text"][0])
     assert report["recipe"] == "nano" and report["regions"][0]["references"][0]["alignment"]
+
+
+def test_without_a_refiner_it_takes_nano(server: Any) -> None:
+    graph = repair()
+    (before,) = server.saved(server.run(graph), "save")
+    del graph["load"], graph["refine"]["inputs"]["refiner"]
+    (after,) = server.saved(server.run(graph), "save")
+    assert (pixels(before) == pixels(after)).all()
 
 
 def test_two_runs_reload_nothing(server: Any) -> None:

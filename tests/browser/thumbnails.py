@@ -1,0 +1,76 @@
+"""The example workflows' pictures in the Templates dialog: each detail enlarged, twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageChops, ImageDraw, ImageFont
+
+from refiner_core.commands.demo import CASES
+
+SIZE = (480, 320)
+_GAP = 4
+_SURROUNDINGS = 1.5  # of what is shown, over the detail
+Box = tuple[int, int, int, int]
+
+
+def changed_box(before: Image.Image, after: Image.Image) -> Box:
+    """Where two pictures of one size differ; all of them if they do not."""
+    apart = ImageChops.difference(before.convert("RGB"), after.convert("RGB")).convert("L")
+    return apart.point(lambda v: 255 * (v > 8)).getbbox() or (0, 0, *before.size)
+
+
+def _part(picture: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
+    """The surroundings of a box at exactly `size`, never stretched, inside the picture."""
+    scale = _SURROUNDINGS * max((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
+    scale = min(scale, picture.width / size[0], picture.height / size[1])
+    width, height = size[0] * scale, size[1] * scale
+    left = min(max((box[0] + box[2] - width) / 2, 0), picture.width - width)
+    top = min(max((box[1] + box[3] - height) / 2, 0), picture.height - height)
+    return picture.convert("RGB").resize(
+        size, Image.Resampling.LANCZOS, (left, top, left + width, top + height)
+    )
+
+
+def _label(sheet: Image.Image, at: tuple[int, int], text: str) -> None:
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    x, y = at[0] + 6, at[1] + 6
+    left, top, right, bottom = draw.textbbox((x + 6, y + 3), text, font=font)
+    draw.rectangle((left - 6, top - 4, right + 6, bottom + 4), fill=(24, 24, 24))
+    draw.text((x + 6, y + 3), text, font=font, fill="white")
+
+
+def side_by_side(
+    rows: Sequence[tuple[tuple[Image.Image, Box], tuple[Image.Image, Box]]], names: tuple[str, str]
+) -> Image.Image:
+    """Each row's two details beside each other; `names` says in the first row what they are."""
+    sheet = Image.new("RGB", SIZE, "white")
+    width = (SIZE[0] - _GAP) // 2
+    height = (SIZE[1] - _GAP * (len(rows) - 1)) // len(rows)
+    for r, row in enumerate(rows):
+        for c, (picture, box) in enumerate(row):
+            at = (c * (width + _GAP), r * (height + _GAP))
+            sheet.paste(_part(picture, box, (width, height)), at)
+            if r == 0:
+                _label(sheet, at, names[c])
+    return sheet
+
+
+def of_a_run(
+    before: Image.Image, after: Image.Image, boxes: Sequence[Box], name: str
+) -> Image.Image:
+    """Before and after (or a heatmap, by its `name`) of each region of a run."""
+    shown = boxes or [changed_box(before, after)]
+    return side_by_side([((before, b), (after, b)) for b in shown], ("before", name))
+
+
+def of_a_case(name: str) -> Image.Image:
+    """For a workflow whose weights are not here: the fault and the true detail, called so."""
+
+    def detail(picture: str, mask: str) -> tuple[Image.Image, Box]:
+        box = Image.open(CASES / name / f"{mask}.png").convert("L").getbbox()
+        assert box is not None
+        return Image.open(CASES / name / f"{picture}.png"), box
+
+    row = (detail("draft", "mask"), detail("reference", "reference_mask"))
+    return side_by_side([row], ("draft", "reference"))
