@@ -9,6 +9,9 @@ const COLOURS = ["#ffb000", "#3aa0ff", "#ff5f8a", "#5fd38d", "#c38bff", "#ff7f3f
 /** Shortest side of a box that has handles between its corners, CSS px. */
 const ROOM_FOR_HANDLES = 44;
 
+/** Height of a crop that has its label inside, CSS px. */
+const ROOM_FOR_LABEL = 100;
+
 /** @param {number} index */
 export function colourOf(index) {
   return COLOURS[index % COLOURS.length];
@@ -114,10 +117,13 @@ export function drawCrop(context, frame, outline, selected) {
   context.textAlign = "right";
   const width = context.measureText(outline.label).width + 6;
   if (width < w) {
+    // Below a small crop, where its box does not lie over it.
+    const below = h < ROOM_FOR_LABEL && y + h + 14 < frame[1] + frame[3];
+    const bottom = y + h + (below ? 14 : 0);
     context.fillStyle = "rgba(0, 0, 0, 0.6)";
-    context.fillRect(x + w - width, y + h - 14, width, 14);
+    context.fillRect(x + w - width, bottom - 14, width, 14);
     context.fillStyle = "#fff";
-    context.fillText(outline.label, x + w - 3, y + h - 3.5);
+    context.fillText(outline.label, x + w - 3, bottom - 3.5);
   }
   context.restore();
 }
