@@ -23,6 +23,8 @@ from tests.browser.graphs import build
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
 
 
+_MENUS = (80, 130)  # px that lie over the canvas at its left and its top
+_ROOM = (1280, 740)  # px for a graph in a window of 1400 x 900
 _UUID = re.compile(r"(?!00000000)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -62,8 +64,9 @@ def _link(link: Any, numbers: dict[Any, int]) -> Any:
 
 
 def with_note(example: Example) -> list[dict[str, Any]]:
+    height = 150 if example.runs else 200
     note = {
-        "type": "MarkdownNote", "pos": [20, -210], "size": [980, 200],
+        "type": "MarkdownNote", "pos": [20, -10 - height], "size": [980, height],
         "values": {"text": example.note},
     }  # fmt: skip
     nodes = [*example.nodes, note]
@@ -73,15 +76,29 @@ def with_note(example: Example) -> list[dict[str, Any]]:
     return nodes
 
 
+def whole_view(nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Zoom and offset by which a window of common size shows the whole graph, clear of the menus."""
+    left, top = (min(n["pos"][i] for n in nodes) for i in (0, 1))
+    width = max(n["pos"][0] + n["size"][0] for n in nodes) - left
+    height = max(n["pos"][1] + n["size"][1] for n in nodes) - top
+    scale = round(min(0.8, _ROOM[0] / width, _ROOM[1] / height), 2)
+    return {
+        "scale": scale,
+        "offset": [round(_MENUS[i] / scale - at) for i, at in enumerate((left, top))],
+    }
+
+
 def picture_of(comfy: Any, entry: dict[str, Any]) -> Image.Image:
-    """The thumbnail of a run: what its node shows; a heatmap, if there is one, is the after."""
-    shown = next(o["omnirefiner"][0] for o in entry["outputs"].values()
-                 if "pairs" in o.get("omnirefiner", [{}])[0])  # fmt: skip
-    pair = shown["pairs"][0]
-    after, name = ("overlay", "difference") if "overlay" in pair else ("after", "after")
-    files = (comfy.server.base / "temp" / pair[k]["filename"] for k in ("before", after))
+    """The thumbnail of a run: the heatmap of what it compares, or else its repair."""
+    shown = [p for o in entry["outputs"].values() for s in o.get("omnirefiner", []) for p in
+             s.get("pairs", [])[:1]]  # fmt: skip
+    pair = max(shown, key=lambda p: "overlay" in p)
+    second, names = ("after", ("before", "after"))
+    if "overlay" in pair:
+        second, names = "overlay", ("picture", "difference")
+    files = (comfy.server.base / "temp" / pair[k]["filename"] for k in ("before", second))
     boxes = [tuple(r["region"]) for r in pair.get("regions", [])]
-    return thumbnails.of_a_run(*map(Image.open, files), boxes, name)
+    return thumbnails.of_a_run(*map(Image.open, files), boxes, names)
 
 
 def case_of(example: Example) -> str:
@@ -93,15 +110,13 @@ def test_make(open_comfy: Callable[..., Any], example: Example) -> None:
     comfy = open_comfy()
     build(comfy, with_note(example), example.links)
     workflow = comfy.page.evaluate("() => app.graph.serialize()")
-    workflow["extra"] = {"ds": {"scale": 0.7, "offset": [60, 240]}}
+    workflow["extra"] = {"ds": whole_view(workflow["nodes"])}
     if example.runs:
         entry = comfy.run()
         assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
         picture = picture_of(comfy, entry)
         comfy.settle(1500)
-        comfy.page.evaluate(
-            "() => { app.canvas.ds.scale = 0.6; app.canvas.ds.offset = [60, 240]; }"
-        )
+        comfy.page.evaluate("ds => Object.assign(app.canvas.ds, ds)", workflow["extra"]["ds"])
         comfy.settle(800)
         comfy.shot(f"example-{example.name}")
     else:

@@ -11,7 +11,9 @@ from refiner_core.commands.demo import CASES
 SIZE = (480, 320)
 _GAP = 4
 _SURROUNDINGS = 1.5  # of what is shown, over the detail
+_WIDE = 1.3  # width over height
 Box = tuple[int, int, int, int]
+Detail = tuple[Image.Image, Box]
 
 
 def changed_box(before: Image.Image, after: Image.Image) -> Box:
@@ -40,37 +42,38 @@ def _label(sheet: Image.Image, at: tuple[int, int], text: str) -> None:
     draw.text((x + 6, y + 3), text, font=font, fill="white")
 
 
-def side_by_side(
-    rows: Sequence[tuple[tuple[Image.Image, Box], tuple[Image.Image, Box]]], names: tuple[str, str]
-) -> Image.Image:
-    """Each row's two details beside each other; `names` says in the first row what they are."""
+def of_details(details: Sequence[tuple[Detail, Detail]], names: tuple[str, str]) -> Image.Image:
+    """Each detail's two pictures, as `names` calls them: beside each other, a single wide one above
+    each other.
+    """
+    _, box = details[0][0]
+    stacked = len(details) == 1 and (box[2] - box[0]) > _WIDE * (box[3] - box[1])
+    columns, rows = (1, 2) if stacked else (2, len(details))
     sheet = Image.new("RGB", SIZE, "white")
-    width = (SIZE[0] - _GAP) // 2
-    height = (SIZE[1] - _GAP * (len(rows) - 1)) // len(rows)
-    for r, row in enumerate(rows):
-        for c, (picture, box) in enumerate(row):
-            at = (c * (width + _GAP), r * (height + _GAP))
-            sheet.paste(_part(picture, box, (width, height)), at)
-            if r == 0:
-                _label(sheet, at, names[c])
+    width, height = ((SIZE[i] - _GAP * (n - 1)) // n for i, n in enumerate((columns, rows)))
+    for k, (picture, box) in enumerate(part for detail in details for part in detail):
+        at = (k % columns * (width + _GAP), k // columns * (height + _GAP))
+        sheet.paste(_part(picture, box, (width, height)), at)
+        if k < len(names):
+            _label(sheet, at, names[k])
     return sheet
 
 
 def of_a_run(
-    before: Image.Image, after: Image.Image, boxes: Sequence[Box], name: str
+    before: Image.Image, after: Image.Image, boxes: Sequence[Box], names: tuple[str, str]
 ) -> Image.Image:
-    """Before and after (or a heatmap, by its `name`) of each region of a run."""
+    """Both pictures of each region of a run."""
     shown = boxes or [changed_box(before, after)]
-    return side_by_side([((before, b), (after, b)) for b in shown], ("before", name))
+    return of_details([((before, b), (after, b)) for b in shown], names)
 
 
 def of_a_case(name: str) -> Image.Image:
     """For a workflow whose weights are not here: the fault and the true detail, called so."""
 
-    def detail(picture: str, mask: str) -> tuple[Image.Image, Box]:
+    def detail(picture: str, mask: str) -> Detail:
         box = Image.open(CASES / name / f"{mask}.png").convert("L").getbbox()
         assert box is not None
         return Image.open(CASES / name / f"{picture}.png"), box
 
-    row = (detail("draft", "mask"), detail("reference", "reference_mask"))
-    return side_by_side([row], ("draft", "reference"))
+    both = (detail("draft", "mask"), detail("reference", "reference_mask"))
+    return of_details([both], ("draft", "reference"))

@@ -89,10 +89,10 @@ function panelOf(id) {
   return panels.get(node);
 }
 
-/** @param {string} text */
-function stopAll(text) {
+/** @param {string} text @param {boolean} [failed] */
+function stopAll(text, failed = false) {
   for (const panel of panels.values()) {
-    if (!panel.live.root.hidden || !panel.livePicture.hidden) panel.stopped(text);
+    if (!panel.live.root.hidden || !panel.livePicture.hidden) panel.stopped(text, failed);
   }
 }
 
@@ -130,7 +130,7 @@ function listen() {
     panelOf(detail.node_id)?.stopped(message, true);
   });
   on("execution_success", () => stopAll(""));
-  on("reconnecting", () => stopAll(say("lost")));
+  on("reconnecting", () => stopAll(say("lost"), true));
 }
 
 app.registerExtension({

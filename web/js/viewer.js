@@ -260,7 +260,7 @@ export class Viewer {
       context.fillStyle = getComputedStyle(this.canvas).color;
       context.font = "12px sans-serif";
       context.textAlign = "center";
-      context.fillText(say("noResult"), width / 2, height / 2);
+      context.fillText(this.message || say("noResult"), width / 2, height / 2);
       this.status.textContent = this.message;
       return;
     }
