@@ -149,6 +149,14 @@ class SftConfig:
     optimizer: OptimizerSettings = section(OptimizerSettings)
     run: RunSettings = section(RunSettings)
 
+    def check_processes(self, count: int) -> None:
+        """Raise ValueError if the batch cannot be dealt evenly to processes and micro-batches."""
+        if self.run.batch % (self.run.micro_batch * count):
+            raise ValueError(
+                f"run.batch = {self.run.batch} is not a multiple of run.micro_batch = "
+                f"{self.run.micro_batch} times {count} processes."
+            )
+
 
 @dataclass(frozen=True)
 class RolloutSettings:
@@ -245,6 +253,13 @@ class GrpoConfig:
             raise ValueError(
                 f"run.micro_batch = {self.run.micro_batch} must divide rollout.group = "
                 f"{self.rollout.group}: a group is sampled and judged in equal parts."
+            )
+
+    def check_processes(self, count: int) -> None:
+        """Raise ValueError if the groups cannot be dealt evenly to processes."""
+        if self.rollout.groups % count:
+            raise ValueError(
+                f"rollout.groups = {self.rollout.groups} cannot be dealt to {count} processes evenly."
             )
 
 

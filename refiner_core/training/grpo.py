@@ -80,11 +80,7 @@ class GrpoTrainer:
             trainable.keep(role)
         self.epoch = 0
         self.updates = 0
-        if config.rollout.groups % self.workers.count:
-            raise ValueError(
-                f"rollout.groups = {config.rollout.groups} cannot be dealt to "
-                f"{self.workers.count} processes evenly."
-            )
+        config.check_processes(self.workers.count)
 
     # --- samples ---------------------------------------------------------------------------------
 

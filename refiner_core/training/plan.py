@@ -10,14 +10,18 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import FluxTransformer2DModel
+from torch import nn
 
 from ..nano.initialisation import nano_config
 from ..recipes import NANO, OMNIREFINER, Recipe
-from .config import GrpoConfig, SftConfig
+from .config import GrpoConfig, ModelSettings, SftConfig
+from .quantize import in_a_block
+from .sharding import check_divisible
 from .trainable import add_lora, all_weights
 
 GB = 1e9
-_BITS = {"none": 16, "int8": 8, "fp8": 8, "nf4": 4.5}
+# Of a weight in a block, scales included.
+BITS = {"int8": 8, "fp8": 8, "nf4": 4.13}
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,13 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """`parts` GB by what they hold; `tokens` of one sample; `flops` and `seconds` of an update (of
-    GRPO: an epoch).
+    """`parts` GB of one card by what they hold; `modules` that a LoRA changes (0: all weights learn);
+    `tokens` of one sample; `flops` and `seconds` of an update (of GRPO: an epoch).
     """
 
     base: int
     trainable: int
+    modules: int
     tokens: int
     parts: dict[str, float]
     flops: float
@@ -55,16 +60,30 @@ class Plan:
         return sum(self.parts.values())
 
 
-def _models(config: SftConfig | GrpoConfig) -> tuple[FluxTransformer2DModel, int, int, Recipe]:
-    """The transformer on the meta device, its size, the learning weights' number, the recipe."""
-    small = config.model.base == "nano"
+def _model(small: bool) -> FluxTransformer2DModel:
+    """The transformer on the meta device."""
     with torch.device("meta"):
-        model = FluxTransformer2DModel(**(nano_config() if small else {"guidance_embeds": True}))  # type: ignore[arg-type]
-    base = sum(p.numel() for p in model.parameters())
-    if config.model.train == "full":
-        return model, base, len(all_weights(model)), NANO if small else OMNIREFINER
-    learning = len(add_lora(model, config.model.rank, config.model.alpha))
-    return model, base, learning, NANO if small else OMNIREFINER
+        return FluxTransformer2DModel(**(nano_config() if small else {"guidance_embeds": True}))  # type: ignore[arg-type]
+
+
+def _base_bytes(model: FluxTransformer2DModel, settings: ModelSettings) -> float:
+    """Bytes of the base as it is kept."""
+    numbers = sum(p.numel() for p in model.parameters())
+    wide = 2 if settings.precision == "bf16" and settings.train == "lora" else 4
+    if settings.quantize == "none":
+        return numbers * wide
+    packed = sum(
+        m.weight.numel() for n, m in model.named_modules()
+        if isinstance(m, nn.Linear) and in_a_block(m, n)
+    )  # fmt: skip
+    return packed * BITS[settings.quantize] / 8 + (numbers - packed) * wide
+
+
+def _gathered_bytes(model: FluxTransformer2DModel, settings: ModelSettings) -> float:
+    """Bytes of a divided base's blocks that are whole at a time: the present one and the next."""
+    blocks = (*model.transformer_blocks, *model.single_transformer_blocks)
+    largest = max(sum(p.numel() for p in block.parameters()) for block in blocks)
+    return 2 * largest * (2 if settings.precision == "bf16" else 4)
 
 
 def count_tokens(recipe: Recipe, megapixels: float | None) -> int:
@@ -100,40 +119,66 @@ def step_flops(config: SftConfig | GrpoConfig, once: float, recipe: Recipe) -> f
     return r.groups * r.group * (steps * once + judged * (learn + extra * once))
 
 
-def make_plan(config: SftConfig | GrpoConfig, card: Card) -> Plan:
-    """Parameters, memory and time of a run with these settings on a card."""
-    model, base, learning, recipe = _models(config)
+def make_plan(
+    config: SftConfig | GrpoConfig, card: Card, processes: int = 1, divided: bool = False
+) -> Plan:
+    """Parameters, memory and time of a run with these settings, one process to a card.
+
+    Args:
+        divided: the base is divided over the processes (FSDP 2, ZeRO 3).
+
+    Raises:
+        ValueError: work that cannot be dealt to so many processes, or a base that cannot be divided.
+    """
+    config.check_processes(processes)
     full = config.model.train == "full"
-    tokens = count_tokens(recipe, config.data.megapixels)
-    micro = config.run.micro_batch
+    if divided:
+        check_divisible(config.model)
+    recipe = NANO if config.model.base == "nano" else OMNIREFINER
+    model = _model(recipe is NANO)
+    base, held = sum(p.numel() for p in model.parameters()), _base_bytes(model, config.model)
+    gathered = _gathered_bytes(model, config.model) if divided else 0.0
+    trainable = (
+        all_weights(model) if full else add_lora(model, config.model.rank, config.model.alpha)
+    )
+    learning, tokens = len(trainable), count_tokens(recipe, config.data.megapixels)
     moments = 2 if config.optimizer.eight_bit else 8
     copies = (1 if config.optimizer.ema else 0) + (2 if isinstance(config, GrpoConfig) else 0)
-    wide = 2 if config.model.precision == "bf16" else 4
-    blocks = len(model.transformer_blocks) + len(model.single_transformer_blocks)
-    width = model.inner_dim * wide / GB
-    kept = blocks if config.model.checkpointing else 0
-    # What one block keeps for its backward pass: about 34 vectors of the model's width a token.
-    inside = 34 * (1 if config.model.checkpointing else blocks)
-    weights = base * 4 if full else base * _BITS[config.model.quantize] / 8 * wide / 2
     parts = {
-        "base": weights / GB,
+        "base": held / (processes if divided else 1) / GB,
+        "blocks put together": gathered / GB,
         "learning weights": 0.0 if full else learning * 4 / GB,
-        "gradients": learning * 4 / GB,
+        "gradients": learning * 4 * (1 if processes == 1 else 2) / GB,  # 2: while they are summed
         "optimizer": learning * moments / GB,
         "copies (ema, old, ref)": learning * 4 * copies / GB,
-        "activations": micro * tokens * width * (kept + inside),
+        "activations": _activation_bytes(model, config, tokens) / GB,
         "autoencoder, workspace": 0.1 if recipe is NANO else 1.5,
     }
     flops = step_flops(config, forward_flops(model, tokens), recipe)
-    return Plan(base, learning, tokens, parts, flops, flops / (card.rate * 1e12))
+    seconds = flops / (card.rate * 1e12) / processes
+    modules = 0 if full else len(trainable.parameters) // 2
+    return Plan(base, learning, modules, tokens, parts, flops, seconds)
+
+
+def _activation_bytes(
+    model: FluxTransformer2DModel, config: SftConfig | GrpoConfig, tokens: int
+) -> float:
+    """Bytes kept for the backward pass of a micro-batch."""
+    blocks = len(model.transformer_blocks) + len(model.single_transformer_blocks)
+    again = config.model.checkpointing
+    # What one block keeps for its backward pass: about 34 vectors of the model's width a token.
+    vectors = blocks + 34 if again else 34 * blocks
+    wide = 2 if config.model.precision == "bf16" else 4
+    return config.run.micro_batch * tokens * model.inner_dim * wide * vectors
 
 
 def describe_plan(plan: Plan, name: str, card: Card, unit: str) -> str:
     """The plan as lines for people."""
+    where = f" in {plan.modules} modules" if plan.modules else ""
     lines = [
-        f"base {plan.base / 1e9:.3f} G parameters, learning {plan.trainable / 1e6:.2f} M, "
+        f"base {plan.base / 1e9:.3f} G parameters, learning {plan.trainable / 1e6:.2f} M{where}, "
         f"{plan.tokens} tokens a sample",
-        *(f"  {part:<24}{size:8.2f} GB" for part, size in plan.parts.items()),
+        *(f"  {part:<24}{size:8.2f} GB" for part, size in plan.parts.items() if size),
         f"  {'together':<24}{plan.total:8.2f} GB of {card.memory:g} GB on {name}: "
         + ("fits" if plan.total < 0.95 * card.memory else "does not fit"),
         f"{plan.flops / 1e12:.1f} TFLOP {unit}, about {plan.seconds:.1f} s at {card.rate:g} TFLOP/s",

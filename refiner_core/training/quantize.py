@@ -36,12 +36,13 @@ def quantize(model: FluxTransformer2DModel, kind: Quantize, device: torch.device
     except ImportError as e:
         raise _missing("torchao", kind) from e
     chosen = ao.Int8WeightOnlyConfig() if kind == "int8" else ao.Float8WeightOnlyConfig()
-    ao.quantize_(model, chosen, filter_fn=_in_a_block, device=device)
+    ao.quantize_(model, chosen, filter_fn=in_a_block, device=device)
     # PEFT warns that it could not merge the LoRA into such a base; nothing here asks it to.
     warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without")
 
 
-def _in_a_block(module: nn.Module, name: str) -> bool:
+def in_a_block(module: nn.Module, name: str) -> bool:
+    """Whether a layer of the base is one to quantise."""
     return isinstance(module, nn.Linear) and "transformer_blocks." in name
 
 
@@ -51,7 +52,7 @@ def _nf4(model: FluxTransformer2DModel, device: torch.device) -> None:
     except ImportError as e:
         raise _missing("bitsandbytes", "nf4") from e
     linear: Any = bitsandbytes.nn.Linear4bit
-    found = [(n, m) for n, m in model.named_modules() if _in_a_block(m, n)]
+    found = [(n, m) for n, m in model.named_modules() if in_a_block(m, n)]
     for name, module in found:
         assert isinstance(module, nn.Linear)
         packed = linear(

@@ -29,7 +29,7 @@ from .prepare import PreparedViews, TextCache, prepare
 from .prepare import fingerprint as preparation
 from .quantize import quantize
 from .samples import look
-from .sharding import Sharding
+from .sharding import Sharding, check_divisible
 from .trainable import Trainable, add_lora, all_weights, continue_lora
 from .views import Views
 from .workers import Workers, find_workers
@@ -141,7 +141,7 @@ def make_trainable(
     """
     net = engine.model
     if sharding is not None:
-        _check_divisible(model)
+        check_divisible(model)
     if model.train == "lora":
         net.requires_grad_(False)
         if model.precision == "bf16":
@@ -162,15 +162,6 @@ def make_trainable(
     for p in trainable.parameters.values():
         p.data = p.data.to(engine.device)  # a base that is kept in the CPU's memory is elsewhere
     return trainable
-
-
-def _check_divisible(model: ModelSettings) -> None:
-    for name, value, fix in (("train", model.train, "lora"), ("quantize", model.quantize, "none")):
-        if value != fix:
-            raise ValueError(
-                f"model.{name} = {value!r} cannot go with FSDP or DeepSpeed, which divide a plain "
-                f"frozen base here. Set model.{name} = {fix!r}, or launch with --multi_gpu."
-            )
 
 
 def split_data(folder: Path, held_out: int) -> tuple[TripletSet, list[int], list[int]]:

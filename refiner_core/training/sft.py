@@ -49,12 +49,8 @@ class SftTrainer:
         self.step = 0
         self.skipped = 0
         self._plan: tuple[int, list[list[int]]] = (-1, [])
+        config.check_processes(self.workers.count)
         run = config.run
-        if run.batch % (run.micro_batch * self.workers.count):
-            raise ValueError(
-                f"run.batch = {run.batch} is not a multiple of run.micro_batch = {run.micro_batch} "
-                f"times {self.workers.count} processes."
-            )
         self._per_epoch = len(epoch_batches(views.shapes, run.batch, run.seed, 0))
 
     def cases(self) -> list[int]:

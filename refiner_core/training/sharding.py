@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .config import ModelSettings
+
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
 
@@ -83,6 +85,16 @@ class Zero3:
 
 
 Sharding = Fsdp | Zero3
+
+
+def check_divisible(model: ModelSettings) -> None:
+    """Raise ValueError for a base that cannot be divided: one that learns, or is quantised."""
+    for name, value, fix in (("train", model.train, "lora"), ("quantize", model.quantize, "none")):
+        if value != fix:
+            raise ValueError(
+                f"model.{name} = {value!r} cannot go with FSDP or DeepSpeed, which divide a plain "
+                f"frozen base here. Set model.{name} = {fix!r}, or launch with --multi_gpu."
+            )
 
 
 def _asked(name: str) -> bool:

@@ -57,8 +57,8 @@ class Workers:
         flat = torch.cat(
             [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in learning]
         )
-        parts = self.accelerator.reduce(flat, "sum").split([p.numel() for p in learning])
-        for p, part in zip(learning, parts, strict=True):
+        torch.distributed.all_reduce(flat)
+        for p, part in zip(learning, flat.split([p.numel() for p in learning]), strict=True):
             p.grad = part.view_as(p)
 
     def wait(self) -> None:
