@@ -70,7 +70,7 @@ def test_a_block_is_as_small_as_planned_and_means_the_same(kind: Quantize) -> No
     assert 8 * held / numbers == pytest.approx(BITS[kind], rel=0.03)
     for name in layers:
         error = float((after[name] - before[name]).norm() / before[name].norm())
-        assert 0 < error < {"int8": 0.02, "fp8": 0.06, "nf4": 0.2}[kind], name
+        assert 0 < error < {"int8": 0.01, "fp8": 0.04, "nf4": 0.12}[kind], name
     assert type(model.proj_out.weight) is nn.Parameter
     assert model.proj_out.weight.dtype == torch.bfloat16
 
@@ -115,6 +115,7 @@ def test_the_command_trains_resumes_and_its_lora_fits_the_plain_base(
     arguments = [
         "train", "sft", "--preset", "kontext-24gb", "--data", str(data), "--device", "cpu",
         "--set", f"model.base={folder}", "--set", f"model.quantize={kind}",
+        "--set", "model.rank=64",  # matrices of 4096 numbers and more get 8-bit moments
         "--set", "data.megapixels=0.004", "--set", "data.held_out=1", "--set", "optimizer.rate=0.01",
         "--set", "run.sample_every=0", "--set", "run.board=none", "--set", "optimizer.warmup=0",
         "--set", f"optimizer.eight_bit={'true' if has('bitsandbytes') else 'false'}",
@@ -124,6 +125,8 @@ def test_the_command_trains_resumes_and_its_lora_fits_the_plain_base(
     a, b = (final(out) for out in outs)
     assert a.keys() == b.keys()
     assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    if has("bitsandbytes"):
+        assert {v.dtype for k, v in a.items() if k.startswith("optimizer:state1")} == {torch.uint8}
     lora = read_lora(outs[0] / "refiner.safetensors")
     assert json.loads(lora.metadata["settings"])["model"]["quantize"] == kind
     base = load_engine(str(folder), device="cpu").model

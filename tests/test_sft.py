@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -339,6 +340,22 @@ def test_checkpoints_hold_no_base_weight(tmp_path: Path) -> None:
     train_sft(config, tiny_session(config, tmp_path))
     with safe_open(tmp_path / "checkpoint.safetensors", "pt") as f:
         assert all(".lora_" in k for k in f.keys())  # noqa: SIM118
+
+
+def test_curves_and_pictures_reach_weights_and_biases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec("wandb") is None:
+        pytest.skip("the package wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = settings(run={"max_steps": 2, "sample_every": 1, "board": "wandb"})
+    train_sft(config, tiny_session(config, tmp_path))
+    (kept,) = (tmp_path / "wandb").glob("offline-run-*")
+    (log,) = kept.glob("*.wandb")
+    content = log.read_bytes()
+    for name in (b"held_out/psnr", b"norm", b"caption_dropout"):
+        assert name in content
+    assert len(list(kept.glob("files/media/images/held-out_*.png"))) == 3
 
 
 # --- settings -------------------------------------------------------------------------------------

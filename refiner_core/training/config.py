@@ -32,7 +32,7 @@ class ModelSettings:
     lora: str | None = option(None, "LoRA file to go on from; its rank then counts.")
     rank: int = option(16, "Rank of the LoRA, 1 to 1024.")
     alpha: float = option(16.0, "Scale of the LoRA is alpha / rank.")
-    quantize: Quantize = option("none", "How the frozen base is stored on the GPU.")
+    quantize: Quantize = option("none", "How the frozen base is stored.")
     checkpointing: bool = option(False, "Recompute activations backwards: less memory, 1/3 slower.")
     precision: Literal["fp32", "bf16"] = option("fp32", "Arithmetic of the network.")
 
@@ -108,7 +108,7 @@ class OptimizerSettings:
     clip: float = option(1.0, "Largest norm of a gradient.")
     warmup: int = option(0, "Steps over which the rate rises from 0.")
     schedule: Literal["constant", "cosine"] = option("constant", "Cosine falls to 0 at max_steps.")
-    eight_bit: bool = option(False, "Moments in 8 bit (needs bitsandbytes and a GPU).")
+    eight_bit: bool = option(False, "Moments in 8 bit (needs bitsandbytes).")
     ema: float = option(0.0, "Decay of the averaged weights that are saved; 0 = no average.")
     ema_every: int = option(1, "Updates between two averagings.")
 

@@ -15,18 +15,23 @@ Board = Literal["none", "tensorboard", "wandb"]
 class Journal:
     """Writes rows of numbers and pictures; does nothing on a process that is not the main one.
 
+    `settings` are noted where the board has a place for them.
+
     Raises:
         ModuleNotFoundError: the board that was asked for is not installed.
     """
 
-    def __init__(self, out: Path, board: Board = "none", active: bool = True) -> None:
+    def __init__(
+        self, out: Path, board: Board = "none", active: bool = True,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.path, self.active = out / "log.jsonl", active
         self._tensorboard: Any = None
         self._wandb: Any = None
         if active and board == "tensorboard":
             self._tensorboard = _tensorboard(out)
         if active and board == "wandb":
-            self._wandb = _wandb(out)
+            self._wandb = _wandb(out, settings)
 
     def row(self, step: int, values: Mapping[str, float | int | str]) -> None:
         """One line of figures."""
@@ -75,11 +80,13 @@ def _tensorboard(out: Path) -> Any:
     return SummaryWriter(str(out / "tensorboard"))
 
 
-def _wandb(out: Path) -> Any:
+def _wandb(out: Path, settings: Mapping[str, Any] | None) -> Any:
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise ModuleNotFoundError(
             "Weights & Biases is not installed: pip install wandb, or set run.board = 'tensorboard'."
         ) from e
-    return wandb.init(project="omnirefiner", dir=str(out))
+    return wandb.init(
+        project="omnirefiner", name=out.name, dir=str(out), config=dict(settings or {})
+    )

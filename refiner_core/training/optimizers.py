@@ -27,8 +27,7 @@ def make_optimizer(trainable: Trainable, settings: OptimizerSettings) -> torch.o
         import bitsandbytes  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise ModuleNotFoundError(
-            "optimizer.eight_bit needs bitsandbytes (pip install bitsandbytes) and a GPU; or set "
-            "it to false."
+            "optimizer.eight_bit needs bitsandbytes: pip install bitsandbytes. Or set it to false."
         ) from e
     return bitsandbytes.optim.AdamW8bit(parameters, **kwargs)
 

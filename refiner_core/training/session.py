@@ -251,7 +251,7 @@ def assemble(
         "data_manifest": data_hash,
         "settings": json.loads(json.dumps(asdict(config))),
     }
-    journal = Journal(out, config.run.board, workers.main)
+    journal = Journal(out, config.run.board, workers.main, facts["settings"])
     return Session(
         engine, trainable, policy, views, held_out, text, workers, journal, out, facts
     )  # fmt: skip
