@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from refiner_core.models.kontext import Conditioning
 from refiner_core.recipes import OMNIREFINER
 from refiner_core.sampling import Transition, advance, draw_noise, sample
 from refiner_core.training.advantages import group_advantages
+from refiner_core.training.checkpoint import read_facts
 from refiner_core.training.config import (
     GRPO_PRESETS,
     GrpoConfig,
@@ -36,6 +39,7 @@ from refiner_core.training.rollout import case_order, place_window, roll_out
 from refiner_core.training.settings import build, merged
 from refiner_core.training.trainable import Trainable
 from refiner_core.training.views import Batch, Pixels, View
+from tests.tiny_training import final, tiny_run
 
 CPU = torch.device("cpu")
 
@@ -169,6 +173,33 @@ def test_an_epoch_is_reproducible_and_only_learning_weights_move() -> None:
     )
     assert all(torch.equal(old[k], v) for k, v in a.trainable.copies["ref"].items())
     assert any(not torch.equal(old[k], p) for k, p in a.trainable.parameters.items())
+
+
+def test_a_run_goes_on_to_the_bit(tmp_path: Path) -> None:
+    tiny_run("grpo", tmp_path / "whole", 3, {})
+    for steps in (2, 3):
+        tiny_run("grpo", tmp_path / "halves", steps, {})
+    a, b = final(tmp_path / "whole"), final(tmp_path / "halves")
+    assert a.keys() == b.keys()
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    assert {k.partition(".")[0] for k in a} >= {"now", "copy:old", "copy:ref", "copy:ema"}
+
+
+def test_a_run_that_only_loses_stops_and_does_not_start_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    over: dict[str, Any] = {
+        "objective": {"patience": 2}, "run": {"sample_every": 1}, "optimizer": {"rate": 0.3},
+    }  # fmt: skip
+    for _ in range(2):
+        tiny_run("grpo", tmp_path, 9, over)
+        assert "stopped early: held-out SSIM fell 2 times in a row" in capsys.readouterr().out
+    facts = read_facts(tmp_path / "checkpoint.safetensors")
+    assert facts["failures"] == 2 and facts["step"] < 9
+    rows = [json.loads(row) for row in (tmp_path / "log.jsonl").read_text().splitlines()]
+    ssim = [row["held_out/ssim"] for row in rows if "held_out/ssim" in row]
+    assert len(ssim) == facts["step"] + 1
+    assert max(ssim[-2:]) <= max(ssim[:-2]) == facts["best"]
 
 
 # --- rollouts -------------------------------------------------------------------------------------

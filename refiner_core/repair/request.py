@@ -79,7 +79,8 @@ class RefineRequest:
 
     `draft` N 3 H W in any stored type, N drafts; `references` up to three groups, each M 3 h w (all
     groups of the same M), none where the recipe needs none; `mask` None (everything; see
-    `check_marked`) or K 1 H W; `reference_masks` one per group, None = the whole reference. N, M and K must be equal or 1.
+    `check_marked`) or K 1 H W; `reference_masks` one per group, None = the whole reference. N, M and
+    K must be equal or 1.
     With `boxes` each pair is a region of its own, repaired from its own box of the first reference;
     the masks then only narrow the boxes down.
     """

@@ -1,11 +1,15 @@
-"""The training commands' courses: train, log, look, save, stop; and go on where a run stopped."""
+"""The course of a run of either stage: train, log, look, save, stop; go on where it stopped."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from .config import GrpoConfig, SftConfig
+import torch
+
+from .config import GrpoConfig, RunSettings, SftConfig
 from .grpo import GrpoTrainer
 from .reward import make_reward
 from .session import REFINER, Session, open_session
@@ -33,27 +37,8 @@ def train_sft(config: SftConfig, session: Session) -> Path:
     )  # fmt: skip
     found = session.resume("sft", trainer.optimizer)
     trainer.step = found["step"] if found else 0
-    course = _Course(session, "sft", config.run.max_steps, trainer.step)
-
-    def save() -> None:
-        session.save("sft", trainer.step, trainer.optimizer, {"figures": course.figures})
-
-    _announce(session, config.run.max_steps, trainer.step)
-    if trainer.step == 0:
-        course.look(0, config.run.sample_every)
-    try:
-        while trainer.step < config.run.max_steps:
-            course.count(trainer.step + 1, trainer.train_step())
-            last = trainer.step == config.run.max_steps
-            course.look(trainer.step, config.run.sample_every, last)
-            if last or trainer.step % config.run.save_every == 0:
-                save()
-    except KeyboardInterrupt:
-        save()
-        raise
-    finally:
-        course.close()
-    return session.out / REFINER
+    course = _Course(session, "sft", config.run, trainer.optimizer, trainer.step)
+    return course.follow(trainer.train_step, dict)
 
 
 def run_grpo(config: GrpoConfig, data: Path, out: Path, device: str = "auto") -> Path:
@@ -79,32 +64,10 @@ def train_grpo(config: GrpoConfig, session: Session) -> Path:
     if found:
         trainer.epoch, trainer.updates = found["step"], found["updates"]
     patience = _Patience(config.objective.patience, found)
-    course = _Course(session, "grpo", config.run.max_steps, trainer.epoch)
-
-    def save() -> None:
-        extra = {"updates": trainer.updates, "figures": course.figures, **patience.facts()}
-        session.save("grpo", trainer.epoch, trainer.optimizer, extra)
-
-    _announce(session, config.run.max_steps, trainer.epoch)
-    if trainer.epoch == 0:
-        course.look(0, config.run.sample_every)
-        patience.see(course.figures)
-    try:
-        while trainer.epoch < config.run.max_steps and not patience.spent:
-            course.count(trainer.epoch + 1, trainer.step(), every=1)
-            last = trainer.epoch == config.run.max_steps
-            if course.look(trainer.epoch, config.run.sample_every, last):
-                patience.see(course.figures)
-            if last or patience.spent or trainer.epoch % config.run.save_every == 0:
-                save()
-    except KeyboardInterrupt:
-        save()
-        raise
-    finally:
-        course.close()
-    if patience.spent:
-        session.workers.say(f"stopped early: held-out SSIM fell {patience.failures} times in a row")
-    return session.out / REFINER
+    course = _Course(session, "grpo", config.run, trainer.optimizer, trainer.epoch, patience)
+    return course.follow(
+        trainer.step, lambda: {"updates": trainer.updates, **patience.facts()}, every=1
+    )
 
 
 class _Patience:
@@ -130,63 +93,107 @@ class _Patience:
         return {"best": self.best, "failures": self.failures}
 
 
-def _announce(session: Session, steps: int, done: int) -> None:
-    learning = len(session.trainable)
-    kind = "all weights" if session.trainable.rank is None else f"LoRA r{session.trainable.rank}"
-    again = f", from step {done} on" if done else ""
-    processes = f"{session.workers.count} processes"
-    if session.workers.sharding:
-        part = session.workers.sharding.part(session.engine.model)
-        processes += f" with {part:.0%} of the base each ({session.workers.sharding})"
-    session.workers.say(
-        f"{session.recipe.name}: {kind}, {learning / 1e6:.2f} M parameters, {len(session.views)} views, "
-        f"{len(session.held_out)} held out, {processes}, to step {steps}{again}"
-    )
-
-
 class _Course:
-    """The progress bar, the log's rows and the looks at held-out cases of one run."""
+    """One run: its progress bar, the log's rows, the looks at held-out cases, the checkpoints."""
 
-    def __init__(self, session: Session, kind: str, steps: int, done: int) -> None:
+    def __init__(
+        self, session: Session, kind: str, run: RunSettings, optimizer: torch.optim.Optimizer,
+        done: int, patience: _Patience | None = None,
+    ) -> None:  # fmt: skip
         from tqdm.auto import tqdm
 
-        self.session, self.figures = session, {}
+        self.session, self.kind, self.run, self.optimizer = session, kind, run, optimizer
+        self.done, self.patience = done, patience or _Patience(0, None)
+        self.figures: dict[str, float] = {}
+        self._announce()
         self.bar = tqdm(
-            total=steps, initial=done, desc=kind, disable=not session.workers.main, unit="step"
-        )
+            total=run.max_steps, initial=done, desc=kind, disable=not session.workers.main,
+            unit="step",
+        )  # fmt: skip
         self._sums: dict[str, float] = {}
         self._count = 0
         self._begun = time.perf_counter()
 
-    def count(self, step: int, row: dict[str, float], every: int = _LOG_EVERY) -> None:
-        """A step is done; every few of them become a row of means."""
+    def follow(
+        self, step: Callable[[], dict[str, float]], facts: Callable[[], dict[str, Any]],
+        every: int = _LOG_EVERY,
+    ) -> Path:  # fmt: skip
+        """Step to the end or until patience is spent; the refiner's path.
+
+        Args:
+            step: trains, and returns figures.
+            facts: what to keep in a checkpoint beside the number of steps.
+            every: steps to a row of the log.
+        """
+        try:
+            if self.done == 0:
+                self._look(last=False)
+            while self.done < self.run.max_steps and not self.patience.spent:
+                figures = step()
+                self.done += 1
+                self._count_in(figures, every)
+                last = self.done == self.run.max_steps
+                self._look(last)
+                if last or self.patience.spent or self.done % self.run.save_every == 0:
+                    self._save(facts)
+        except KeyboardInterrupt:
+            self._save(facts)
+            raise
+        finally:
+            self.bar.close()
+            self.session.journal.close()
+        if self.patience.spent:
+            self.session.workers.say(
+                f"stopped early: held-out SSIM fell {self.patience.failures} times in a row"
+            )
+        return self.session.out / REFINER
+
+    def _announce(self) -> None:
+        session, workers = self.session, self.session.workers
+        rank = session.trainable.rank
+        kind = "all weights" if rank is None else f"LoRA r{rank}"
+        again = f", from step {self.done} on" if self.done else ""
+        processes = f"{workers.count} processes"
+        if workers.sharding:
+            part = workers.sharding.part(session.engine.model)
+            processes += f" with {part:.0%} of the base each ({workers.sharding})"
+        workers.say(
+            f"{session.recipe.name}: {kind}, {len(session.trainable) / 1e6:.2f} M parameters, "
+            f"{len(session.views)} views, {len(session.held_out)} held out, {processes}, to step "
+            f"{self.run.max_steps}{again}"
+        )
+
+    def _save(self, facts: Callable[[], dict[str, Any]]) -> None:
+        self.session.save(
+            self.kind, self.done, self.optimizer, {"figures": self.figures, **facts()}
+        )
+
+    def _count_in(self, row: dict[str, float], every: int) -> None:
+        """Every few steps become a row of means."""
         self._count += 1
         for key, value in row.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
         self.bar.update(1)
-        if step % every == 0 or step == self.bar.total:
+        if self.done % every == 0 or self.done == self.run.max_steps:
             means = {k: v / self._count for k, v in self._sums.items()}
             self.figures |= {k: means[k] for k in means if k == "loss" or k.startswith("reward/")}
             seconds = time.perf_counter() - self._begun
-            self.session.journal.row(step, {**means, "seconds": round(seconds, 2)})
+            self.session.journal.row(self.done, {**means, "seconds": round(seconds, 2)})
             self.bar.set_postfix({k: f"{v:.4g}" for k, v in list(means.items())[:2]})
             self._sums, self._count = {}, 0
 
-    def look(self, step: int, every: int, always: bool = False) -> bool:
-        """Figures and a picture of the held-out cases, if it is time; whether it was."""
-        session = self.session
-        if not every or not len(session.held_out) or (step % every and not always):
-            return False
-        role = "ema" if "ema" in session.trainable.copies else None
-        found, picture = session.look(role)
+    def _look(self, last: bool) -> None:
+        """Figures and a picture of the held-out cases, if there are any and it is time."""
+        session, every = self.session, self.run.sample_every
+        if not every or not len(session.held_out) or (self.done % every and not last):
+            return
+        found, picture = session.look("ema" if "ema" in session.trainable.copies else None)
+        # Cards round differently; all processes have to agree on when to stop.
+        found = {k: session.workers.mean(v) for k, v in found.items()}
         self.figures |= {f"held_out/{k}": v for k, v in found.items()}
-        session.journal.row(step, {f"held_out/{k}": v for k, v in found.items()})
-        session.journal.picture(step, "held-out", picture)
+        session.journal.row(self.done, {f"held_out/{k}": v for k, v in found.items()})
+        session.journal.picture(self.done, "held-out", picture)
         session.workers.say(
-            f"step {step}: held out " + ", ".join(f"{k} {v:.4f}" for k, v in found.items())
+            f"step {self.done}: held out " + ", ".join(f"{k} {v:.4f}" for k, v in found.items())
         )
-        return True
-
-    def close(self) -> None:
-        self.bar.close()
-        self.session.journal.close()
+        self.patience.see(self.figures)

@@ -246,7 +246,7 @@ def assemble(
     trainable = make_trainable(engine, config.model, config.run.seed, workers.sharding)
     policy = Policy(VelocityNet(engine.model), engine.device, config.model.precision)
     base = NANO_WEIGHTS if config.model.base == "nano" else Path(config.model.base).expanduser()
-    facts = {
+    facts: dict[str, Any] = {
         "base_fingerprint": fingerprint(base),
         "data_manifest": data_hash,
         "settings": json.loads(json.dumps(asdict(config))),
