@@ -103,6 +103,9 @@ def test_detail_encoder_gives_the_same_conditioning(imagecritic: Any, tmp_path: 
         mask[:, at] = True
         # Their pipeline hands over what its VAE preprocessing made: [-1, 1], B 1 3 H W.
         expected = theirs((2 * picture - 1)[:, None], expected, mask)
+    nowhere = torch.zeros(1, 24, dtype=torch.bool)
+    silent = theirs((2 * pictures[0] - 1)[:, None], text, nowhere)
+    assert torch.equal(silent, text), "without its word a picture is left out, silently; ours refuses"
     found = fill_triggers(ours, text, (4, 18), pictures)
     apart = float((found - expected).abs().max())
     tell("detail encoder, largest difference of the text", f"{apart:.1e}")

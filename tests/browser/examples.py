@@ -50,6 +50,26 @@ ANYTHING_FILES = (
     "*refine*. It works without a reference too: remove the links to *reference* and *reference_mask*."
 )
 
+KLEIN = {
+    "recipe": "flux2-klein", "diffusion_model": "flux-2-klein-4b.safetensors",
+    "text_encoder": "qwen_3_4b.safetensors", "vae": "flux2-vae.safetensors",
+}  # fmt: skip
+KLEIN_FILES = (
+    "**Files** (all in ComfyUI's models folder): `diffusion_models/flux-2-klein-4b.safetensors` or its "
+    "fp8 file, `text_encoders/qwen_3_4b.safetensors` and `vae/flux2-vae.safetensors`, those of "
+    "ComfyUI's own FLUX.2 [klein] templates. Klein 4B is under Apache-2.0. It takes several pictures "
+    "by training, but was not trained for repairs: say in *prompt* what to do if too little happens."
+)
+STACK_FILES = (
+    "**Files** (all in ComfyUI's models folder): `diffusion_models/flux1-dev-kontext_fp8_scaled."
+    "safetensors`, `text_encoders/clip_l.safetensors`, `text_encoders/t5xxl_fp8_e4m3fn_scaled."
+    "safetensors`, `vae/ae.safetensors`.\n\n**GGUF**: with ComfyUI-GGUF installed put *Unet Loader "
+    "(GGUF)* in place of *Load Diffusion Model*; if T5 is GGUF too, *DualCLIPLoader (GGUF)*. **LoRAs**, "
+    "torch.compile and the like go between that loader and *Refiner from Model*, whose *recipe* says "
+    "what it all is: *kontext* is Kontext without a refiner LoRA. FLUX.1-Kontext-dev is under a "
+    "non-commercial licence."
+)
+
 
 @dataclass(frozen=True)
 class Example:
@@ -232,6 +252,43 @@ EXAMPLES = [
         "Repair a logo (ImageCritic)",
         "## Repair a logo with ImageCritic\n" + CRITIC_FILES + OWN,
         [load(**CRITIC), case("logo", y=500), refine(boxes=[LOGO]), save()],
+        MASKED,
+        runs=False,
+    ),
+    Example(
+        "Repair a logo (Kontext GGUF, LoRA stacks)",
+        "## Repair a logo with loaders of your own\n" + STACK_FILES + OWN,
+        [
+            node("UNETLoader", 20, 60, 360, 90, unet_name=KONTEXT["diffusion_model"]),
+            case("logo", y=440),
+            refine(x=840, boxes=[LOGO]),
+            save(x=1460),
+            node(
+                "DualCLIPLoader",
+                20,
+                190,
+                360,
+                130,
+                clip_name1=KONTEXT["clip_l"],
+                clip_name2=KONTEXT["t5xxl"],
+                type="flux",
+            ),
+            node("VAELoader", 20, 350, 360, 60, vae_name=KONTEXT["vae"]),
+            node("OmniRefiner_RefinerFromModel", 440, 60, 340, 220, recipe="kontext"),
+        ],
+        [
+            (0, 0, 6, "model"),
+            (5, 0, 6, "vae"),
+            (4, 0, 6, "clip"),
+            (6, 0, 2, "refiner"),
+            *MASKED[1:],
+        ],
+        runs=False,
+    ),
+    Example(
+        "Repair a logo (FLUX.2 klein)",
+        "## Repair a logo with FLUX.2 [klein]\n" + KLEIN_FILES + OWN,
+        [load(**KLEIN), case("logo"), refine(boxes=[LOGO]), save()],
         MASKED,
         runs=False,
     ),

@@ -49,7 +49,7 @@ NAME_FOLDER = """
   loader.widgets.find((w) => w.name === 'folder').value = name;
 }
 """
-DOWNLOADS = ("Kontext", "ImageCritic", "RefineAnything")
+DOWNLOADS = ("Kontext", "ImageCritic", "RefineAnything", "FLUX.2")
 
 
 @pytest.mark.parametrize("name", NAMES)

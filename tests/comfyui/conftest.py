@@ -313,10 +313,13 @@ def tiny_models(run_in_comfyui: ComfyUIScript, tmp_path_factory: pytest.TempPath
 REAL_NAMES = {
     "diffusion_models/flux1-dev-kontext_fp8_scaled": "tiny_flux",
     "diffusion_models/qwen_image_edit_2511_fp8mixed": "tiny_qwen_edit_2511",
+    "diffusion_models/flux-2-klein-4b": "tiny_klein",
     "text_encoders/clip_l": "tiny_clip_l",
     "text_encoders/t5xxl_fp8_e4m3fn_scaled": "tiny_t5xxl",
     "text_encoders/qwen_2.5_vl_7b_fp8_scaled": "tiny_qwen_2.5_vl",
+    "text_encoders/qwen_3_4b": "tiny_qwen_3_4b",
     "vae/ae": "tiny_ae",
+    "vae/flux2-vae": "tiny_flux2_vae",
     "vae/qwen_image_vae": "tiny_qwen_vae",
     "loras/omnirefiner-kontext": "tiny_omnirefiner",
     "loras/ImageCritic-lora": "tiny_imagecritic",
