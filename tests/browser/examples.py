@@ -116,7 +116,8 @@ LETTERING = [
 def lettering(loader: dict[str, Any]) -> list[dict[str, Any]]:
     """The nodes for LETTERING."""
     builder = node("OmniRefiner_MaskBuilder", 440, 60, 400, 560, grow=1)
-    return [loader, case("word", y=360), refine(x=900), save(x=1520), builder]
+    below = 500 if loader["values"] else 360
+    return [loader, case("word", y=below), refine(x=900), save(x=1520), builder]
 
 
 OWN = (
@@ -236,7 +237,7 @@ EXAMPLES = [
     Example(
         "Repair a logo (Kontext)",
         "## Repair a logo with FLUX.1-Kontext\n" + FILES + OWN,
-        [load(**KONTEXT), case("logo"), refine(boxes=[LOGO]), save()],
+        [load(**KONTEXT), case("logo", y=500), refine(boxes=[LOGO]), save()],
         MASKED,
         runs=False,
     ),
@@ -260,7 +261,7 @@ EXAMPLES = [
         "## Repair a logo with loaders of your own\n" + STACK_FILES + OWN,
         [
             node("UNETLoader", 20, 60, 360, 90, unet_name=KONTEXT["diffusion_model"]),
-            case("logo", y=440),
+            case("logo", y=490),
             refine(x=840, boxes=[LOGO]),
             save(x=1460),
             node(
@@ -273,7 +274,7 @@ EXAMPLES = [
                 clip_name2=KONTEXT["t5xxl"],
                 type="flux",
             ),
-            node("VAELoader", 20, 350, 360, 60, vae_name=KONTEXT["vae"]),
+            node("VAELoader", 20, 375, 360, 60, vae_name=KONTEXT["vae"]),
             node("OmniRefiner_RefinerFromModel", 440, 60, 340, 220, recipe="kontext"),
         ],
         [
@@ -288,7 +289,7 @@ EXAMPLES = [
     Example(
         "Repair a logo (FLUX.2 klein)",
         "## Repair a logo with FLUX.2 [klein]\n" + KLEIN_FILES + OWN,
-        [load(**KLEIN), case("logo"), refine(boxes=[LOGO]), save()],
+        [load(**KLEIN), case("logo", y=500), refine(boxes=[LOGO]), save()],
         MASKED,
         runs=False,
     ),
