@@ -17,7 +17,7 @@ _SLOTS = {
     "diffusion_model": ("diffusion_models", "the recipe's model"),
     "clip_l": ("text_encoders", "FLUX.1's CLIP text encoder, clip_l.safetensors"),
     "t5xxl": ("text_encoders", "FLUX.1's T5 text encoder, t5xxl_fp16 or t5xxl_fp8_e4m3fn_scaled"),
-    "text_encoder": ("text_encoders", "Qwen2.5-VL for refineanything, FLUX.2's own for flux2"),
+    "text_encoder": ("text_encoders", "the model's text encoder"),
     "vae": ("vae", "the model's autoencoder"),
     "refiner_lora": ("loras", "the recipe's LoRA"),
     "detail_encoder": ("clip_vision", "ImageCritic's detail_encoder.safetensors"),
@@ -27,6 +27,25 @@ _SLOTS = {
         "recipe takes its own steps and CFG",
     ),
 }
+# The same where it depends on the recipe's family.
+_OF_FAMILY = {
+    (
+        "diffusion_model",
+        "flux",
+    ): "FLUX.1-Kontext-dev, flux1-dev-kontext_fp8_scaled or the bf16 file",
+    ("diffusion_model", "qwen-edit"): "Qwen-Image-Edit-2511, qwen_image_edit_2511_fp8mixed",
+    ("diffusion_model", "flux2"): "FLUX.2 [klein] or [dev]",
+    ("text_encoder", "qwen-edit"): "Qwen2.5-VL, qwen_2.5_vl_7b_fp8_scaled",
+    ("text_encoder", "flux2"): "qwen_3_4b for FLUX.2 [klein] 4B, qwen_3_8b for 9B, "
+    "mistral_3_small_flux2 for [dev]",
+    ("vae", "flux"): "FLUX.1's autoencoder, ae",
+    ("vae", "qwen-edit"): "Qwen-Image's autoencoder, qwen_image_vae",
+    ("vae", "flux2"): "FLUX.2's autoencoder, flux2-vae",
+}
+
+
+def _belongs(slot: str, family: str | None) -> str:
+    return _OF_FAMILY.get((slot, family or ""), _SLOTS[slot][1])
 
 
 def choices(folder: str) -> list[str]:
@@ -49,14 +68,14 @@ def file_path(folder: str, name: str) -> str:
     return path
 
 
-def lost_file(chosen: Mapping[str, object]) -> str | None:
+def lost_file(chosen: Mapping[str, object], family: str | None) -> str | None:
     """What is wrong with the first chosen file that is not there, by the input's name, else None."""
-    for slot, (folder, what) in _SLOTS.items():
+    for slot, (folder, _) in _SLOTS.items():
         name = chosen.get(slot)
         if isinstance(name, str) and name != NONE and not folder_paths.get_full_path(folder, name):
             return (
-                f"{slot}: {name} is not in models/{folder}. Expected there: {what}. Put the file "
-                f"there and press R, or choose another."
+                f"{slot}: {name} is not in models/{folder}. Expected there: "
+                f"{_belongs(slot, family)}. Put the file there and press R, or choose another."
             )
     return None
 
@@ -69,7 +88,7 @@ def check_files(recipe: Recipe, files: Mapping[str, str]) -> None:
     """
     missing = [slot for slot, name in files.items() if name == NONE]
     if missing:
-        wanted = "; ".join(f"{slot} ({_SLOTS[slot][1]})" for slot in missing)
+        wanted = "; ".join(f"{slot} ({_belongs(slot, recipe.family)})" for slot in missing)
         raise ValueError(
             f"The recipe {recipe.name} needs {wanted}: choose the files, or the recipe "
             f"'{NANO_CHOICE}', which needs none."
@@ -77,4 +96,10 @@ def check_files(recipe: Recipe, files: Mapping[str, str]) -> None:
     for slot, name in files.items():
         path = file_path(_SLOTS[slot][0], name)
         if path.lower().endswith((".safetensors", ".sft", ".gguf")):
-            expect(path, slot, recipe.family)
+            found = expect(path, slot, recipe.family)
+            twin = "flux2-klein" if recipe.guidance is None else "flux2-dev"
+            if recipe.family == "flux2" and found.recipes and twin not in found.recipes:
+                raise ValueError(
+                    f"{slot}: {name} is {found.what}, which goes with {found.recipes[0]}, not with "
+                    f"{recipe.name}."
+                )

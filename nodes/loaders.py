@@ -99,8 +99,12 @@ def _apply_lora(
     found = expect(path, slot, recipe.family)
     critic = found.recipes == ("imagecritic",)
     if critic != (recipe.sight == "detail" and slot == "refiner_lora"):
+        fix = f"It goes to refiner_lora of {found.recipes[0]}." if critic else (
+            "The recipe takes ImageCritic's own LoRA there; others go between ComfyUI's loader and "
+            "Refiner from Model."
+        )  # fmt: skip
         raise ValueError(
-            f"{slot}: {name} is {found.what}, which the recipe {recipe.name} cannot take."
+            f"{slot}: {name} is {found.what}, which the recipe {recipe.name} cannot take here. {fix}"
         )
     if critic:
         return apply_imagecritic(model, read_imagecritic_lora(path), strength)
@@ -187,9 +191,9 @@ class LoadRefiner(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, diffusion_model: str = NONE, clip_l: str = NONE, t5xxl: str = NONE, vae: str = NONE,
-        refiner_lora: str = NONE, text_encoder: str = NONE, detail_encoder: str = NONE,
-        accelerator_lora: str = NONE,
+        cls, recipe: str = NANO_CHOICE, diffusion_model: str = NONE, clip_l: str = NONE,
+        t5xxl: str = NONE, vae: str = NONE, refiner_lora: str = NONE, text_encoder: str = NONE,
+        detail_encoder: str = NONE, accelerator_lora: str = NONE,
     ) -> bool | str:  # fmt: skip
         """Say what a file is that a workflow names and this ComfyUI lacks."""
         chosen = {
@@ -197,7 +201,8 @@ class LoadRefiner(io.ComfyNode):
             "refiner_lora": refiner_lora, "text_encoder": text_encoder,
             "detail_encoder": detail_encoder, "accelerator_lora": accelerator_lora,
         }  # fmt: skip
-        return lost_file(chosen) or True
+        known = RECIPES.get(recipe)
+        return lost_file(chosen, known.family if known else None) or True
 
     @classmethod
     def execute(

@@ -118,7 +118,7 @@ class Recipe:
             ValueError: it has none.
         """
         if self.fast is None:
-            raise ValueError(f"The recipe {self.name} has no accelerator LoRA.")
+            raise ValueError(f"The recipe {self.name} takes no accelerator LoRA; choose none.")
         return replace(self, steps=steps or self.fast.steps, cfg=self.fast.cfg)
 
     def check_references(self, count: int) -> None:

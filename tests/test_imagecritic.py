@@ -201,7 +201,7 @@ def test_recipes_as_published() -> None:
         KONTEXT.accelerated(lightning_steps("Hyper-FLUX.1-dev-16steps-lora.safetensors")).steps
         == 16
     )
-    with pytest.raises(ValueError, match="flux2-klein has no accelerator"):
+    with pytest.raises(ValueError, match="flux2-klein takes no accelerator"):
         FLUX2_KLEIN.accelerated()
     text = "<SPECIAL_REGION> refine the text 'A' [12, 3, 40,50] now"
     assert REFINEANYTHING.text(text) == "refine the text 'A' now"

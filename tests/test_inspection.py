@@ -48,6 +48,8 @@ def named(prefix: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[in
          "text encoder", "qwen-edit", "text_encoder"),
         ({"model.layers.0.self_attn.q_proj.weight": (4096, 5120)}, "text encoder", "flux2",
          "text_encoder"),
+        ({"model.layers.0.self_attn.q_norm.weight": (128,)}, "text encoder", "flux2",
+         "text_encoder"),
         ({"joint_blocks.0.x.weight": (2, 2)}, "other", None, "none"),
     ],
 )  # fmt: skip
@@ -154,11 +156,11 @@ def test_swapped_files_are_named(tmp_path: Path) -> None:
             "flux",
             r"critic-lora.*is ImageCritic's LoRA.*goes to refiner_lora",
         ),
-        (qwen, "refiner_lora", "flux", "refineany.*LoRA for Qwen-Image.*of FLUX.1-Kontext"),
-        (lora, "refiner_lora", "flux2", "critic-lora.*Kontext.*of FLUX.2"),
+        (qwen, "refiner_lora", "flux", "refineany.*LoRA for Qwen-Image.*for FLUX.1-Kontext"),
+        (lora, "refiner_lora", "flux2", "critic-lora.*Kontext.*for FLUX.2"),
         (clip, "t5xxl", "flux", "clip_l.*CLIP text encoder.*goes to clip_l"),
         (flux2, "diffusion_model", "flux", "flux2.*FLUX.2.*FLUX.1-Kontext was expected"),
-        (clip, "vae", "flux", "clip_l.*a vae"),
+        (clip, "vae", "flux", "clip_l.*a VAE"),
     ):
         with pytest.raises(ValueError, match=says):
             expect(path, slot, family)

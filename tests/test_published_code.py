@@ -105,7 +105,9 @@ def test_detail_encoder_gives_the_same_conditioning(imagecritic: Any, tmp_path: 
         expected = theirs((2 * picture - 1)[:, None], expected, mask)
     nowhere = torch.zeros(1, 24, dtype=torch.bool)
     silent = theirs((2 * pictures[0] - 1)[:, None], text, nowhere)
-    assert torch.equal(silent, text), "without its word a picture is left out, silently; ours refuses"
+    assert torch.equal(silent, text), (
+        "without its word a picture is left out, silently; ours refuses"
+    )
     found = fill_triggers(ours, text, (4, 18), pictures)
     apart = float((found - expected).abs().max())
     tell("detail encoder, largest difference of the text", f"{apart:.1e}")

@@ -158,10 +158,15 @@ def _part(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
             slot="detail_encoder", folder="clip_vision",
         )  # fmt: skip
     flux = ("omnirefiner", "imagecritic", "kontext")
+    if what == "a language model (Qwen or Mistral)":
+        what, family, recipes = _language(keys)
+        return _made(
+            header, "text encoder", what, family=family, recipes=recipes, slot="text_encoder",
+            folder="text_encoders",
+        )  # fmt: skip
     encoders = {
         "a T5 text encoder": ("flux", flux, "t5xxl"),
         "a CLIP text encoder": ("flux", flux, "clip_l"),
-        "a language model (Qwen or Mistral)": _language(keys),
     }
     if what in encoders:
         family, recipes, slot = encoders[what]
@@ -182,11 +187,13 @@ def _part(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
     return _made(header, "other", what)
 
 
-def _language(keys: Mapping[str, tuple[int, ...]]) -> tuple[str, tuple[str, ...], str]:
-    """Qwen2.5-VL has a picture tower of its own; the encoders of FLUX.2 do not."""
+def _language(keys: Mapping[str, tuple[int, ...]]) -> tuple[str, str, tuple[str, ...]]:
+    """Qwen2.5-VL has a picture tower of its own; Qwen3 normalises its queries, Mistral does not."""
     if any(k.startswith("visual.") for k in keys):
-        return "qwen-edit", ("refineanything",), "text_encoder"
-    return "flux2", ("flux2-klein", "flux2-dev"), "text_encoder"
+        return "Qwen2.5-VL", "qwen-edit", ("refineanything",)
+    if any(k.endswith(".self_attn.q_norm.weight") for k in keys):
+        return "Qwen3", "flux2", ("flux2-klein",)
+    return "Mistral", "flux2", ("flux2-dev",)
 
 
 def _autoencoder(keys: Mapping[str, tuple[int, ...]]) -> str | None:
@@ -291,25 +298,27 @@ def expect(path: str | Path, slot: str, family: str | None = None) -> WeightFile
     Raises:
         ValueError: says which file, what it is, and what was expected.
     """
-    found = inspect_file(path)
+    try:
+        found = inspect_file(path)
+    except ValueError as e:
+        raise ValueError(f"{slot}: {e}") from e
     kinds = {
         "diffusion_model": "base", "clip_l": "text encoder", "t5xxl": "text encoder",
         "text_encoder": "text encoder", "vae": "vae", "refiner_lora": "lora",
         "accelerator_lora": "lora", "detail_encoder": "detail encoder",
     }  # fmt: skip
+    words = {"base": "diffusion model", "lora": "LoRA", "vae": "VAE"}
     kind = kinds[slot]
     names = {"flux": "FLUX.1-Kontext", "qwen-edit": "Qwen-Image-Edit-2511", "flux2": "FLUX.2"}
-    wanted = f"a {kind} of {names[family]}" if family else f"a {kind}"
+    wanted = f"a {words.get(kind, kind)}" + (f" for {names[family]}" if family else "")
     unknown = found.kind == "other" and kind != "detail encoder"
     pair = ("clip_l", "t5xxl")  # both are text encoders, and neither does the other's work
     swapped = slot in pair and found.slot in pair and found.slot != slot
-    if not unknown and (found.kind != kind or swapped):
-        goes = f" It goes to {found.slot}." if found.slot != _NEVER else ""
+    wrong = found.kind != kind or swapped
+    foreign = family is not None and found.family not in (None, family)
+    if not unknown and (wrong or foreign):
+        goes = f" It goes to {found.slot}." if wrong and found.slot != _NEVER else ""
         raise ValueError(
             f"{slot}: {found.path.name} is {found.what}, but {wanted} was expected.{goes}"
-        )
-    if not unknown and family and found.family not in (None, family):
-        raise ValueError(
-            f"{slot}: {found.path.name} is {found.what}, but {wanted} was expected for this recipe."
         )
     return found

@@ -129,15 +129,22 @@ def test_a_file_that_a_workflow_names_and_is_not_there(published: Any) -> None:
         (QWEN | {"accelerator_lora": "half.safetensors"}, "half.safetensors is cut off:"),
         (QWEN | {"text_encoder": "half_t5.safetensors"}, "half_t5.safetensors is cut off:"),
         (FLUX | {"recipe": "kontext", "refiner_lora": QWEN["refiner_lora"]},
-         "refiner_lora: tiny_refineany.safetensors is a LoRA for Qwen-Image, but a lora of "
+         "refiner_lora: tiny_refineany.safetensors is a LoRA for Qwen-Image, but a LoRA for "
          "FLUX.1-Kontext was expected"),
         (CRITIC | {"detail_encoder": "swapped.safetensors"},
          "detail_encoder: swapped.safetensors is ImageCritic's LoRA for FLUX.1-Kontext, but a detail "
-         "encoder of FLUX.1-Kontext was expected. It goes to refiner_lora."),
+         "encoder for FLUX.1-Kontext was expected. It goes to refiner_lora."),
         (QWEN | {"diffusion_model": "tiny_flux.safetensors"}, "tiny_flux.safetensors is FLUX.1"),
         (KLEIN | {"diffusion_model": DEV["diffusion_model"]},
-         "tiny_flux2_dev.safetensors is FLUX.2 [dev], which has a guidance embedding. The recipe "
-         "flux2-klein is for weights without; take flux2-dev."),
+         "tiny_flux2_dev.safetensors is FLUX.2 [dev], which goes with flux2-dev, not with flux2-klein."),
+        (DEV | {"text_encoder": KLEIN["text_encoder"]},
+         "text_encoder: tiny_qwen_3_4b.safetensors is Qwen3, which goes with flux2-klein, not with"),
+        (CRITIC | {"accelerator_lora": CRITIC["refiner_lora"]},
+         "cannot take here. It goes to refiner_lora of imagecritic."),
+        (CRITIC | {"refiner_lora": "tiny_omnirefiner.safetensors"},
+         "others go between ComfyUI's loader and Refiner from Model."),
+        (KLEIN | {"accelerator_lora": "tiny_omnirefiner.safetensors"},
+         "The recipe flux2-klein takes no accelerator LoRA; choose none."),
     ],
 )  # fmt: skip
 def test_bad_files_are_named(published: Any, files: dict[str, Any], message: str) -> None:
