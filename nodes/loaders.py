@@ -154,7 +154,8 @@ class LoadRefiner(io.ComfyNode):
                     "refineanything: Qwen-Image-Edit-2511 with its LoRA. kontext: Kontext as it is, "
                     "not trained for two images. Files of your own: models/omnirefiner_recipes."),
                 io.Combo.Input("diffusion_model", options=choices("diffusion_models"), default=NONE,
-                    tooltip="FLUX.1-Kontext from models/diffusion_models; unused by nano."),
+                    tooltip="The recipe's model from models/diffusion_models: FLUX.1-Kontext, "
+                    "Qwen-Image-Edit-2511 or FLUX.2; unused by nano."),
                 io.Combo.Input("weight_dtype", options=list(_TYPES), default="default",
                     tooltip="How the model is kept in memory; fp8 halves it."),
                 io.Combo.Input("clip_l", options=choices("text_encoders"), default=NONE,
@@ -162,14 +163,16 @@ class LoadRefiner(io.ComfyNode):
                 io.Combo.Input("t5xxl", options=choices("text_encoders"), default=NONE,
                     tooltip="t5xxl from models/text_encoders; unused by nano."),
                 io.Combo.Input("vae", options=choices("vae"), default=NONE,
-                    tooltip="FLUX autoencoder (ae) from models/vae; unused by nano."),
+                    tooltip="The model's autoencoder from models/vae: ae, qwen_image_vae or flux2-vae; "
+                    "unused by nano."),
                 io.Combo.Input("refiner_lora", options=choices("loras"), default=NONE,
-                    tooltip="Refiner LoRA from models/loras, for the omnirefiner recipe."),
+                    tooltip="The refiner's LoRA from models/loras: Kontext's, ImageCritic's or "
+                    "RefineAnything's."),
                 io.Float.Input("lora_strength", default=1.0, min=-4.0, max=4.0, step=0.05,
                     tooltip="Strength of the LoRA; 1 = as trained."),
                 io.Combo.Input("text_encoder", options=choices("text_encoders"), default=NONE,
                     optional=True,
-                    tooltip="Qwen2.5-VL for refineanything, FLUX.2's for flux2; else unused."),
+                    tooltip="Qwen2.5-VL for refineanything, Qwen3 or Mistral for flux2; else unused."),
                 io.Combo.Input("detail_encoder", options=choices("clip_vision"), default=NONE,
                     optional=True,
                     tooltip="ImageCritic's detail_encoder from models/clip_vision; else unused."),
@@ -281,8 +284,9 @@ class RefinerFromModel(io.ComfyNode):
             "LoRAs, torch.compile. Nothing is loaded twice.",
             search_aliases=["gguf refiner", "kontext model to refiner"],
             inputs=[
-                io.Model.Input("model", tooltip="FLUX.1-Kontext, as any loader gives it."),
-                io.Vae.Input("vae", tooltip="The FLUX autoencoder."),
+                io.Model.Input("model", tooltip="The recipe's model (FLUX.1-Kontext, "
+                    "Qwen-Image-Edit-2511 or FLUX.2), as any loader gives it."),
+                io.Vae.Input("vae", tooltip="The model's autoencoder."),
                 io.Combo.Input("recipe", options=recipe_choices(), default=OMNIREFINER.name,
                     tooltip="How the weights were trained and so have to be run."),
                 io.Clip.Input("clip", optional=True,
