@@ -12,7 +12,16 @@ from safetensors.torch import load_file, save_file
 
 from .. import synthetic
 from .graphs import CASES, LOAD, node, pixels, repair
-from .test_published import CRITIC, FLUX, outside_and_inside, published_repair, ran
+from .test_published import (
+    CRITIC,
+    FLUX,
+    KLEIN,
+    LIGHTNING,
+    QWEN,
+    outside_and_inside,
+    published_repair,
+    ran,
+)
 
 STRONG = 4.0  # so that random LoRAs are seen in the picture
 
@@ -70,14 +79,28 @@ def strong_lora(published: Any) -> None:
     synthetic.write(published.base / "models/loras/tiny_strong_imagecritic.safetensors", weights)
 
 
+def write_scaled_fp8(published: Any, name: str) -> tuple[str, str]:
+    """A tiny model as ComfyUI's `..._fp8_scaled` files are, and the float32 file that it means."""
+    folder = published.base / "models" / "diffusion_models"
+    file, meant = synthetic.scaled_fp8(load_file(folder / f"{name}.safetensors"))
+    names = f"{name}_fp8_scaled.safetensors", f"{name}_fp8_meant.safetensors"
+    for path, weights in zip(names, (file, meant), strict=True):
+        save_file(weights, folder / path)
+    return names
+
+
 @pytest.fixture(scope="module")
 def scaled_fp8(published: Any) -> tuple[str, str]:
-    """The tiny FLUX as ComfyUI's `..._fp8_scaled` files are, and the float32 file that it means."""
-    folder = published.base / "models" / "diffusion_models"
-    file, meant = synthetic.scaled_fp8(load_file(folder / "tiny_flux.safetensors"))
-    save_file(file, folder / "tiny_flux_fp8_scaled.safetensors")
-    save_file(meant, folder / "tiny_flux_fp8_meant.safetensors")
-    return "tiny_flux_fp8_scaled.safetensors", "tiny_flux_fp8_meant.safetensors"
+    return write_scaled_fp8(published, "tiny_flux")
+
+
+@pytest.mark.parametrize("files", [QWEN | LIGHTNING, KLEIN], ids=lambda f: f["recipe"])
+def test_other_models_on_scaled_fp8(published: Any, files: dict[str, Any]) -> None:
+    name, _ = write_scaled_fp8(published, files["diffusion_model"].removesuffix(".safetensors"))
+    outside, inside = outside_and_inside(
+        ran(published, published_repair(files | {"diffusion_model": name}))[0]
+    )
+    assert outside == 0 and inside > 500
 
 
 def test_imagecritic_on_scaled_fp8(published: Any, scaled_fp8: tuple[str, str]) -> None:
@@ -91,30 +114,56 @@ def test_imagecritic_on_scaled_fp8(published: Any, scaled_fp8: tuple[str, str]) 
     assert outside_and_inside(out)[1] > 500, "by Load Refiner as well"
 
 
-@pytest.fixture(scope="module")
-def gguf_file(published: Any) -> tuple[str, str]:
-    """The tiny FLUX as Q8_0, written by the gguf package, and the float32 file that it means."""
+def write_gguf(published: Any, name: str, architecture: str) -> tuple[str, str]:
+    """A tiny model as Q8_0, written by the gguf package, and the float32 file that it means."""
     if "UnetLoaderGGUF" not in published.get("/object_info"):
         pytest.skip("no GGUF: COMFYUI_GGUF names no checkout of city96/ComfyUI-GGUF")
     gguf = pytest.importorskip("gguf", reason="no GGUF: the package gguf is missing")
     folder = published.base / "models" / "diffusion_models"
-    writer = gguf.GGUFWriter(folder / "tiny_flux_q8.gguf", "flux")
+    names = f"{name}_q8.gguf", f"{name}_q8_meant.safetensors"
+    writer = gguf.GGUFWriter(folder / names[0], architecture)
     small = gguf.GGMLQuantizationType.Q8_0
     meant = {}
-    for key, value in load_file(folder / "tiny_flux.safetensors").items():
+    for key, value in load_file(folder / f"{name}.safetensors").items():
+        if not value.numel():  # the mark of Qwen-Image-Edit-2511, which GGUF cannot hold
+            continue
+        meant[key] = value
         if "_blocks." in key and value.ndim == 2:
             packed = gguf.quants.quantize(value.numpy(), small)
             writer.add_tensor(key, packed, raw_dtype=small)
             meant[key] = torch.from_numpy(gguf.quants.dequantize(packed, small))
         else:
             writer.add_tensor(key, value.numpy())
-            meant[key] = value
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    save_file(meant, folder / "tiny_flux_q8_meant.safetensors")
-    return "tiny_flux_q8.gguf", "tiny_flux_q8_meant.safetensors"
+    save_file(meant, folder / names[1])
+    return names
+
+
+@pytest.fixture(scope="module")
+def gguf_file(published: Any) -> tuple[str, str]:
+    return write_gguf(published, "tiny_flux", "flux")
+
+
+def test_refineanything_on_gguf(published: Any) -> None:
+    name, _ = write_gguf(published, "tiny_qwen_edit_2511", "qwen_image")
+    graph = published_repair(QWEN, guidance=1.0)
+    del graph["load"]
+    graph |= {
+        "unet": node("UnetLoaderGGUF", unet_name=name),
+        "vae": node("VAELoader", vae_name=QWEN["vae"]),
+        "clip": node("CLIPLoader", clip_name=QWEN["text_encoder"], type="qwen_image"),
+        "fast": node("LoraLoaderModelOnly", model=["unet", 0], strength_model=1.0,
+                     lora_name=LIGHTNING["accelerator_lora"]),
+        "made": node("OmniRefiner_RefinerFromModel", model=["fast", 0], vae=["vae", 0],
+                     clip=["clip", 0], recipe="refineanything", refiner_lora=QWEN["refiner_lora"]),
+    }  # fmt: skip
+    graph["refine"]["inputs"]["refiner"] = ["made", 0]
+    out, report = ran(published, graph)
+    outside, inside = outside_and_inside(out)
+    assert outside == 0 and inside > 500 and report["cfg"] == 1.0
 
 
 def test_imagecritic_on_gguf(published: Any, gguf_file: tuple[str, str]) -> None:
