@@ -116,7 +116,7 @@ def test_a_file_that_a_workflow_names_and_is_not_there(published: Any) -> None:
     status, answer = published.post("/prompt", {"prompt": graph})
     said = json.dumps(answer)
     assert status == 400 and f"accelerator_lora: {name} is not in models/loras" in said
-    assert "Lightning LoRA for Qwen-Image-Edit-2511; with none the recipe takes its own" in said
+    assert "(Lightning for Qwen-Image-Edit-2511, Turbo or Hyper for FLUX.1); with none the" in said
 
 
 @pytest.mark.parametrize(

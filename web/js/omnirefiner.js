@@ -163,7 +163,7 @@ app.registerExtension({
 
   /** @param {any} node A node whose saved values have just been set. */
   loadedGraphNode(node) {
-    if (TIDY.includes(node.comfyClass)) arrangeSettings(node);
+    if (TIDY.includes(node.comfyClass)) arrangeSettings(node, true);
   },
 
   /** @param {any} graph A workflow that is about to be loaded. */

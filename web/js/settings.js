@@ -29,10 +29,11 @@ function isShown(node, widget, used) {
 }
 
 /**
- * Shows and hides a node's widgets; the node's height follows.
+ * Shows and hides a node's widgets; the node's height follows, unless it was saved with them.
  * @param {any} node
+ * @param {boolean} [saved]
  */
-export function arrangeSettings(node) {
+export function arrangeSettings(node, saved = false) {
   const loader = node.comfyClass === "OmniRefiner_LoadRefiner";
   const used = loader ? recipeNamed(widgetValue(node, "recipe"))?.inputs : undefined;
   const before = node.computeSize()[1];
@@ -47,7 +48,8 @@ export function arrangeSettings(node) {
   }
   if (!changed) return;
   const after = node.computeSize()[1];
-  node.setSize([node.size[0], Math.max(after, node.size[1] + after - before)]);
+  const height = saved ? node.size[1] : node.size[1] + after - before;
+  node.setSize([node.size[0], Math.max(after, height)]);
   node.setDirtyCanvas?.(true, true);
 }
 
