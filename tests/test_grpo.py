@@ -444,6 +444,7 @@ def test_presets_are_settings(name: str) -> None:
         ({"rollout": {"steps": 1}}, "the last step is never random"),
         ({"objective": {"rewards": {"pixels": 0.0}}}, "nothing to climb"),
         ({"objective": {"clips": 1.0}}, "nearest is objective.clip"),
+        ({"rollout": {"kind": "cps", "eta": 1.0}}, "rollout.eta must be from 0.001 to 0.99, got 1"),
         ({"rollout": {"kind": "sde"}}, "must be one of flow, dance, cps"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -24,7 +25,7 @@ from refiner_core.interfaces import SamplingJob
 from refiner_core.models.kontext import Conditioning
 from refiner_core.recipes import KONTEXT, OMNIREFINER, Recipe
 from refiner_core.training import checkpoint
-from refiner_core.training.config import SFT_PRESETS, SftConfig
+from refiner_core.training.config import SFT_PRESETS, GrpoConfig, SftConfig
 from refiner_core.training.policy import Policy, VelocityNet
 from refiner_core.training.run import train_sft
 from refiner_core.training.samples import repair
@@ -388,6 +389,21 @@ def test_presets_are_settings_and_toml_reads_back(tmp_path: Path, name: str) -> 
 def test_bad_settings(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(SftConfig, values)
+
+
+@pytest.mark.parametrize("config", [SftConfig, GrpoConfig])
+def test_every_number_out_of_its_range_is_named(config: type[Any]) -> None:
+    tried = 0
+    for group in dataclasses.fields(config):
+        for f in dataclasses.fields(group.default_factory):  # type: ignore[arg-type]
+            if f.metadata["range"]:
+                low, high = f.metadata["range"]
+                for value in (low - 1, high + 1):
+                    message = rf"^{group.name}\.{f.name} must be from \S+ to \S+, got"
+                    with pytest.raises(ValueError, match=message):
+                        build(config, {group.name: {f.name: value}})
+                    tried += 1
+    assert tried > 40
 
 
 def test_assignments_of_the_command_line() -> None:

@@ -12,14 +12,14 @@ from typing import Any, Literal
 from .advantages import Combine, Spread
 from .journal import Board
 from .objective import Guard
-from .settings import check_range, option, section
+from .settings import Group, check_range, option, section
 from .times import Times
 
 Quantize = Literal["none", "int8", "fp8", "nf4"]
 
 
 @dataclass(frozen=True)
-class ModelSettings:
+class ModelSettings(Group):
     """What is trained."""
 
     base: str = option("nano", '"nano", a FLUX.1-Kontext file, or a diffusers folder.')
@@ -30,14 +30,14 @@ class ModelSettings:
     tokenizers: str | None = option(None, "Folder of the tokenizers; empty: found.")
     train: Literal["lora", "full"] = option("lora", "Train a LoRA, or all weights (small models).")
     lora: str | None = option(None, "LoRA file to go on from; its rank then counts.")
-    rank: int = option(16, "Rank of the LoRA, 1 to 1024.")
-    alpha: float = option(16.0, "Scale of the LoRA is alpha / rank.")
+    rank: int = option(16, "Rank of the LoRA.", 1, 1024)
+    alpha: float = option(16.0, "Scale of the LoRA is alpha / rank.", 1e-3, 1e4)
     quantize: Quantize = option("none", "How the frozen base is stored.")
     checkpointing: bool = option(False, "Recompute activations backwards: less memory, 1/3 slower.")
     precision: Literal["fp32", "bf16"] = option("fp32", "Arithmetic of the network.")
 
     def __post_init__(self) -> None:
-        check_range("model", {"rank": (self.rank, 1, 1024), "alpha": (self.alpha, 1e-3, 1e4)})
+        super().__post_init__()
         if self.train == "full" and self.lora:
             raise ValueError("model.train = 'full' and model.lora exclude each other: merge first.")
         if self.train == "full" and self.quantize != "none":
@@ -48,95 +48,76 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class DataSettings:
+class DataSettings(Group):
     """How triplets become training views."""
 
     megapixels: float | None = option(None, "Area of the crops, 10^6 px; empty: the recipe's.")
-    views: int = option(1, "Differently cropped views of every triplet, 1 to 64.")
+    views: int = option(1, "Differently cropped views of every triplet.", 1, 64)
     context: tuple[float, float] = option(
         (1.2, 3.0), "Crop over region size of a view, drawn between these two."
     )
     flip: bool = option(False, "Mirror half of the references (not with lettering).")
-    jitter: float = option(0.0, "Spread of the random gain of the reference's colours, 0 to 0.5.")
-    grow: int = option(1, "Growth of the region in the loss, latent px.")
-    held_out: int = option(16, "Triplets set aside for sample pictures and figures.")
+    jitter: float = option(0.0, "Spread of the random gain of the reference's colours.", 0, 0.5)
+    grow: int = option(1, "Growth of the region in the loss, latent px.", 0, 16)
+    held_out: int = option(16, "Triplets set aside for sample pictures and figures.", 0, 4096)
 
     def __post_init__(self) -> None:
-        check_range("data", {
-            "views": (self.views, 1, 64), "jitter": (self.jitter, 0, 0.5),
-            "grow": (self.grow, 0, 16), "held_out": (self.held_out, 0, 4096),
-            "context": (min(self.context), 1, 20),
-        })  # fmt: skip
+        super().__post_init__()
+        check_range("data.context", min(self.context), 1, 20)
         if self.context[0] > self.context[1]:
             raise ValueError(f"data.context must rise, got {list(self.context)}.")
 
 
 @dataclass(frozen=True)
-class LossSettings:
+class LossSettings(Group):
     """The masked flow-matching loss."""
 
-    region: float = option(1.0, "Weight of the mean error inside the region.")
-    background: float = option(1.0, "Weight of the error outside it.")
+    region: float = option(1.0, "Weight of the mean error inside the region.", 0, 1e4)
+    background: float = option(1.0, "Weight of the error outside it.", 0, 1e4)
     masked: bool = option(True, "False: the plain mean over the picture (for comparison).")
     times: Times = option("logit_normal", "Distribution of the noise levels.")
     mean: float = option(0.0, "Mean of the logit-normal.")
-    std: float = option(1.0, "Spread of the logit-normal.")
-    uniform: float = option(0.2, "Share of levels drawn evenly over (0, 1].")
+    std: float = option(1.0, "Spread of the logit-normal.", 0, 10)
+    uniform: float = option(0.2, "Share of levels drawn evenly over (0, 1].", 0, 1)
     shift: bool = option(True, "Then shift by the recipe's schedule for the crop's size.")
     guidance: float = option(1.0, "Guidance embedding in training, where the model has one.")
-    caption_dropout: float = option(0.1, "Share of samples that see no prompt.")
-    reference_dropout: float = option(0.05, "Share of steps without reference tokens.")
+    caption_dropout: float = option(0.1, "Share of samples that see no prompt.", 0, 1)
+    reference_dropout: float = option(0.05, "Share of steps without reference tokens.", 0, 1)
 
     def __post_init__(self) -> None:
-        check_range("loss", {
-            "region": (self.region, 0, 1e4), "background": (self.background, 0, 1e4),
-            "uniform": (self.uniform, 0, 1), "std": (self.std, 0, 10),
-            "caption_dropout": (self.caption_dropout, 0, 1),
-            "reference_dropout": (self.reference_dropout, 0, 1),
-        })  # fmt: skip
+        super().__post_init__()
         if self.masked and self.region + self.background == 0:
             raise ValueError("loss.region and loss.background are both 0: nothing would be learnt.")
 
 
 @dataclass(frozen=True)
-class OptimizerSettings:
+class OptimizerSettings(Group):
     """AdamW and the running average."""
 
-    rate: float = option(1e-4, "Learning rate.")
-    weight_decay: float = option(1e-4, "Decoupled weight decay.")
-    beta2: float = option(0.999, "Memory of the second moment.")
-    clip: float = option(1.0, "Largest norm of a gradient.")
-    warmup: int = option(0, "Steps over which the rate rises from 0.")
+    rate: float = option(1e-4, "Learning rate.", 0, 1)
+    weight_decay: float = option(1e-4, "Decoupled weight decay.", 0, 10)
+    beta2: float = option(0.999, "Memory of the second moment.", 0, 0.999999)
+    clip: float = option(1.0, "Largest norm of a gradient.", 1e-6, 1e6)
+    warmup: int = option(0, "Steps over which the rate rises from 0.", 0, 10**9)
     schedule: Literal["constant", "cosine"] = option("constant", "Cosine falls to 0 at max_steps.")
     eight_bit: bool = option(False, "Moments in 8 bit (needs bitsandbytes).")
-    ema: float = option(0.0, "Decay of the averaged weights that are saved; 0 = no average.")
-    ema_every: int = option(1, "Updates between two averagings.")
-
-    def __post_init__(self) -> None:
-        check_range("optimizer", {
-            "rate": (self.rate, 0, 1), "beta2": (self.beta2, 0, 0.999999), "ema": (self.ema, 0, 1),
-            "clip": (self.clip, 1e-6, 1e6), "ema_every": (self.ema_every, 1, 1 << 20),
-        })  # fmt: skip
+    ema: float = option(0.0, "Decay of the averaged weights that are saved; 0 = no average.", 0, 1)
+    ema_every: int = option(1, "Updates between two averagings.", 1, 1 << 20)
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class RunSettings(Group):
     """Course of a run."""
 
-    max_steps: int = option(3000, "Updates (of GRPO: epochs) in all.")
-    batch: int = option(4, "Samples an update, over all processes.")
-    micro_batch: int = option(1, "Samples at once on a device.")
-    seed: int = option(0, "Seed of everything random.")
-    save_every: int = option(250, "Steps between checkpoints.")
-    sample_every: int = option(250, "Steps between sample pictures and held-out figures; 0 = none.")
+    max_steps: int = option(3000, "Updates (of GRPO: epochs) in all.", 1, 10**9)
+    batch: int = option(4, "Samples an update, over all processes.", 1, 1 << 20)
+    micro_batch: int = option(1, "Samples at once on a device.", 1, 1 << 20)
+    seed: int = option(0, "Seed of everything random.", 0, 2**31 - 1)
+    save_every: int = option(250, "Steps between checkpoints.", 1, 10**9)
+    sample_every: int = option(
+        250, "Steps between sample pictures and held-out figures; 0 = none.", 0, 10**9
+    )
     board: Board = option("none", "Where curves go beside log.jsonl.")
-
-    def __post_init__(self) -> None:
-        check_range("run", {
-            "max_steps": (self.max_steps, 1, 10**9), "batch": (self.batch, 1, 1 << 20),
-            "micro_batch": (self.micro_batch, 1, 1 << 20), "save_every": (self.save_every, 1, 10**9),
-            "sample_every": (self.sample_every, 0, 10**9), "seed": (self.seed, 0, 2**31 - 1),
-        })  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -159,25 +140,27 @@ class SftConfig:
 
 
 @dataclass(frozen=True)
-class RolloutSettings:
+class RolloutSettings(Group):
     """How samples are drawn."""
 
-    groups: int = option(24, "Cases an epoch, over all processes.")
-    group: int = option(12, "Samples of each case, at least 2.")
+    groups: int = option(24, "Cases an epoch, over all processes.", 1, 1 << 16)
+    group: int = option(12, "Samples of each case.", 2, 4096)
     steps: int | None = option(10, "Sampler steps; empty: the recipe's.")
     kind: Literal["flow", "dance", "cps"] = option("flow", "Stochastic step of the window.")
-    eta: float = option(0.7, "Noise of the stochastic step.")
-    window: int = option(2, "Stochastic steps in the first half of the schedule; the rest is ODE.")
+    eta: float = option(0.7, "Noise of the stochastic step.", 1e-3, 2)
+    window: int = option(
+        2, "Stochastic steps in the first half of the schedule; the rest is ODE.", 1, 1000
+    )
     guidance: float | None = option(2.5, "Guidance embedding; empty: the recipe's.")
     same_noise: bool = option(False, "Start all samples of a case from one noise.")
-    explore_noise: float = option(0.0, "How much weaker siblings' starting noise may be (nft).")
+    explore_noise: float = option(
+        0.0, "How much weaker siblings' starting noise may be (nft).", 0, 1
+    )
 
     def __post_init__(self) -> None:
-        check_range("rollout", {
-            "group": (self.group, 2, 4096), "groups": (self.groups, 1, 1 << 16),
-            "eta": (self.eta, 1e-3, 2 if self.kind != "cps" else 0.99),
-            "window": (self.window, 1, 1000), "explore_noise": (self.explore_noise, 0, 1),
-        })  # fmt: skip
+        super().__post_init__()
+        if self.kind == "cps":
+            check_range("rollout.eta", self.eta, 1e-3, 0.99)
         if self.steps is not None and self.steps < 2:
             raise ValueError(
                 f"rollout.steps must be at least 2, got {self.steps}: the last step is never random."
@@ -185,7 +168,7 @@ class RolloutSettings:
 
 
 @dataclass(frozen=True)
-class ObjectiveSettings:
+class ObjectiveSettings(Group):
     """What GRPO maximises."""
 
     algorithm: Literal["grpo", "nft"] = option("grpo", "Flow-GRPO, or DiffusionNFT.")
@@ -195,28 +178,30 @@ class ObjectiveSettings:
     )
     combine: Combine = option("each", "Normalise every part in its group, or their sum.")
     spread: Spread = option("group", "Divide by the group's spread or the batch's.")
-    floor: float = option(1e-4, "Groups of a smaller spread are dropped.")
-    clip: float = option(0.026, "Clip of the ratio times the root of a sample's dimensions.")
+    floor: float = option(1e-4, "Groups of a smaller spread are dropped.", 0, 1)
+    clip: float = option(
+        0.026, "Clip of the ratio times the root of a sample's dimensions.", 0, 1e6
+    )
     guard: Guard = option("offset", "GRPO-Guard's correction of the ratio.")
-    kl: float = option(0.01, "Weight of the divergence (nft: of the velocity's).")
+    kl: float = option(0.01, "Weight of the divergence (nft: of the velocity's).", 0, 1e6)
     kl_to: Literal["old", "ref"] = option("old", "From the last epoch's policy, or from stage 1's.")
-    updates: int = option(2, "Optimiser steps an epoch.")
-    nft_beta: float = option(1.0, "How far DiffusionNFT's implicit policies lie from the old one.")
-    nft_levels: int = option(2, "Noise levels a sample is judged at (nft).")
+    updates: int = option(2, "Optimiser steps an epoch.", 1, 1024)
+    nft_beta: float = option(
+        1.0, "How far DiffusionNFT's implicit policies lie from the old one.", 1e-3, 10
+    )
+    nft_levels: int = option(2, "Noise levels a sample is judged at (nft).", 1, 100)
     nft_noise: Literal["fresh", "start"] = option(
         "fresh", "Noise it is judged with (nft): drawn anew, or the one it was sampled from."
     )
     dreamsim: str | None = option(
         None, "DreamSim weights (.safetensors) for whole and patch; empty: a structural score."
     )
-    patience: int = option(0, "Held-out checks without a gain after which to stop; 0 = never.")
+    patience: int = option(
+        0, "Held-out checks without a gain after which to stop; 0 = never.", 0, 10**6
+    )
 
     def __post_init__(self) -> None:
-        check_range("objective", {
-            "clip": (self.clip, 0, 1e6), "kl": (self.kl, 0, 1e6), "updates": (self.updates, 1, 1024),
-            "nft_beta": (self.nft_beta, 1e-3, 10), "nft_levels": (self.nft_levels, 1, 100),
-            "patience": (self.patience, 0, 10**6), "floor": (self.floor, 0, 1),
-        })  # fmt: skip
+        super().__post_init__()
         if not any(self.rewards.values()):
             raise ValueError("objective.rewards are all 0: there is nothing to climb.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 T = TypeVar("T")
 
 
-def option(default: T, text: str) -> T:
-    """A field with its default and one sentence that says what it is, in which unit."""
+def option(default: T, text: str, low: float | None = None, high: float | None = None) -> T:
+    """A field with its default and one sentence that says what it is, in which unit; a number also
+    with the least and the largest value that it may have (see `Group`).
+    """
+    about = {"text": text, "range": None if low is None or high is None else (low, high)}
     if isinstance(default, dict):
-        copy = default.copy
-        return cast(T, dataclasses.field(default_factory=copy, metadata={"text": text}))
-    return cast(T, dataclasses.field(default=default, metadata={"text": text}))
+        return cast(T, dataclasses.field(default_factory=default.copy, metadata=about))
+    return cast(T, dataclasses.field(default=default, metadata=about))
 
 
 def section(kind: type[T]) -> T:
@@ -26,11 +29,20 @@ def section(kind: type[T]) -> T:
     return cast(T, dataclasses.field(default_factory=kind))
 
 
-def check_range(where: str, values: Mapping[str, tuple[float, float, float]]) -> None:
-    """Raise ValueError for the first of `name: (value, low, high)` that is out of its range."""
-    for name, (value, low, high) in values.items():
-        if not low <= value <= high:
-            raise ValueError(f"{where}.{name} must be from {low:g} to {high:g}, got {value:g}.")
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise ValueError for a value outside its range."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value:g}.")
+
+
+class Group:
+    """A group of settings, a dataclass `<Name>Settings`: numbers have to lie in their ranges."""
+
+    def __post_init__(self) -> None:
+        where = type(self).__name__.removesuffix("Settings").lower()
+        for f in dataclasses.fields(cast(Any, self)):
+            if f.metadata["range"]:
+                check_range(f"{where}.{f.name}", getattr(self, f.name), *f.metadata["range"])
 
 
 def build(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
@@ -163,7 +175,9 @@ def _write(settings: Any, path: str, lines: list[str]) -> None:
         if dataclasses.is_dataclass(value):
             groups.append((f.name, value))
             continue
-        lines.append(f"# {f.metadata.get('text', '')}")
+        low, high = f.metadata["range"] or (0, math.inf)
+        limits = f" {low:g} to {high:g}." if high <= 10_000 else ""
+        lines.append(f"# {f.metadata['text']}{limits}")
         lines.append(f"{f.name} = {_literal(value)}")
     for name, value in groups:
         lines += ["", f"[{path}{name}]"]
