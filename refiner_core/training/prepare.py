@@ -186,18 +186,19 @@ def prepare(
 
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(i, k) for i in chosen for k in range(data.views)]
-    names = {i: str(triplets.entries[i]["id"]) for i in chosen}
+    ids = {i: str(triplets.entries[i]["id"]) for i in chosen}
+    names = [f"{ids[i]}-{k}" for i, k in wanted]
     if not (folder / "views.json").exists():
         mine = wanted[workers.rank :: workers.count]
         for i, k in tqdm(mine, "preparing views", disable=not workers.main, leave=False):
-            path = folder / f"{names[i]}-{k}.safetensors"
+            path = folder / f"{ids[i]}-{k}.safetensors"
             if not path.exists():
                 _prepare_one(triplets, i, k, engine, data, path, pixels)
         workers.wait()
         if workers.main:
-            _finish(folder, engine.recipe.order, bool(wanted))
+            _finish(folder, names, engine.recipe.order)
         workers.wait()
-    return [f"{names[i]}-{k}" for i, k in wanted]
+    return names
 
 
 def _prepare_one(
@@ -225,13 +226,16 @@ def _prepare_one(
         )
 
 
-def _finish(folder: Path, order: tuple[str, ...], wanted: bool) -> None:
+def _finish(folder: Path, names: Sequence[str], order: tuple[str, ...]) -> None:
+    """List the views that could be made, with their shapes."""
     listed = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in (folder / f"{name}.safetensors" for name in sorted(names)):
+        if not path.exists():
+            continue  # skipped.jsonl says why
         with safe_open(path, "pt") as f:
             shapes = [f.get_slice(k).get_shape()[-2:] for k in ("target", *order)]
         listed[path.stem] = shapes
-    if wanted and not listed:
+    if names and not listed:
         log = folder / "skipped.jsonl"
         reason = log.read_text().splitlines()[-1] if log.exists() else "there are no triplets"
         raise ValueError(f"No training view could be made. The last reason: {reason}")

@@ -207,8 +207,10 @@ def prepare_views(
         place = out / "cache" / preparation(engine, data, f"{source}/{len(names)}", keep)
         views = prepare(triplets, names, engine, data, place, workers, pixels=keep)
         found.append(PreparedViews(place, order, views))
-    for prompt in sorted({"", *found[0].prompts(), *found[1].prompts()}):
+    prompts = sorted({"", *found[0].prompts(), *found[1].prompts()})
+    for prompt in prompts[workers.rank :: workers.count]:
         texts(prompt)
+    workers.wait()
     texts.encoder = None
     return found[0], found[1], texts
 
@@ -231,6 +233,9 @@ def open_session(
     workers = find_workers(where)
     if workers.accelerator is not None:
         where = workers.accelerator.device
+    config.check_processes(workers.count)
+    if workers.sharding is not None:
+        check_divisible(config.model)
     out.mkdir(parents=True, exist_ok=True)
     engine = load_base(config.model)
     move_codec(engine, where)
