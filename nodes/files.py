@@ -68,16 +68,19 @@ def file_path(folder: str, name: str) -> str:
     return path
 
 
-def lost_file(chosen: Mapping[str, object], family: str | None) -> str | None:
-    """What is wrong with the first chosen file that is not there, by the input's name, else None."""
-    for slot, (folder, _) in _SLOTS.items():
-        name = chosen.get(slot)
-        if isinstance(name, str) and name != NONE and not folder_paths.get_full_path(folder, name):
-            return (
+def check_there(files: Mapping[str, str], family: str) -> None:
+    """Refuse files that a workflow names and this ComfyUI lacks, by the input's name.
+
+    Raises:
+        ValueError: which file, where it was looked for and what belongs there.
+    """
+    for slot, name in files.items():
+        folder = _SLOTS[slot][0]
+        if name != NONE and not folder_paths.get_full_path(folder, name):
+            raise ValueError(
                 f"{slot}: {name} is not in models/{folder}. Expected there: "
                 f"{_belongs(slot, family)}. Put the file there and press R, or choose another."
             )
-    return None
 
 
 def check_files(recipe: Recipe, files: Mapping[str, str]) -> None:

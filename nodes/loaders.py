@@ -27,7 +27,7 @@ from ..refiner_core.weights.inspection import expect
 from .adapters import apply_imagecritic
 from .conditioning import DetailPatcher, encode_prompt
 from .engine import check_model
-from .files import NANO_CHOICE, NONE, check_files, choices, file_path, lost_file
+from .files import NANO_CHOICE, NONE, check_files, check_there, choices, file_path
 from .nano import load_nano_refiner
 from .types import CATEGORY, Refiner, RefinerSocket
 
@@ -194,18 +194,12 @@ class LoadRefiner(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, recipe: str = NANO_CHOICE, diffusion_model: str = NONE, clip_l: str = NONE,
-        t5xxl: str = NONE, vae: str = NONE, refiner_lora: str = NONE, text_encoder: str = NONE,
-        detail_encoder: str = NONE, accelerator_lora: str = NONE,
-    ) -> bool | str:  # fmt: skip
-        """Say what a file is that a workflow names and this ComfyUI lacks."""
-        chosen = {
-            "diffusion_model": diffusion_model, "clip_l": clip_l, "t5xxl": t5xxl, "vae": vae,
-            "refiner_lora": refiner_lora, "text_encoder": text_encoder,
-            "detail_encoder": detail_encoder, "accelerator_lora": accelerator_lora,
-        }  # fmt: skip
-        known = RECIPES.get(recipe)
-        return lost_file(chosen, known.family if known else None) or True
+        cls, diffusion_model: str = NONE, clip_l: str = NONE, t5xxl: str = NONE, vae: str = NONE,
+        refiner_lora: str = NONE, text_encoder: str = NONE, detail_encoder: str = NONE,
+        accelerator_lora: str = NONE,
+    ) -> bool:  # fmt: skip
+        """Let lost files pass: what is wrong here is marked at every input, `execute` tells of one."""
+        return True
 
     @classmethod
     def execute(
@@ -215,6 +209,7 @@ class LoadRefiner(io.ComfyNode):
         accelerator_strength: float = 1.0,
     ) -> io.NodeOutput:  # fmt: skip
         if recipe == NANO_CHOICE:
+            check_there({"refiner_lora": refiner_lora}, NANO.family)
             return io.NodeOutput(_with_lora(load_nano_refiner(), refiner_lora, lora_strength))
         plan = chosen_recipe(recipe)
         encoders = {"clip_l": clip_l, "t5xxl": t5xxl}
@@ -223,6 +218,8 @@ class LoadRefiner(io.ComfyNode):
         files = {"diffusion_model": diffusion_model, **encoders, "vae": vae}
         if plan.sight == "detail":
             files |= {"refiner_lora": refiner_lora, "detail_encoder": detail_encoder}
+        loras = {"refiner_lora": refiner_lora, "accelerator_lora": accelerator_lora}
+        check_there(files | loras, plan.family)
         check_files(plan, files)
         refiner = _load_parts(plan, files, list(encoders.values()), weight_dtype)
         if plan.sight == "detail":

@@ -113,10 +113,13 @@ def test_refineanything_without_a_reference(published: Any) -> None:
 def test_a_file_that_a_workflow_names_and_is_not_there(published: Any) -> None:
     name = "Qwen-Image-Edit-2511-Lightning-8steps-V1.0-bf16.safetensors"
     graph = published_repair(QWEN | {"accelerator_lora": name})
-    status, answer = published.post("/prompt", {"prompt": graph})
-    said = json.dumps(answer)
-    assert status == 400 and f"accelerator_lora: {name} is not in models/loras" in said
-    assert "(Lightning for Qwen-Image-Edit-2511, Turbo or Hyper for FLUX.1); with none the" in said
+    said = published.error(published.wait(published.queue(graph)))
+    assert (
+        f"accelerator_lora: {name} is not in models/loras. Expected there: an accelerator" in said
+    )
+    assert "Lightning for Qwen-Image-Edit-2511" in said and "press R, or choose another" in said
+    unused = published_repair(FLUX | {"recipe": "kontext", "text_encoder": "gone.safetensors"})
+    ran(published, unused)
 
 
 @pytest.mark.parametrize(
