@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..refiner_core.pictures.images import load_picture, to_float
 from .layout import from_core
-from .types import CATEGORY
+from .types import SCORING
 
 _ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 
@@ -51,7 +51,7 @@ class LoadFolder(io.ComfyNode):
         return io.Schema(
             node_id="OmniRefiner_LoadFolder",
             display_name="Load Folder",
-            category=CATEGORY,
+            category=SCORING,
             description="The pictures of a folder one by one, with their names, in order of the "
             "names. What is connected runs once for each.",
             search_aliases=["load images from folder", "batch load", "directory", "dataset"],

@@ -29,7 +29,7 @@ from .conditioning import DetailPatcher, encode_prompt
 from .engine import check_model
 from .files import NANO_CHOICE, NONE, check_files, check_there, choices, file_path
 from .nano import load_nano_refiner
-from .types import CATEGORY, Refiner, RefinerSocket
+from .types import CATEGORY, STEPS, Refiner, RefinerSocket
 
 RECIPE_FOLDER = "omnirefiner_recipes"
 _CLIP_TYPES = {
@@ -276,7 +276,7 @@ class RefinerFromModel(io.ComfyNode):
         return io.Schema(
             node_id="OmniRefiner_RefinerFromModel",
             display_name="Refiner from Model",
-            category=CATEGORY,
+            category=STEPS,
             description="Makes a refiner of models that are in the graph already: GGUF, other "
             "LoRAs, torch.compile. Nothing is loaded twice.",
             search_aliases=["gguf refiner", "kontext model to refiner"],
@@ -323,7 +323,7 @@ class RefinerParts(io.ComfyNode):
         return io.Schema(
             node_id="OmniRefiner_RefinerParts",
             display_name="Refiner Parts",
-            category=CATEGORY,
+            category=STEPS,
             description="The model, autoencoder and encoded prompt of a refiner, for graphs that "
             "sample with KSampler or another pack's sampler.",
             search_aliases=["unpack refiner", "refiner to model"],

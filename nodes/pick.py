@@ -10,7 +10,7 @@ from torch import Tensor
 from ..refiner_core.repair.picking import pick_best
 from ..refiner_core.scoring.interface import Scorer
 from .layout import mask_to_core, to_core
-from .types import CATEGORY, ScorerSocket
+from .types import SCORING, ScorerSocket
 
 
 class PickBest(io.ComfyNode):
@@ -19,7 +19,7 @@ class PickBest(io.ComfyNode):
         return io.Schema(
             node_id="OmniRefiner_PickBest",
             display_name="Pick Best",
-            category=CATEGORY,
+            category=SCORING,
             description="Out of a batch, the pictures whose detail is nearest to the reference's.",
             search_aliases=["best of n", "select image", "rank", "dreamsim", "choose", "sort batch"],
             inputs=[

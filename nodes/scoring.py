@@ -20,7 +20,7 @@ from ..refiner_core.scoring.dreamsim_release import release_url
 from ..refiner_core.scoring.interface import MapScorer
 from ..refiner_core.scoring.structural import StructuralScorer
 from .layout import from_core, mask_to_core, to_core
-from .types import CATEGORY, ScorerSocket
+from .types import SCORING, ScorerSocket
 
 FOLDER = "dreamsim"
 NO_FILE = "DreamSim (no file in models/dreamsim yet)"
@@ -120,7 +120,7 @@ class LoadScorer(io.ComfyNode):
         return io.Schema(
             node_id="OmniRefiner_LoadScorer",
             display_name="Load Scorer",
-            category=CATEGORY,
+            category=SCORING,
             description="What compares pictures: DreamSim from models/dreamsim, or structure and "
             "edges, which need no weights. For DreamSim Score and for choosing among candidates.",
             search_aliases=["load dreamsim", "perceptual metric"],
@@ -143,7 +143,7 @@ class DreamSimScore(io.ComfyNode):
         return io.Schema(
             node_id="OmniRefiner_DreamSimScore",
             display_name="DreamSim Score",
-            category=CATEGORY,
+            category=SCORING,
             description="How far apart pictures are, and where; 0 = the same. Batches are compared "
             "pair by pair, or one with all.",
             search_aliases=["dreamsim", "image similarity", "compare images", "perceptual distance"],

@@ -17,7 +17,7 @@ from ..refiner_core.repair.settling import settle
 from ..refiner_core.repair.views import lost, plan_views, prefill, reference_view
 from .conditioning import reference_conditioning
 from .layout import from_core, mask_from_core, mask_to_core, to_core
-from .types import CATEGORY, RefineCrop, RefineCropSocket
+from .types import STEPS, RefineCrop, RefineCropSocket
 
 
 class CropForRefine(io.ComfyNode):
@@ -26,7 +26,7 @@ class CropForRefine(io.ComfyNode):
         return io.Schema(
             node_id="OmniRefiner_CropForRefine",
             display_name="Crop for Refine",
-            category=CATEGORY,
+            category=STEPS,
             description="Cuts draft and reference to what an edit model wants: a bucket's exact "
             "size, never stretched. Stitch puts the result back.",
             search_aliases=["inpaint crop", "kontext crop", "bucket crop"],
@@ -88,7 +88,7 @@ class RefineConditioning(io.ComfyNode):
         return io.Schema(
             node_id="OmniRefiner_RefineConditioning",
             display_name="Refine Conditioning",
-            category=CATEGORY,
+            category=STEPS,
             description="Lays draft and reference out for the model: positions by index, draft 1, "
             "reference 2. Feed any sampler with it, cfg 1, denoise 1.",
             search_aliases=["reference latent", "kontext two images"],
@@ -121,7 +121,7 @@ class Stitch(io.ComfyNode):
         return io.Schema(
             node_id="OmniRefiner_Stitch",
             display_name="Stitch",
-            category=CATEGORY,
+            category=STEPS,
             description="Puts a repaired crop back: drift and colour cast taken out, blended inside "
             "the mask, every pixel outside exactly as it was.",
             search_aliases=["inpaint stitch", "uncrop", "paste back"],

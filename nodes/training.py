@@ -33,7 +33,7 @@ from .conditioning import encode_prompt
 from .engine import ComfyEngine
 from .folder import input_folder
 from .layout import from_core
-from .types import CATEGORY, Refiner, RefinerSocket
+from .types import TRAINING, Refiner, RefinerSocket
 
 # Attention and feed-forward of both kinds of block, by the names of ComfyUI's own FLUX.
 _TARGETS = ("_attn.qkv", "_attn.proj", "_mlp.0", "_mlp.2", ".linear1", ".linear2")
@@ -252,7 +252,7 @@ class TrainRefiner(io.ComfyNode):
         return io.Schema(
             node_id="OmniRefiner_TrainRefiner",
             display_name="Train Refiner (SFT)",
-            category=CATEGORY,
+            category=TRAINING,
             description="Trains a refiner LoRA on a folder of triplets and writes it to models/loras.",
             search_aliases=["train omnirefiner lora", "fine-tune refiner"],
             is_output_node=True,

@@ -12,7 +12,10 @@ from ..refiner_core.pictures.geometry import CropPlan
 from ..refiner_core.pictures.masks import Region
 from ..refiner_core.recipes import Recipe
 
-CATEGORY = "OmniRefiner"
+CATEGORY = "OmniRefiner"  # what most people need
+STEPS = f"{CATEGORY}/step by step"
+SCORING = f"{CATEGORY}/scoring"
+TRAINING = f"{CATEGORY}/training"
 
 
 @dataclass

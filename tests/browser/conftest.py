@@ -100,7 +100,11 @@ class Comfy:
     def reset(self) -> None:
         """An empty graph in front, and nothing that went wrong so far."""
         self.page.bring_to_front()
-        self.page.evaluate("() => { app.graph.clear(); }")
+        self.page.evaluate(
+            "() => { const { canvas, rootGraph } = app;"
+            "if (rootGraph && canvas.graph !== rootGraph) canvas.setGraph(rootGraph);"  # of a subgraph
+            "app.graph.clear(); }"
+        )
         for seen in (self.errors, self.external, self.missing):
             seen.clear()
 

@@ -71,7 +71,7 @@ def test_nodes_that_ran(open_comfy: Callable[..., Any]) -> None:
         {"type": "OmniRefiner_LoadRefiner", "pos": [20, 90]},
         {"type": "OmniRefiner_ExampleCase", "pos": [20, 480]},
         {"type": "OmniRefiner_ReferenceRefine", "pos": [420, 90], "size": [560, 760],
-         "values": {"boxes": json.dumps([LOGO])}},
+         "values": {"boxes": json.dumps([LOGO]), "control_after_generate": "fixed"}},
     ]  # fmt: skip
     links = [(0, 0, 2, "refiner"), (1, 0, 2, "draft"), (1, 1, 2, "reference"), (1, 2, 2, "mask")]
     refine = build(comfy, nodes, [*links, (1, 3, 2, "reference_mask")])[2]

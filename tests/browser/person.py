@@ -50,6 +50,22 @@ def add_node(comfy: Any, word: str, x: int, y: int) -> str:
     return new
 
 
+def add_blueprint(comfy: Any, name: str, x: int, y: int) -> str:
+    """Take a node from the node library and click where it goes; its id."""
+    before = set(comfy.page.evaluate(_IDS))
+    library = comfy.page.get_by_label("Node Library (n)")
+    library.click()
+    comfy.page.locator("input[placeholder*='earch']").first.fill(name)
+    comfy.page.get_by_text(name).first.click()
+    comfy.page.mouse.move(x, y)
+    comfy.page.mouse.click(x, y)
+    comfy.page.wait_for_function("n => app.graph.nodes.length === n", arg=len(before) + 1)
+    library.click()
+    comfy.settle()
+    (new,) = set(comfy.page.evaluate(_IDS)) - before
+    return new
+
+
 def upload(comfy: Any, node: str, file: Path) -> None:
     """Choose a file of one's own in a Load Image node."""
     with comfy.page.expect_file_chooser() as chooser:

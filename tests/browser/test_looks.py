@@ -103,9 +103,30 @@ def test_load_refiner_shows_the_files_its_recipe_needs(
         )
         comfy.settle()
         shown = shown_settings(comfy, node)
-        assert "diffusion_model" in shown and has in shown and lacks not in shown
+        assert {"diffusion_model", "weight_dtype"} <= set(shown)
+        assert has in shown and lacks not in shown
         if vue:
             drawn = comfy.page.locator('[data-testid="node-widgets"]').inner_text()
             assert has in drawn and lacks not in drawn
         comfy.shot(f"loader-{recipe}-{'vue' if vue else 'canvas'}")
+    comfy.assert_clean()
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_a_taller_node_gives_its_height_to_the_pictures(
+    open_comfy: Callable[..., Any], vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue, width=1600, height=1300)
+    node = refine_graph(comfy)[3]
+    panel, prompt = comfy.page.locator(".omnirefiner-panel"), comfy.page.locator("textarea").first
+    before = panel.bounding_box()["height"], prompt.bounding_box()["height"]
+    comfy.page.evaluate(
+        "id => { const n = app.graph.getNodeById(id); n.setSize([n.size[0], n.size[1] + 200]);"
+        "app.canvas.setDirty(true, true); }",
+        node,
+    )
+    comfy.settle(600)
+    after = panel.bounding_box()["height"], prompt.bounding_box()["height"]
+    assert after[0] - before[0] == pytest.approx(200, abs=8)
+    assert after[1] == pytest.approx(before[1], abs=2)
     comfy.assert_clean()

@@ -116,6 +116,68 @@ def test_what_is_boxed_is_repaired_and_nothing_else(
     comfy.assert_clean()
 
 
+@RENDERERS
+def test_the_wheel_zooms_a_clicked_picture_to_point_exactly(
+    open_comfy: Callable[..., Any], vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue)
+    node = picker_graph(comfy)[2]
+    x, y, width, height = frame_of(comfy, 0)
+    at = x + 0.7 * width, y + 0.5 * height
+    graph = comfy.page.evaluate("() => app.canvas.ds.scale")
+    comfy.page.mouse.click(*at)
+    for _ in range(6):
+        comfy.page.mouse.wheel(0, -100)
+        comfy.settle(60)
+    assert comfy.page.evaluate("() => app.canvas.ds.scale") == graph, "the graph was zoomed too"
+    zoom = 1.2**6  # what is under the pointer stays there
+    mouse = comfy.page.mouse
+    mouse.move(at[0] - 30, at[1] - 30)
+    mouse.down()
+    mouse.move(at[0] + 30, at[1] + 30, steps=4)
+    mouse.up()
+    comfy.settle(250)
+    comfy.shot(f"picker-zoomed-{'vue' if vue else 'canvas'}")
+    half = 30 / zoom / width, 30 / zoom / height
+    (pair,) = pairs_of(comfy, node)
+    expected = [0.7 - half[0], 0.5 - half[1], 0.7 + half[0], 0.5 + half[1]]
+    assert pair["draft"] == pytest.approx(expected, abs=0.004)
+
+    comfy.page.keyboard.down(" ")  # moves the picture and draws nothing
+    mouse.move(*at)
+    mouse.down()
+    mouse.move(at[0] + 20, at[1], steps=3)
+    mouse.up()
+    comfy.page.keyboard.up(" ")
+    assert pairs_of(comfy, node) == [pair]
+    comfy.page.keyboard.press("0")
+    drag(comfy, 0, (0.1, 0.1), (0.3, 0.4))
+    assert pairs_of(comfy, node)[1]["draft"] == pytest.approx([0.1, 0.1, 0.3, 0.4], abs=0.01)
+    comfy.assert_clean()
+
+
+def test_inside_a_subgraph_the_pictures_are_those_outside(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    node = picker_graph(comfy)[2]
+    comfy.page.evaluate(ENTER_SUBGRAPH, node)
+    comfy.settle(1500)
+    drag(comfy, 0, (0.25, 0.3), (0.5, 0.6))
+    comfy.shot("picker-subgraph")
+    inner = "() => app.canvas.graph.nodes[0].widgets.find((w) => w.name === 'boxes').value"
+    (pair,) = json.loads(comfy.page.evaluate(inner))
+    assert pair["draft"] == pytest.approx([0.25, 0.3, 0.5, 0.6], abs=0.01)
+    comfy.assert_clean()
+
+
+ENTER_SUBGRAPH = """
+(id) => {
+  const { node, subgraph } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]));
+  app.canvas.openSubgraph(subgraph, node);
+  Object.assign(app.canvas.ds, { scale: 1, offset: [0, 40] });
+}
+"""
+
+
 def veil_at(comfy: Any, x: float, y: float) -> float:
     """How much redder than blue the draft is on the screen at a point, fractions; 0..255."""
     left, top, width, height = frame_of(comfy, 0)

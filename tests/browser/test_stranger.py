@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageOps
 
 from refiner_core.pictures.images import load_mask, load_picture, to_float
 from refiner_core.scoring.structural import StructuralScorer
 from tests.browser.graphs import CASES, drag
-from tests.browser.person import add_node, connect, upload
+from tests.browser.person import add_blueprint, add_node, connect, upload
 
 RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
 LOGO = CASES / "logo"
@@ -68,4 +69,33 @@ def test_two_pictures_two_boxes_run(
     comfy.settle()
     comfy.shot(f"stranger-zoomed-{name}")
     # The run that was refused is an error of the page's own making; nothing else went wrong.
+    assert comfy.errors == [] and comfy.external == []
+
+
+def painted(folder: Path, name: str, mask: str) -> Path:
+    """A picture as MaskEditor saves it: transparent where it was painted."""
+    picture = Image.open(LOGO / f"{name}.png").convert("RGB")
+    picture.putalpha(ImageOps.invert(Image.open(LOGO / f"{mask}.png").convert("L")))
+    picture.save(folder / f"painted {name}.png")
+    return folder / f"painted {name}.png"
+
+
+@RENDERERS
+def test_the_blueprint_with_painted_masks(
+    open_comfy: Callable[..., Any], tmp_path: Path, vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue, width=1600, height=1000)
+    whole = add_blueprint(comfy, "Repair details from a reference", 1000, 220)
+    for name, mask, y in (("draft", "mask", 200), ("reference", "reference_mask", 600)):
+        loader = add_node(comfy, "load image", 330, y)
+        upload(comfy, loader, painted(tmp_path, name, mask))
+        connect(comfy, (loader, "IMAGE"), (whole, name))
+        connect(comfy, (loader, "MASK"), (whole, mask))
+    save = add_node(comfy, "save image", 1000, 500)
+    connect(comfy, (whole, "image"), (save, "images"))
+    entry = comfy.run()
+    assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
+    comfy.shot(f"stranger-blueprint-{'vue' if vue else 'canvas'}")
+    (saved,) = comfy.server.saved(entry, save)
+    assert fault(saved) < 0.5 * fault(LOGO / "draft.png")
     assert comfy.errors == [] and comfy.external == []

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.browser.person import add_blueprint
+
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.json"))
 
@@ -86,14 +88,7 @@ def test_template_opens_and_runs(published: Any, open_comfy: Callable[..., Any],
 
 def test_the_blueprint_is_offered_and_runs(open_comfy: Callable[..., Any]) -> None:
     comfy = open_comfy()
-    library = comfy.page.get_by_label("Node Library (n)")
-    library.click()
-    comfy.page.locator("input[placeholder*='earch']").first.fill(BLUEPRINT)
-    comfy.page.get_by_text(BLUEPRINT).first.click()
-    comfy.page.mouse.move(900, 300)
-    comfy.page.mouse.click(900, 300)
-    comfy.page.wait_for_function("() => app.graph.nodes.length === 1")
-    library.click()
+    add_blueprint(comfy, BLUEPRINT, 900, 300)
     comfy.page.evaluate(CONNECT)
     comfy.settle(800)
     comfy.shot("blueprint-connected")

@@ -16,6 +16,11 @@ import { isConnected, loadPicture, planningOf, rememberChange, sourceOf, viewUrl
 
 /** @type {Side[]} */
 const SIDES = ["draft", "reference"];
+/** How much of the room each pane has, as in the style sheet. */
+const SHARES = { draft: 1.4 / 2.4, reference: 1 / 2.4 };
+const CAPTION = 18; // CSS px
+const NARROW = 300; // CSS px
+const CLEARLY = 1.15;
 
 export class Picker {
   /**
@@ -43,16 +48,17 @@ export class Picker {
     this.note = "";
     this.panes = { draft: this.makePane("draft"), reference: this.makePane("reference") };
     this.status = element("span", { class: "omnirefiner-status", role: "status" });
+    this.both = element(
+      "div",
+      { class: "omnirefiner-panes" },
+      ...SIDES.map((side) =>
+        element("figure", {}, this.panes[side].canvas, element("figcaption", {}, say(side))),
+      ),
+    );
     this.root = element(
       "div",
       { class: "omnirefiner-picker" },
-      element(
-        "div",
-        { class: "omnirefiner-panes" },
-        ...SIDES.map((side) =>
-          element("figure", {}, this.panes[side].canvas, element("figcaption", {}, say(side))),
-        ),
-      ),
+      this.both,
       element(
         "div",
         { class: "omnirefiner-bar" },
@@ -159,6 +165,7 @@ export class Picker {
   /** Looks again what is connected and loads what changed. */
   refresh() {
     for (const side of SIDES) this.refreshSide(side);
+    this.arrange();
     const hints = SIDES.map((side) => this.panes[side].hint);
     const key = JSON.stringify([planningOf(this.node), this.locked, hints]);
     if (key === this.drawn) return;
@@ -225,6 +232,28 @@ export class Picker {
       this.panes.draft.mask = null; // the server forgot its temporary files; the boxes still tell
     }
     this.redraw();
+  }
+
+  /** Puts the panes above each other where that shows the pictures clearly larger. */
+  arrange() {
+    const { clientWidth: width, clientHeight: height } = this.both;
+    if (!width || !height) return;
+    const beside = this.shownSize((share) => [width * share, height - CAPTION]);
+    const above = this.shownSize((share) => [width, (height - 2 * CAPTION) * share]);
+    const stacked = width < NARROW || above > CLEARLY * beside;
+    this.both.classList.toggle("omnirefiner-stacked", stacked);
+  }
+
+  /**
+   * The diagonals of both pictures together, CSS px, in panes of a size that depends on their share.
+   * @param {(share: number) => number[]} pane
+   */
+  shownSize(pane) {
+    return SIDES.reduce((sum, side) => {
+      const [w, h] = this.panes[side].size;
+      const [width, height] = pane(SHARES[side]);
+      return sum + Math.min(width / w, height / h) * Math.hypot(w, h);
+    }, 0);
   }
 
   redraw() {
