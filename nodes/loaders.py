@@ -185,7 +185,7 @@ class LoadRefiner(io.ComfyNode):
                     tooltip="For fewer steps: Lightning for refineanything, Turbo or Hyper of FLUX.1 "
                     "for Kontext. Sets the steps that its file name says, else 8, and CFG 1."),
                 io.Float.Input("accelerator_strength", default=1.0, min=0.0, max=2.0, step=0.005,
-                    optional=True, advanced=True,
+                    optional=True,
                     tooltip="Strength of the accelerator, as its maker says: Lightning and Turbo 1, "
                     "Hyper-FLUX 0.125."),
             ],
