@@ -51,6 +51,18 @@ def find_chromium() -> str | None:
     return next((p for p in map(shutil.which, _CHROMIUM_NAMES) if p), None)
 
 
+# Out of a subgraph if one is open; what is in subgraphs is kept by a mere clear().
+_EMPTY = """
+() => {
+  const { canvas, rootGraph } = app;
+  if (canvas.graph !== rootGraph) canvas.setGraph(rootGraph);
+  for (const subgraph of rootGraph.subgraphs.values())
+    for (const node of [...subgraph.nodes]) subgraph.remove(node);
+  rootGraph.clear();
+}
+"""
+
+
 class Comfy:
     """ComfyUI's page with helpers to do in it what a user does."""
 
@@ -100,11 +112,7 @@ class Comfy:
     def reset(self) -> None:
         """An empty graph in front, and nothing that went wrong so far."""
         self.page.bring_to_front()
-        self.page.evaluate(
-            "() => { const { canvas, rootGraph } = app;"
-            "if (rootGraph && canvas.graph !== rootGraph) canvas.setGraph(rootGraph);"  # of a subgraph
-            "app.graph.clear(); }"
-        )
+        self.page.evaluate(_EMPTY)
         for seen in (self.errors, self.external, self.missing):
             seen.clear()
 

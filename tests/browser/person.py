@@ -37,11 +37,13 @@ def add_node(comfy: Any, word: str, x: int, y: int) -> str:
     """
     before = set(comfy.page.evaluate(_IDS))
     comfy.page.mouse.dblclick(x, y)
-    comfy.settle(600)
+    comfy.page.wait_for_function("() => document.activeElement?.tagName === 'INPUT'")
     comfy.page.keyboard.type(word, delay=20)
-    comfy.settle(900)
-    comfy.page.keyboard.press("Enter")
-    comfy.settle()
+    for _ in range(8):  # the list is there a moment after the last letter
+        comfy.settle(800)
+        if set(comfy.page.evaluate(_IDS)) != before:
+            break
+        comfy.page.keyboard.press("Enter")
     comfy.page.mouse.move(x, y + 3)  # the node follows the pointer until it is put down
     comfy.settle(200)
     comfy.page.mouse.click(x, y)
