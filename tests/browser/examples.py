@@ -252,7 +252,7 @@ EXAMPLES = [
     Example(
         "Repair a logo (ImageCritic)",
         "## Repair a logo with ImageCritic\n" + CRITIC_FILES + OWN,
-        [load(**CRITIC), case("logo", y=500), refine(boxes=[LOGO]), save()],
+        [load(**CRITIC), case("logo", y=520), refine(boxes=[LOGO]), save()],
         MASKED,
         runs=False,
     ),

@@ -90,7 +90,7 @@ def test_load_refiner_shows_the_files_its_recipe_needs(
 ) -> None:
     comfy = open_comfy(vue=vue)
     (node,) = build(comfy, [{"type": "OmniRefiner_LoadRefiner", "pos": [420, 80]}], [])
-    assert shown_settings(comfy, node) == ["recipe", "refiner_lora", "lora_strength"]
+    assert shown_settings(comfy, node) == ["recipe", "refiner_lora"]
     for recipe, has, lacks in [
         ("omnirefiner", "t5xxl", "text_encoder"),
         ("refineanything", "text_encoder", "t5xxl"),
@@ -103,12 +103,19 @@ def test_load_refiner_shows_the_files_its_recipe_needs(
         )
         comfy.settle()
         shown = shown_settings(comfy, node)
+        assert "lora_strength" not in shown, "no LoRA is chosen yet"
         assert {"diffusion_model", "weight_dtype"} <= set(shown)
         assert has in shown and lacks not in shown
         if vue:
             drawn = comfy.page.locator('[data-testid="node-widgets"]').inner_text()
             assert has in drawn and lacks not in drawn
         comfy.shot(f"loader-{recipe}-{'vue' if vue else 'canvas'}")
+    comfy.page.evaluate(
+        "id => { const w = app.graph.getNodeById(id).widgets.find((w) => w.name === 'refiner_lora');"
+        "w.value = 'my.safetensors'; w.callback(w.value); }",
+        node,
+    )
+    assert "lora_strength" in shown_settings(comfy, node)
     comfy.assert_clean()
 
 

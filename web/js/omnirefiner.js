@@ -8,7 +8,7 @@ import { addStyle } from "./dom.js";
 import { loadMessages, say } from "./messages.js";
 import { migrateGraph } from "./migrate.js";
 import { Panel, PANELS } from "./panel.js";
-import { arrangeSettings, settlePrompt, watchRecipe } from "./settings.js";
+import { arrangeSettings, settlePrompt, watchChoices } from "./settings.js";
 import { loadRecipes } from "./sources.js";
 
 const LEAST_HEIGHT = 290; // px of the widget
@@ -153,7 +153,7 @@ app.registerExtension({
   /** @param {any} node */
   nodeCreated(node) {
     if (node.comfyClass === "OmniRefiner_Compare") addPanel(node, "view", false);
-    if (node.comfyClass === "OmniRefiner_LoadRefiner") watchRecipe(node);
+    if (node.comfyClass === "OmniRefiner_LoadRefiner") watchChoices(node);
     if (TIDY.includes(node.comfyClass)) arrangeSettings(node);
     if (!panels.has(node)) return;
     settlePrompt(node);

@@ -1,10 +1,14 @@
 // @ts-check
-/** Which settings of a node are shown: not the advanced ones, nor files that a recipe does not use. */
+/** Which settings of a node are shown: not the advanced ones, nor what a recipe does not use. */
 
 import { recipeNamed, widgetValue } from "./sources.js";
 
 /** Every recipe reads this one itself. */
 const ALWAYS = "recipe";
+
+/** Strengths, and the files without which they mean nothing. @type {Record<string, string>} */
+const STRENGTH_OF = { lora_strength: "refiner_lora", accelerator_strength: "accelerator_lora" };
+const NONE = "none";
 
 const PROMPT_HEIGHT = 56; // px
 
@@ -25,6 +29,7 @@ function isShown(node, widget, used) {
   );
   if (linked || widget.name === ALWAYS) return true;
   if (used && !used.includes(widget.name)) return false;
+  if (widgetValue(node, STRENGTH_OF[widget.name]) === NONE) return false;
   return Boolean(node.showAdvanced) || !widget.options?.advanced;
 }
 
@@ -54,18 +59,20 @@ export function arrangeSettings(node, saved = false) {
 }
 
 /**
- * Keeps a node's settings arranged as its recipe is changed.
+ * Keeps a Load Refiner's settings arranged as its recipe and its LoRAs are changed.
  * @param {any} node
  */
-export function watchRecipe(node) {
-  const recipe = node.widgets?.find((/** @type {any} */ w) => w.name === ALWAYS);
-  if (!recipe) return;
-  const { callback } = recipe;
-  recipe.callback = function () {
-    const answer = callback?.apply(this, arguments);
-    arrangeSettings(node);
-    return answer;
-  };
+export function watchChoices(node) {
+  const deciding = [ALWAYS, ...Object.values(STRENGTH_OF)];
+  for (const widget of node.widgets ?? []) {
+    if (!deciding.includes(widget.name)) continue;
+    const { callback } = widget;
+    widget.callback = function () {
+      const answer = callback?.apply(this, arguments);
+      arrangeSettings(node);
+      return answer;
+    };
+  }
 }
 
 /**
