@@ -87,8 +87,8 @@ def node(kind: str, x: int, y: int, width: int, height: int, **values: Any) -> d
 
 
 def load(x: int = 20, y: int = 60, **values: Any) -> dict[str, Any]:
-    height = 250 if values else 110  # nano needs no files
-    return node("OmniRefiner_LoadRefiner", x, y, 360, height, **values)
+    """As high as its recipe's files make it."""
+    return node("OmniRefiner_LoadRefiner", x, y, 360, 110, **values)
 
 
 def case(name: str, x: int = 20, y: int = 360) -> dict[str, Any]:
@@ -252,7 +252,7 @@ EXAMPLES = [
     Example(
         "Repair a logo (ImageCritic)",
         "## Repair a logo with ImageCritic\n" + CRITIC_FILES + OWN,
-        [load(**CRITIC), case("logo", y=520), refine(boxes=[LOGO]), save()],
+        [load(**CRITIC), case("logo", y=500), refine(boxes=[LOGO]), save()],
         MASKED,
         runs=False,
     ),
