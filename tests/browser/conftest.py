@@ -105,7 +105,8 @@ class Comfy:
         self.page.goto(self.server.url)
         self.page.wait_for_function(
             "() => document.querySelector('[data-testid=queue-button]') && "
-            "window.app?.extensionManager?.workflow?.activeWorkflow",
+            "window.app?.extensionManager?.workflow?.activeWorkflow && "
+            "window.app.graph?.nodes.length",  # the default graph, which comes last
             timeout=90_000,
         )
 

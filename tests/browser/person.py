@@ -37,7 +37,7 @@ def add_node(comfy: Any, word: str, x: int, y: int) -> str:
     """
     before = set(comfy.page.evaluate(_IDS))
     comfy.page.mouse.dblclick(x, y)
-    comfy.page.wait_for_function("() => document.activeElement?.tagName === 'INPUT'")
+    comfy.page.locator("input:focus").wait_for()
     comfy.page.keyboard.type(word, delay=20)
     for _ in range(8):  # the list is there a moment after the last letter
         comfy.settle(800)
@@ -61,11 +61,15 @@ def add_blueprint(comfy: Any, name: str, x: int, y: int) -> str:
     comfy.page.get_by_text(name).first.click()
     comfy.page.mouse.move(x, y)
     comfy.page.mouse.click(x, y)
-    comfy.page.wait_for_function("n => app.graph.nodes.length === n", arg=len(before) + 1)
+    for _ in range(50):
+        new = set(comfy.page.evaluate(_IDS)) - before
+        if new:
+            break
+        comfy.settle(200)
     library.click()
     comfy.settle()
-    (new,) = set(comfy.page.evaluate(_IDS)) - before
-    return new
+    (node,) = new
+    return node
 
 
 def upload(comfy: Any, node: str, file: Path) -> None:
