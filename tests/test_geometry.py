@@ -78,6 +78,10 @@ def test_plan(
          (1600, 1600, 2000, 2000), (1024, 1024)),
         # no room for the context: made smaller, not padded
         ((256, 256), (28, 28, 228, 228), NANO_BUCKETS, 4, None, (0, 0, 256, 256), (128, 128)),
+        # context counts for more than an area near to what was asked for
+        ((320, 240), (90, 80, 230, 160), NANO_BUCKETS, 1.5, None, (50, 60, 270, 180), (176, 96)),
+        ((1024, 1024), (292, 332, 732, 692), KONTEXT_BUCKETS, 1.5, None,
+         (142, 237, 882, 787), (1184, 880)),
         # a picture that is a bucket
         ((1024, 1024), (0, 0, 1024, 1024), KONTEXT_BUCKETS, 1, None,
          (0, 0, 1024, 1024), (1024, 1024)),

@@ -240,9 +240,12 @@ def _candidates(
         y0 = _place(region.center[1], extent.height, (region.y0, region.y1), image.height)
         plan = CropPlan(image, region, Box(x0, y0, x0 + extent.width, y0 + extent.height), target)
         outside = 1 - plan.inside.extent.area / extent.area
-        # Least padding first, then the least area beyond what was asked for, then aspect.
+        # Least padding first, then the least context lost (in tenths, as sides come in steps), then
+        # the area nearest to what was asked for, then aspect.
+        lost = 1 - min(1, extent.width / want.width, extent.height / want.height)
         excess = extent.area / want.area
         skew = abs(math.log(target.aspect / want.aspect))
-        cost = (math.ceil(1000 * outside) / 1000, max(excess, 1 / excess), skew)
+        steps = (math.ceil(1000 * outside) / 1000, math.ceil(10 * lost) / 10)
+        cost = (*steps, max(excess, 1 / excess), skew)
         found.append((cost, plan))
     return found

@@ -155,7 +155,7 @@ function cropExtent(image, size, want, target) {
  * @param {Box} box
  * @param {Extent} want
  * @param {Extent} target
- * @returns {number[]} Padding, excess area, skew: lower is better, the first that differs decides.
+ * @returns {number[]} Padding, lost context, area, skew: lower is better, the first that differs decides.
  */
 function cost(image, box, want, target) {
   const area = (box[2] - box[0]) * (box[3] - box[1]);
@@ -163,8 +163,14 @@ function cost(image, box, want, target) {
   const height = Math.min(box[3], image[1]) - Math.max(box[1], 0);
   const outside = 1 - (width * height) / area;
   const excess = area / (want[0] * want[1]);
+  const lost = 1 - Math.min(1, (box[2] - box[0]) / want[0], (box[3] - box[1]) / want[1]);
   const skew = Math.abs(Math.log(target[0] / target[1] / (want[0] / want[1])));
-  return [Math.ceil(1000 * outside) / 1000, Math.max(excess, 1 / excess), skew];
+  return [
+    Math.ceil(1000 * outside) / 1000,
+    Math.ceil(10 * lost) / 10,
+    Math.max(excess, 1 / excess),
+    skew,
+  ];
 }
 
 /**
