@@ -255,7 +255,7 @@ SFT_PRESETS: dict[str, dict[str, Any]] = {
         "model": {"train": "full"},
         "data": {"context": (1.2, 2.0)},
         "loss": {
-            "background": 0.1, "mean": 4.0, "std": 1.5, "uniform": 0.05, "shift": False,
+            "mean": 4.0, "std": 1.5, "uniform": 0.05, "shift": False,
             "reference_dropout": 0.0, "caption_dropout": 0.0,
         },
         "optimizer": {
