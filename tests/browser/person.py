@@ -17,6 +17,9 @@ _SLOT = """
   return [(x + offset[0]) * scale + left, (y + offset[1]) * scale + top];
 }
 """
+_LINKED = """
+([id, name]) => app.graph.getNodeById(id).inputs.find((s) => s.name === name).link !== null
+"""
 # Where the classic canvas draws a node's button.
 _BUTTON = """
 (id) => {
@@ -36,8 +39,13 @@ def add_node(comfy: Any, word: str, x: int, y: int) -> str:
     `x`, `y` is where on the screen the middle of the node's title goes.
     """
     before = set(comfy.page.evaluate(_IDS))
-    comfy.page.mouse.dblclick(x, y)
-    comfy.page.locator("input:focus").wait_for()
+    search = comfy.page.locator("input:focus")
+    for _ in range(10):  # a page that is still busy takes two clicks for single ones
+        comfy.page.mouse.dblclick(x, y)
+        comfy.settle(1000)
+        if search.count():
+            break
+    search.wait_for(timeout=5000)
     comfy.page.keyboard.type(word, delay=20)
     for _ in range(8):  # the list is there a moment after the last letter
         comfy.settle(800)
@@ -84,14 +92,18 @@ def upload(comfy: Any, node: str, file: Path) -> None:
 
 
 def connect(comfy: Any, source: tuple[str, str], target: tuple[str, str]) -> None:
-    """Drag a link from (node, output) to (node, input)."""
-    start = comfy.page.evaluate(_SLOT, [*source, True])
-    end = comfy.page.evaluate(_SLOT, [*target, False])
+    """Drag a link from (node, output) to (node, input); again where a busy page missed it."""
     mouse = comfy.page.mouse
-    mouse.move(*start)
-    mouse.down()
-    mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, steps=5)
-    mouse.move(*end, steps=5)
-    comfy.settle(100)
-    mouse.up()
-    comfy.settle()
+    for _ in range(3):
+        start = comfy.page.evaluate(_SLOT, [*source, True])
+        end = comfy.page.evaluate(_SLOT, [*target, False])
+        mouse.move(*start)
+        mouse.down()
+        mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, steps=5)
+        mouse.move(*end, steps=5)
+        comfy.settle(100)
+        mouse.up()
+        comfy.settle()
+        if comfy.page.evaluate(_LINKED, list(target)):
+            return
+    raise AssertionError(f"{source} could not be connected with {target}")
