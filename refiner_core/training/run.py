@@ -146,6 +146,7 @@ class _Course:
             self.session.workers.say(
                 f"stopped early: held-out SSIM fell {self.patience.failures} times in a row"
             )
+        self.session.workers.close()
         return self.session.out / REFINER
 
     def _announce(self) -> None:

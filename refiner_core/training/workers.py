@@ -65,6 +65,12 @@ class Workers:
         if self.count > 1:
             self.accelerator.wait_for_everyone()
 
+    def close(self) -> None:
+        """Part from the other processes: their threads must not outlive the interpreter."""
+        if self.accelerator is not None:
+            self.wait()
+            self.accelerator.end_training()
+
 
 def find_workers(device: torch.device) -> Workers:
     """The processes that `accelerate launch` started, or this one alone.
