@@ -11,10 +11,9 @@ from torch import Tensor
 
 from ..data.cache import cut_window
 from ..models.engine import Codec
+from ..nano.codec import BLOCK
 from ..repair.views import prefill, spread_share
 from .views import Pixels, Shape, View, latent_region
-
-_BLOCK = 4  # pixels of a latent pixel of nano's codec
 
 
 def read_shards(folder: Path) -> tuple[list[str], list[np.ndarray]]:
@@ -59,7 +58,7 @@ class CropViews:
         sizes = [
             (self._window or s.shape[1], self._window or s.shape[2]) for s in self._shards
         ]  # fmt: skip
-        shapes = [((h // _BLOCK, w // _BLOCK),) * 3 for h, w in sizes]
+        shapes = [((h // BLOCK, w // BLOCK),) * 3 for h, w in sizes]
         return [shapes[s] for s, _, _ in self._cases]
 
     def __getitem__(self, index: int) -> View:
