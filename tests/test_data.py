@@ -1,17 +1,15 @@
-"""Procedural scenes and their cache."""
+"""Procedural scenes."""
 
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from refiner_core.data.cache import CHANNELS, CacheSpec, build_cache, draw_crop, shard_plan
 from refiner_core.data.degrade import DEGRADATIONS
 from refiner_core.data.details import KINDS, alternative, draw_texture, draw_word
-from refiner_core.data.scenes import Scene, make_scene, photographs, warp_reference
+from refiner_core.data.scenes import Scene, make_scene, photographs
 from refiner_core.matching import homography as hom
 
 SIZE = (120, 96)
@@ -88,25 +86,6 @@ def test_to_target_maps_the_detail_onto_itself() -> None:
         assert np.linalg.norm(center - (xs.mean(), ys.mean())) < 0.12 * np.ptp(xs)
 
 
-def test_the_unwarped_reference_lies_on_the_target() -> None:
-    """Without error the reference's detail covers the target's; moved by 6 px it does not."""
-
-    def agreement(s: Scene, error: np.ndarray) -> float:
-        warped = warp_reference(s, error)
-        assert warped.shape == s.target.shape
-        on = s.mask > 0
-        grey = [x.astype(float).mean(-1)[on] for x in (warped, s.target)]
-        return float(abs(np.corrcoef(*grey)[0, 1]))
-
-    none, off = [], []
-    for seed in (1, 2, 3, 4, 5, 6):
-        s = make_scene(seed, (160, 120), FILL, rough_masks=False, kind="word")
-        none.append(agreement(s, np.zeros((4, 2))))
-        off.append(agreement(s, np.full((4, 2), 6.0)))
-    assert np.mean(none) > 0.6
-    assert np.mean(none) > np.mean(off) + 0.2
-
-
 def test_another_detail_on_the_same_surface() -> None:
     for kind, seed in itertools.product(KINDS, range(4)):
         rng = np.random.default_rng(seed)
@@ -121,49 +100,3 @@ def test_another_detail_on_the_same_surface() -> None:
         assert 0 <= y0 < y1 <= texture.image.height
     texture = draw_texture(np.random.default_rng(0), 60, "word")
     assert draw_word(texture.style, "OPEN").label == "OPEN"
-
-
-# --- the cache -----------------------------------------------------------------------------------
-
-SPEC = CacheSpec(count=7, seed=3, shard=2, agreement=-99, gain=-99)
-
-
-def test_shards_are_planned() -> None:
-    plan = shard_plan(SPEC)
-    assert [p[0] for p in plan] == [0, 1, 2, 3]
-    assert [p[2] for p in plan] == ["word", "other", "word", "other"]
-    assert len({p[1] for p in shard_plan(CacheSpec(1600, shard=100))}) > 4
-
-
-def test_a_crop_is_ten_channels() -> None:
-    crop = draw_crop(4, (96, 64), "word", 1.0)
-    assert (crop.shape, crop.dtype) == ((64, 96, CHANNELS), np.uint8)
-    outside = crop[..., 9] == 0
-    np.testing.assert_array_equal(crop[outside][:, :3], crop[outside][:, 3:6])
-    np.testing.assert_array_equal(crop, draw_crop(4, (96, 64), "word", 1.0))
-    assert not np.array_equal(crop[..., 6:9], draw_crop(4, (96, 64), "word", 0.0)[..., 6:9])
-
-
-def test_building_again_fills_in_what_is_missing(tmp_path: Path) -> None:
-    paths = build_cache(tmp_path, SPEC, workers=1)
-    assert sorted(tmp_path.iterdir()) == sorted(paths)
-    shards = [np.load(p) for p in paths]
-    assert all(len(s) == 2 and s.shape[-1] == CHANNELS for s in shards)
-    crops = {s[i].tobytes() for s in shards for i in range(2)}
-    assert len(crops) == 8
-
-    paths[1].unlink()
-    kept = {p: p.stat().st_mtime_ns for p in paths if p.exists()}
-    again = build_cache(tmp_path, SPEC, workers=1)
-    assert again == paths
-    assert all(p.stat().st_mtime_ns == t for p, t in kept.items())
-    np.testing.assert_array_equal(np.load(paths[1]), shards[1])
-
-
-def test_workers_draw_the_same(tmp_path: Path) -> None:
-    spec = CacheSpec(count=2, seed=1, shard=1, agreement=-99, gain=-99)
-    one = build_cache(tmp_path / "one", spec, workers=1)
-    two = build_cache(tmp_path / "two", spec, workers=2)
-    assert [p.name for p in one] == [p.name for p in two]
-    for a, b in zip(one, two, strict=True):
-        np.testing.assert_array_equal(np.load(a), np.load(b))

@@ -75,6 +75,7 @@ def _add_pair_options(p: argparse.ArgumentParser) -> None:
         help="square root of a picture's area; default: 512 drawn, 1024 generated, files as they are",
     )  # fmt: skip
     pair.add_argument("--square", action="store_true", help="drawn: no other aspects")
+    pair.add_argument("--flat", action="store_true", help="drawn: no bent surfaces")
     pair.add_argument("--detail", choices=("word", "logo", "pattern"), help="drawn: only this kind")
 
 
@@ -141,8 +142,8 @@ def _check(chosen: argparse.Namespace, wanted: Sequence[str]) -> None:
         (not real and chosen.degradation, "--degradation is for real pairs"),
         (chosen.pair_workflow and chosen.given_drafts, "--given-drafts needs --pairs"),
         (chosen.pair_workflow and chosen.masks == "alpha", "--masks alpha needs --pairs"),
-        (real and (chosen.square or chosen.detail or chosen.outline_masks),
-         "--square, --detail and --outline-masks are for drawn pairs"),
+        (real and (chosen.square or chosen.flat or chosen.detail or chosen.outline_masks),
+         "--square, --flat, --detail and --outline-masks are for drawn pairs"),
         (chosen.vlm and not chosen.vlm_model, "--vlm needs --vlm-model"),
         (not 0 <= chosen.identity <= 1, f"--identity must be 0 to 1, got {chosen.identity}"),
         (chosen.size is not None and not 32 <= chosen.size <= 4096,
@@ -161,7 +162,9 @@ def _drawn(chosen: argparse.Namespace) -> tuple[Stage, ...]:
         ProceduralSelect,
     )
 
-    pair = ProceduralPair(chosen.size or 512, chosen.square, chosen.detail, chosen.held_out)
+    pair = ProceduralPair(
+        chosen.size or 512, chosen.square, chosen.detail, chosen.held_out, chosen.flat
+    )
     degrade: Stage = ProceduralDegrade(pair, chosen.identity)
     if chosen.degrade_workflow:
         degrade = _workflow_degrade(chosen)

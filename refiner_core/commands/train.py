@@ -17,13 +17,13 @@ def add_parser(commands: Any) -> None:
     nano.add_argument(
         "--out", required=True, metavar="DIR", help="run folder; an existing run goes on"
     )
-    nano.add_argument("--cache", metavar="DIR", help="training crops; default: OUT/crops")
-    nano.add_argument(
-        "--crops", type=int, default=20480, help="crops to draw; default: %(default)s"
-    )
-    nano.add_argument("--workers", type=int, default=2, help="processes that draw crops")
-    nano.add_argument("--steps", type=int, nargs=2, default=(500, 2000), metavar=("WINDOWS", "FULL"),
-                      help="steps on 64 px windows and whole crops; default: 500 2000")  # fmt: skip
+    nano.add_argument("--data", metavar="DIR", help="triplets; default: OUT/triplets, drawn")
+    nano.add_argument("--count", type=int, default=5120, metavar="N",
+                      help="triplets to draw; default: %(default)s")  # fmt: skip
+    nano.add_argument("--workers", type=int, default=2, help="processes that draw and frame")
+    nano.add_argument("--max-steps", type=int, default=2500, metavar="N",
+                      help="supervised updates in all; default: %(default)s")  # fmt: skip
+    nano.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     nano.add_argument(
         "--sft-set", action="append", default=[], metavar="GROUP.NAME=VALUE",
         help="a setting of stage 1 (see train sft --print-config); may be given often",
@@ -36,8 +36,6 @@ def add_parser(commands: Any) -> None:
         "--grpo-set", action="append", default=[], metavar="GROUP.NAME=VALUE",
         help="a setting of stage 2 (see train grpo --print-config); may be given often",
     )  # fmt: skip
-    nano.add_argument("--grpo-window", type=int, default=0, metavar="PX",
-                      help="side of the squares it is trained on; default: whole crops")  # fmt: skip
     nano.add_argument(
         "--start", metavar="FILE", help="a nano to go on from; default: none, from the beginning"
     )
@@ -69,13 +67,17 @@ def run(chosen: argparse.Namespace) -> None:
 
     from ..pictures.images import atomic_path
 
-    if min(*chosen.steps, chosen.grpo_steps) < 0:
-        raise ValueError(f"Steps cannot be negative: {chosen.steps}, {chosen.grpo_steps}.")
-    if not any((*chosen.steps, chosen.grpo_steps)):
-        raise ValueError("--steps 0 0 without --grpo-steps leaves nothing to train.")
+    if min(chosen.max_steps, chosen.grpo_steps) < 0:
+        raise ValueError(
+            f"Steps cannot be negative: --max-steps {chosen.max_steps}, "
+            f"--grpo-steps {chosen.grpo_steps}."
+        )
+    if not chosen.max_steps and not chosen.grpo_steps:
+        raise ValueError("--max-steps 0 without --grpo-steps leaves nothing to train.")
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     out = Path(chosen.out)
+    out.mkdir(parents=True, exist_ok=True)
     stages = _train(chosen, out)
     path = out / "nano.safetensors"
     with atomic_path(path) as temporary:
@@ -87,29 +89,24 @@ def run(chosen: argparse.Namespace) -> None:
 
 def _train(chosen: argparse.Namespace, out: Path) -> dict[str, Path]:
     """The refiner that every stage left, by the stage's name."""
-    from ..data.cache import CacheSpec, build_cache
-    from ..training.nano import Stage, reinforce, supervise, write_start
+    from ..training.nano import Place, draw_triplets, reinforce, supervise, write_start
     from ..training.settings import parse_assignments
 
-    cache = Path(chosen.cache) if chosen.cache else out / "crops"
-    print(f"drawing up to {chosen.crops} crops into {cache}")
-    build_cache(cache, CacheSpec(chosen.crops, seed=chosen.seed + 1), chosen.workers)
+    data = Path(chosen.data) if chosen.data else out / "triplets"
+    if not chosen.data:
+        found = draw_triplets(data, chosen.count, chosen.seed, chosen.workers)
+        print(f"{data}: {found['kept']} triplets, {found['rejected']} left out")
+    place = Place(data, out / "cache", chosen.device, chosen.workers)
     at = Path(chosen.start) if chosen.start else write_start(
-        out / "start.safetensors", cache, chosen.seed
+        out / "start.safetensors", data, chosen.seed
     )  # fmt: skip
     stages = {"start": at} if chosen.start else {}
-    for name, stage in {
-        "windows": Stage(chosen.steps[0], 64, 32, 1e-3),
-        "sft": Stage(chosen.steps[1], 0, 8, 8e-4),
-    }.items():
-        if stage.steps:
-            over = parse_assignments(chosen.sft_set)
-            stages[name] = at = supervise(at, cache, out / name, stage, chosen.seed, over)
+    if chosen.max_steps:
+        over = parse_assignments(chosen.sft_set)
+        stages["sft"] = at = supervise(at, place, out / "sft", chosen.max_steps, chosen.seed, over)
     if chosen.grpo_steps:
         over = parse_assignments(chosen.grpo_set)
-        stages["grpo"] = reinforce(
-            at, cache, out / "grpo", chosen.grpo_steps, chosen.seed, over, chosen.grpo_window
-        )
+        stages["grpo"] = reinforce(at, place, out / "grpo", chosen.grpo_steps, chosen.seed, over)
     return stages
 
 
@@ -119,7 +116,7 @@ def _evaluate(chosen: argparse.Namespace, out: Path, stages: dict[str, Path]) ->
 
     found = evaluate_stages(stages, out / "evaluation.json", chosen.evaluate, chosen.workers)
     facts = {
-        "crops": chosen.crops, "seed": chosen.seed, "stage 1 steps": list(chosen.steps),
+        "triplets": chosen.count, "seed": chosen.seed, "stage 1 steps": chosen.max_steps,
         "stage 1 settings": chosen.sft_set,
         "stage 2 epochs": chosen.grpo_steps, "stage 2 settings": chosen.grpo_set,
     }  # fmt: skip

@@ -12,11 +12,11 @@ def add_parser(kinds: Any) -> None:
     p = kinds.add_parser("ablate", help="parts of the method left out, with nano, held out")
     p.add_argument("--out", required=True, metavar="DIR", help="run folder; goes on if it is there")
     p.add_argument("--steps", type=int, default=300, help="supervised steps; default: %(default)s")
-    p.add_argument("--batch", type=int, default=16, help="windows a step; default: %(default)s")
+    p.add_argument("--batch", type=int, default=8, help="crops a step; default: %(default)s")
     p.add_argument(
         "--epochs", type=int, default=10, help="of reinforcement; 0 = none; default: %(default)s"
     )
-    p.add_argument("--crops", type=int, default=3584, help="to draw; default: %(default)s")
+    p.add_argument("--triplets", type=int, default=2048, help="to draw; default: %(default)s")
     p.add_argument("--count", type=int, default=256, help="held-out scenes; default: %(default)s")
     p.add_argument("--workers", type=int, default=2, help="processes that draw")
     p.add_argument("--seed", type=int, default=0)
@@ -28,11 +28,11 @@ def run(chosen: argparse.Namespace) -> None:
     from ..pictures.images import atomic_path
     from ..training.ablation import Budget, ablate, describe
 
-    least = {"steps": 1, "batch": 1, "epochs": 0, "crops": 1, "count": 2}
+    least = {"steps": 1, "batch": 1, "epochs": 0, "triplets": 1, "count": 2}
     for name, value in least.items():
         if getattr(chosen, name) < value:
             raise ValueError(f"--{name} must be at least {value}, got {getattr(chosen, name)}.")
-    budget = Budget(chosen.steps, chosen.batch, chosen.epochs, chosen.crops, chosen.seed)
+    budget = Budget(chosen.steps, chosen.batch, chosen.epochs, chosen.triplets, chosen.seed)
     out = Path(chosen.out)
     found = ablate(
         out, budget, chosen.count, chosen.workers, lambda a: print(describe(a, chosen.count))

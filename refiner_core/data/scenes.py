@@ -22,7 +22,6 @@ from .degrade import DEGRADATIONS
 from .details import Texture, alternative, draw_texture
 
 _SUPERSAMPLE = 2
-_GREY = (128, 128, 128)
 # Photographs that ship inside scikit-image and scikit-learn. The held-out ones are seen by no
 # training sample: the evaluation and the demo are made of them.
 _TRAIN_PHOTOS = (
@@ -281,29 +280,3 @@ def make_scene(
         target, draft, mask, reference, reference_mask, pose @ np.linalg.inv(ref_pose),
         texture.kind, texture.label, name, strength, seed,
     )  # fmt: skip
-
-
-def warp_reference(scene: Scene, error: np.ndarray) -> np.ndarray:
-    """The reference resampled into the target's frame, off by `error` (4 2), the displacement of
-    the mask box's corners in target pixels. What falls outside the reference is grey.
-    """
-    h, w = scene.target.shape[:2]
-    image = Image.fromarray(scene.reference)
-    matrix = scene.to_target
-    # Scale of the map at the reference's centre: a shrinking warp needs its prefilter.
-    mid = np.array([image.width / 2, image.height / 2])
-    ends = hom.apply(matrix, np.array([mid, mid + (1, 0), mid + (0, 1)]))
-    scale = math.sqrt(abs(np.linalg.det(ends[1:] - ends[0])))
-    if scale < 0.8:
-        size = (max(2, round(image.width * scale)), max(2, round(image.height * scale)))
-        shrink = np.diag([size[0] / image.width, size[1] / image.height, 1.0])
-        image = image.resize(size, Image.Resampling.BOX)
-        matrix = matrix @ np.linalg.inv(shrink)
-    rows, cols = np.flatnonzero(scene.mask.any(1)), np.flatnonzero(scene.mask.any(0))
-    box = hom.corners((cols[0], rows[0], cols[-1] + 1, rows[-1] + 1))
-    matrix = hom.from_points(box, box + error) @ matrix
-    image.putalpha(255)
-    warped = hom.warp(image, matrix, (w, h))
-    canvas = Image.new("RGB", (w, h), _GREY)
-    canvas.paste(warped.convert("RGB"), (0, 0), warped.getchannel("A").point([0] * 251 + [255] * 5))
-    return np.asarray(canvas)

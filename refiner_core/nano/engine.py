@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -45,6 +46,9 @@ def load_nano(device: torch.device | str = "cpu", path: Path = NANO_WEIGHTS) -> 
         pooled = model.time_text_embed.text_embedder.linear_1.in_features
         return torch.zeros(1, 1, width), torch.zeros(1, pooled)
 
-    return CoreEngine(
-        NANO, model, load_codec(path).to(device), no_text, device, {"weights": "nano (embedded)"}
-    )
+    source = {"weights": "nano (embedded)"}
+    codec = load_codec(path)
+    if path != NANO_WEIGHTS:  # what was encoded by one codec is of no use to another
+        mark = hashlib.sha256(codec.components.numpy().tobytes()).hexdigest()[:8]
+        source = {"weights": "nano", "codec": mark}
+    return CoreEngine(NANO, model, codec.to(device), no_text, device, source)

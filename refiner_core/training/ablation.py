@@ -11,16 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.cache import CacheSpec, build_cache
 from ..models.engine import CoreEngine
 from ..models.kontext import Conditioning, velocity
 from ..nano import NANO_WEIGHTS
 from ..nano.engine import load_nano
 from .compare import Comparison, held_out_scenes, measure, paired, table
-from .nano import Stage, reinforce, supervise, write_start
+from .nano import Place, draw_triplets, reinforce, supervise, write_start
 from .policy import VelocityNet
 
-_WINDOW = 64
 # What the region alone is judged by, and the whole picture alone.
 _REGION = {"whole": 0.0, "patch": 1.0, "pixels": 1.0, "edges": 1.0, "background": 0.0}
 _WHOLE = {"whole": 1.0, "patch": 0.0, "pixels": 0.0, "edges": 0.0, "background": 0.0}
@@ -35,14 +33,14 @@ class OneWayNet(VelocityNet):
 
 @dataclass(frozen=True)
 class Budget:
-    """`steps` of supervised training in batches of `batch` windows of 64 px; `epochs` of
-    reinforcement on whole crops; `crops` to draw for both; `seed` of all.
+    """`steps` of supervised training in batches of `batch` crops; `epochs` of reinforcement;
+    `triplets` to draw for both; `seed` of all.
     """
 
     steps: int
     batch: int
     epochs: int
-    crops: int
+    triplets: int
     seed: int
 
 
@@ -56,23 +54,24 @@ class Ablation:
 
 
 def supervised(
-    budget: Budget, start: Path, crops: Path, out: Path, net: type[VelocityNet], masked: bool
+    budget: Budget, start: Path, place: Place, out: Path, net: type[VelocityNet], masked: bool
 ) -> CoreEngine:
     """Nano from its positional start after the budget's steps."""
     over = {
-        "loss": {"masked": masked}, "optimizer": {"ema": 0.98},
-        "run": {"save_every": 50, "sample_every": 0},
+        "loss": {"masked": masked}, "optimizer": {"ema": 0.98, "rate": 1e-3},
+        "run": {
+            "batch": budget.batch, "micro_batch": budget.batch, "save_every": 50, "sample_every": 0,
+        },
     }  # fmt: skip
-    stage = Stage(budget.steps, _WINDOW, budget.batch, 1e-3)
-    return load_nano(path=supervise(start, crops, out, stage, budget.seed, over, net))
+    return load_nano(path=supervise(start, place, out, budget.steps, budget.seed, over, net))
 
 
-def reinforced(budget: Budget, crops: Path, out: Path, rewards: dict[str, float]) -> CoreEngine:
+def reinforced(budget: Budget, place: Place, out: Path, rewards: dict[str, float]) -> CoreEngine:
     """The embedded nano after the budget's epochs."""
     over: dict[str, Any] = {
         "objective": {"rewards": rewards}, "run": {"save_every": 1, "sample_every": 0},
     }  # fmt: skip
-    return load_nano(path=reinforce(NANO_WEIGHTS, crops, out, budget.epochs, budget.seed, over))
+    return load_nano(path=reinforce(NANO_WEIGHTS, place, out, budget.epochs, budget.seed, over))
 
 
 def ablate(
@@ -83,13 +82,13 @@ def ablate(
     Args:
         tell: called with every comparison as soon as it is there.
     """
-    crops = out / "crops"
-    build_cache(crops, CacheSpec(budget.crops, seed=budget.seed + 1), workers)
-    start = write_start(out / "start.safetensors", crops, budget.seed)
+    place = Place(out / "triplets", out / "cache", workers=workers)
+    draw_triplets(place.triplets, budget.triplets, budget.seed, workers)
+    start = write_start(out / "start.safetensors", place.triplets, budget.seed)
     cases = held_out_scenes(count, workers)
 
     def one(name: str, net: type[VelocityNet], masked: bool) -> dict[str, np.ndarray]:
-        engine = supervised(budget, start, crops, out / name, net, masked)
+        engine = supervised(budget, start, place, out / name, net, masked)
         return measure(engine, cases, net(engine.model))
 
     found: list[Ablation] = []
@@ -106,7 +105,7 @@ def ablate(
         pair("attention", ("one-way", "both ways"), (narrow, whole))
         if budget.epochs:
             rows = [
-                measure(reinforced(budget, crops, out / name, rewards), cases)
+                measure(reinforced(budget, place, out / name, rewards), cases)
                 for name, rewards in (("whole-reward", _WHOLE), ("patch-reward", _REGION))
             ]
             pair("reward", ("whole picture", "region"), rows)

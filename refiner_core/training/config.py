@@ -60,6 +60,25 @@ class DataSettings(Group):
     jitter: float = option(0.0, "Spread of the random gain of the reference's colours.", 0, 0.5)
     grow: int = option(1, "Growth of the region in the loss, latent px.", 0, 16)
     held_out: int = option(16, "Triplets set aside for sample pictures and figures.", 0, 4096)
+    least_agreement: float | None = option(
+        None,
+        "Leave out views whose aligned reference agrees less with the truth once both are "
+        "blurred, PSNR in dB; empty: none.",
+    )
+    least_gain: float | None = option(
+        None,
+        "Leave out views whose aligned reference is not so much nearer to the truth than the "
+        "draft, dB; empty: none.",
+    )
+    variants: int = option(
+        1,
+        "Cases of every view: the first as it is, the others mirrored, turned and recoloured "
+        "alike in all pictures, and at another share of the aligned reference.",
+        1,
+        256,
+    )
+    workers: int = option(1, "Processes that frame views, which takes time where references are "
+                          "aligned.", 1, 256)  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

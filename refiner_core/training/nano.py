@@ -1,11 +1,11 @@
-"""How a nano is made: two supervised stages and reinforcement, each as `train sft` and `train grpo`
-do it, on crops that are drawn once; then evaluation and model card. Each part resumes.
+"""How a nano is made: triplets drawn, supervised training and reinforcement as `train sft` and
+`train grpo` do it; then evaluation and model card. Each part resumes.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,17 @@ import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import save_file
+from torch import Tensor
 
-from ..data.cache import CacheSpec, build_cache, cut_window
+from ..data.build import Progress, run_build
+from ..data.plan import Build
+from ..data.shards import TripletSet
+from ..data.stages.procedural import (
+    ProceduralDegrade,
+    ProceduralMask,
+    ProceduralPair,
+    ProceduralSelect,
+)
 from ..models.engine import CoreEngine
 from ..nano.codec import BlockCodec
 from ..nano.engine import load_nano
@@ -22,55 +31,83 @@ from ..nano.initialisation import initialise, nano_config
 from ..pictures.images import atomic_path
 from .compare import Comparison, held_out_scenes, measure, paired, table
 from .config import GRPO_PRESETS, SFT_PRESETS, GrpoConfig, SftConfig
-from .crops import CropViews, planes, read_shards
 from .export import fingerprint
 from .policy import Policy, VelocityNet
-from .prepare import TextCache
 from .run import train_grpo, train_sft
-from .session import Session, assemble, load_base, manifest_hash
+from .session import open_session
 from .settings import build, merged
-from .workers import Workers
 
-_HELD_OUT = CacheSpec(64, shard=32)
+_SIDE = 256  # px: square root of a drawn picture's area; its detail is as large as nano's crops
+_WINDOW = 64  # px: side of the squares the codec is fitted to
+# Views that teach a model this small something, each in sixteen variants.
+_DATA = {"least_agreement": 19.0, "least_gain": 1.0, "held_out": 64}
 _VARIANTS = 16
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One part of supervised training.
-
-    `steps` updates of `batch` crops at the peak learning rate `rate`; `window` side of the squares
-    cut from the crops, px; 0 = whole crops.
+class Place:
+    """Where a nano is trained: `triplets` a data set, `cache` of prepared views, `device`, and
+    `workers`, the processes that frame views.
     """
 
-    steps: int
-    window: int
-    batch: int
-    rate: float
+    triplets: Path
+    cache: Path
+    device: str = "auto"
+    workers: int = 1
 
 
-def fit_codec(crops: Path, seed: int, windows: int = 2048) -> BlockCodec:
-    """The codec's components, from that many 64 px windows of the crops' targets and references."""
+def draw_triplets(
+    out: Path, count: int, seed: int, workers: int,
+    progress: Progress = lambda done, total, report: None,
+) -> dict[str, int]:  # fmt: skip
+    """`data build --count COUNT --size 256 --flat`: triplets in `out`; how many of each split."""
+    pair = ProceduralPair(_SIDE, flat=True)
+    stages = (pair, ProceduralSelect(pair), ProceduralMask(pair), ProceduralDegrade(pair))
+    return run_build(Build(out, stages, count, seed), workers, progress)
+
+
+def fit_codec(triplets: Path, seed: int, windows: int = 2048) -> BlockCodec:
+    """The codec's components, from that many 64 px squares on the details of targets and references."""
     rng = np.random.default_rng([seed, 3])
-    shards = [s for s in read_shards(crops)[1] if len(s)]
-    drawn = []
-    for _ in range(windows):
-        shard = shards[int(rng.integers(len(shards)))]
-        drawn.append(planes(cut_window(rng, shard[int(rng.integers(len(shard)))], 64)))
-    x = torch.cat(drawn)
+    data = TripletSet(triplets, "train")
+    drawn: list[Tensor] = []
+    for _ in range(windows // 2):
+        t = data[int(rng.integers(len(data)))]
+        for image, mask in ((t.target, t.mask), (t.reference, t.reference_mask)):
+            if image is not None and min(image.shape[:2]) >= _WINDOW:
+                drawn.append(_cut(rng, image, mask))
     codec = BlockCodec()
-    codec.fit(torch.cat([x[:, :3], x[:, 6:9]]))
+    codec.fit(torch.stack(drawn))
     return codec
 
 
-def write_start(path: Path, crops: Path, seed: int) -> Path:
-    """A nano before any training, float32: its positional start and a codec fitted to the crops."""
+def _cut(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray | None) -> Tensor:
+    """A square of an image that has its middle on the mask, where the edges allow it, 3 64 64."""
+    h, w = image.shape[:2]
+    ys, xs = np.nonzero(np.ones((h, w)) if mask is None else mask)
+    at = int(rng.integers(len(ys)))
+    y = int(np.clip(ys[at] - _WINDOW // 2, 0, h - _WINDOW))
+    x = int(np.clip(xs[at] - _WINDOW // 2, 0, w - _WINDOW))
+    square = np.array(image[y : y + _WINDOW, x : x + _WINDOW])
+    return torch.from_numpy(square).permute(2, 0, 1).float() / 255
+
+
+def untrained_model(seed: int) -> FluxTransformer2DModel:
+    """The transformer before any training, at its positional start."""
+    model = FluxTransformer2DModel(**nano_config())  # type: ignore[arg-type]
+    initialise(model, seed)
+    return model
+
+
+def write_start(path: Path, triplets: Path, seed: int) -> Path:
+    """A nano before any training, float32: its positional start and a codec fitted to the triplets."""
     if not path.exists():
-        model = FluxTransformer2DModel(**nano_config())  # type: ignore[arg-type]
-        initialise(model, seed)
-        tensors = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
-        codec = fit_codec(crops, seed)
+        tensors = {
+            k: v.detach().contiguous() for k, v in untrained_model(seed).state_dict().items()
+        }
+        codec = fit_codec(triplets, seed)
         tensors |= {f"codec.{k}": v.contiguous() for k, v in codec.named_buffers()}
+        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, {"recipe": "nano"})
     return path
@@ -78,77 +115,70 @@ def write_start(path: Path, crops: Path, seed: int) -> Path:
 
 def supervise(
     weights: Path,
-    crops: Path,
+    place: Place,
     out: Path,
-    stage: Stage,
+    steps: int,
     seed: int = 0,
     over: dict[str, Any] | None = None,
     net: type[VelocityNet] = VelocityNet,
 ) -> Path:
-    """Supervised training of a nano on its own crops; the refiner's path.
+    """Stage 1 of a nano; the refiner's path.
 
     Args:
         weights: the nano to go on from.
-        crops: cached crops; those held out are drawn from another seed beside `out`.
         out: the stage's folder; goes on where it stopped.
+        steps: updates of eight crops.
         over: settings over the preset's.
         net: how the transformer is called.
     """
     chosen = {
         "model": {"base": str(weights)},
-        "optimizer": {"rate": stage.rate, "warmup": min(200, max(1, stage.steps // 10))},
-        "run": {
-            "max_steps": stage.steps, "batch": stage.batch, "micro_batch": stage.batch, "seed": seed,
-        },
-    }  # fmt: skip
+        "data": {**_DATA, "variants": _VARIANTS, "workers": place.workers},
+        "optimizer": {"rate": 8e-4, "warmup": min(200, max(1, steps // 10))},
+        "run": {"max_steps": steps, "seed": seed},
+    }
     config = build(SftConfig, merged(merged(SFT_PRESETS["nano"], chosen), over or {}))
-    session = _open(config, crops, out, stage.window, _VARIANTS)
-    session.policy = Policy(net(session.engine.model), session.engine.device)
+    session = open_session(
+        config, place.triplets, out, place.device, pixels=True, cache=place.cache
+    )
+    session.policy = Policy(
+        net(session.engine.model), session.policy.device, config.model.precision
+    )
     return train_sft(config, session)
 
 
 def reinforce(
     weights: Path,
-    crops: Path,
+    place: Place,
     out: Path,
     steps: int,
     seed: int = 0,
     over: dict[str, Any] | None = None,
-    window: int = 0,
 ) -> Path:
-    """Stage 2 of a nano on its own crops: `steps` epochs; the refiner's path.
+    """Stage 2 of a nano; the refiner's path.
 
     Args:
         weights: the stage-1 nano.
-        crops: cached crops; those held out are drawn from another seed beside `out`.
         out: the stage's folder; goes on where it stopped.
+        steps: epochs.
         over: settings over the preset's.
-        window: side of the squares cut from the crops, px; 0 = whole crops.
     """
-    base = {"model": {"base": str(weights)}, "run": {"max_steps": steps, "seed": seed}}
-    config = build(GrpoConfig, merged(merged(GRPO_PRESETS["nano"], base), over or {}))
-    return train_grpo(config, _open(config, crops, out, window, 1))
-
-
-def _open(
-    config: SftConfig | GrpoConfig, crops: Path, out: Path, window: int, variants: int
-) -> Session:
-    out.mkdir(parents=True, exist_ok=True)
-    engine = load_base(config.model)
-    build_cache(out / "held-out", replace(_HELD_OUT, seed=config.run.seed + 7_000), 1)
-    share = engine.recipe.prefill
-    views = CropViews(crops, engine.codec, share, window=window, variants=variants)
-    held = CropViews(out / "held-out", engine.codec, share)
-    text = TextCache(engine.text, engine.recipe.text_tokens, out / "texts")
-    return assemble(config, engine, views, held, text, out, Workers(), manifest_hash(crops))
+    chosen = {
+        "model": {"base": str(weights)},
+        "data": {**_DATA, "workers": place.workers},
+        "run": {"max_steps": steps, "seed": seed},
+    }
+    config = build(GrpoConfig, merged(merged(GRPO_PRESETS["nano"], chosen), over or {}))
+    session = open_session(
+        config, place.triplets, out, place.device, pixels=True, cache=place.cache
+    )
+    return train_grpo(config, session)
 
 
 def untrained(weights: Path) -> CoreEngine:
     """The nano before any training: its positional start, with the codec of `weights`."""
     engine = load_nano(path=weights)
-    model = FluxTransformer2DModel(**nano_config())  # type: ignore[arg-type]
-    initialise(model, 0)
-    engine.model = model.eval().requires_grad_(False)
+    engine.model = untrained_model(0).eval().requires_grad_(False)
     return engine
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,13 +28,16 @@ from ..pictures.crop import crop, crop_mask
 from ..pictures.geometry import Box, CropPlan, Extent
 from ..pictures.images import atomic_path
 from ..pictures.masks import Region, bounds
+from ..processes import worker_pool
 from ..recipes import Recipe
 from ..repair.views import plan_views, prefill, reference_view
 from .config import DataSettings
+from .selection import check_worth
 from .views import Pixels, Shape, View, latent_region
 from .workers import Workers
 
 _PIXELS = ("target", "draft", "reference", "mask")
+_AT_ONCE = 8  # views that a process frames before it hands them over
 
 
 class Encoder(Protocol):
@@ -159,7 +163,8 @@ class PreparedViews:
 
 def fingerprint(engine: Encoder, data: DataSettings, source: str, pixels: bool) -> str:
     """What a preparation depends on, as 12 hex digits: a changed setting never meets old views."""
-    facts = [repr(engine.recipe), asdict(data), engine.source, source, pixels]
+    settings = {k: v for k, v in asdict(data).items() if k not in ("variants", "workers")}
+    facts = [repr(engine.recipe), settings, engine.source, source, pixels]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -180,20 +185,22 @@ def prepare(
         pixels: keep the pixels beside the latents, for rewards.
 
     Raises:
-        ValueError: no triplet could be used.
+        ValueError: no triplet could be used, or settings that the recipe has no use for.
     """
     from tqdm.auto import tqdm
 
+    _check_aligned(engine.recipe, data)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(i, k) for i in chosen for k in range(data.views)]
     ids = {i: str(triplets.entries[i]["id"]) for i in chosen}
     names = [f"{ids[i]}-{k}" for i, k in wanted]
     if not (folder / "views.json").exists():
-        mine = wanted[workers.rank :: workers.count]
-        for i, k in tqdm(mine, "preparing views", disable=not workers.main, leave=False):
-            path = folder / f"{ids[i]}-{k}.safetensors"
-            if not path.exists():
-                _prepare_one(triplets, i, k, engine, data, path, pixels)
+        paths = {(i, k): folder / f"{ids[i]}-{k}.safetensors" for i, k in wanted}
+        mine = [v for v in wanted[workers.rank :: workers.count] if not paths[v].exists()]
+        framed = _framed(partial(_frame_one, triplets, engine.recipe, data), mine, data.workers)
+        bar = tqdm(framed, "preparing views", len(mine), disable=not workers.main, leave=False)
+        for view, found in zip(mine, bar, strict=True):
+            _keep(found, engine, data, paths[view], pixels)
         workers.wait()
         if workers.main:
             _finish(folder, names, engine.recipe.order)
@@ -201,28 +208,70 @@ def prepare(
     return names
 
 
-def _prepare_one(
-    triplets: TripletSet, index: int, number: int, engine: Encoder, data: DataSettings,
-    path: Path, keep: bool,
-) -> None:  # fmt: skip
+def _check_aligned(recipe: Recipe, data: DataSettings) -> None:
+    given = {
+        "variants": data.variants > 1,
+        "least_agreement": data.least_agreement is not None,
+        "least_gain": data.least_gain is not None,
+    }
+    for name, set_ in given.items():
+        if set_ and not recipe.align:
+            raise ValueError(
+                f"data.{name} compares a reference with the draft pixel by pixel, but the recipe "
+                f"{recipe.name} does not align references. Leave it at its default."
+            )
+
+
+# (id, prompt, target, draft, reference, mask) of a framed view, or why there is none.
+_Framed = tuple[str, str, tuple[np.ndarray, ...]] | str
+
+
+def _frame_one(
+    triplets: TripletSet, recipe: Recipe, data: DataSettings, view: tuple[int, int]
+) -> _Framed:
     try:
-        triplet = triplets[index]
-        seen, _ = frame(triplet, engine.recipe, data, number)
-        tensors = encode(seen, engine, data)
+        triplet = triplets[view[0]]
+        seen, _ = frame(triplet, recipe, data, view[1])
+        check_worth(seen, data)
     except ValueError as e:
-        with (path.parent / "skipped.jsonl").open("a") as stream:
-            stream.write(json.dumps({"view": path.stem, "reason": str(e)}) + "\n")
+        return str(e)
+    # Tensors would travel between processes as open files, and of those there are few.
+    return triplet.id, triplet.prompt, tuple(getattr(seen, k).numpy() for k in _PIXELS)
+
+
+def _framed(
+    work: Callable[[tuple[int, int]], _Framed], views: Sequence[tuple[int, int]], processes: int
+) -> Iterator[_Framed]:
+    """What `work` makes of every view, in order."""
+    if processes <= 1 or len(views) <= _AT_ONCE:
+        yield from map(work, views)
         return
-    if keep:
+    with worker_pool(processes) as pool:
+        try:
+            yield from pool.map(work, views, chunksize=_AT_ONCE)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _keep(found: _Framed, engine: Encoder, data: DataSettings, path: Path, pixels: bool) -> None:
+    """Write one view, or note why there is none."""
+    if isinstance(found, str):
+        with (path.parent / "skipped.jsonl").open("a") as stream:
+            stream.write(json.dumps({"view": path.stem, "reason": found}) + "\n")
+        return
+    name, prompt, planes = found
+    seen = Pixels(*(torch.from_numpy(x) for x in planes))
+    tensors = encode(seen, engine, data)
+    if pixels:
         tensors |= {
             f"pixels.{k}": (getattr(seen, k) * 255).round().to(torch.uint8) for k in _PIXELS
         }
-    prompt = engine.recipe.text(triplet.prompt or None)
     with atomic_path(path) as temporary:
         save_file(
             {k: v.contiguous() for k, v in tensors.items()},
             temporary,
-            {"id": triplet.id, "prompt": prompt},
+            {"id": name, "prompt": engine.recipe.text(prompt or None)},
         )
 
 

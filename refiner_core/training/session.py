@@ -31,6 +31,7 @@ from .quantize import quantize
 from .samples import look
 from .sharding import Sharding, check_divisible
 from .trainable import Trainable, add_lora, all_weights, continue_lora
+from .variants import VariedViews
 from .views import Views
 from .workers import Workers, find_workers
 
@@ -195,29 +196,40 @@ def manifest_hash(folder: Path) -> str:
 
 
 def prepare_views(
-    engine: CoreEngine, data: DataSettings, folder: Path, out: Path, workers: Workers, pixels: bool
-) -> tuple[PreparedViews, PreparedViews, TextCache]:
-    """The training and the held-out views of a data set, and the texts they speak of."""
+    engine: CoreEngine, data: DataSettings, folder: Path, cache: Path, workers: Workers,
+    pixels: bool,
+) -> tuple[Views, Views, TextCache]:  # fmt: skip
+    """The training and the held-out views of a data set, and the texts they speak of.
+
+    Args:
+        folder: the data set.
+        cache: where what was prepared is kept, and found again.
+        pixels: keep the training views' pixels, for rewards.
+    """
     triplets, train, held = split_data(folder, data.held_out)
     order = engine.recipe.order
     source = manifest_hash(folder)
-    texts = TextCache(engine.text, engine.recipe.text_tokens, out / "cache" / "texts")
-    found = []
-    for names, keep in ((train, pixels), (held, True)):
-        place = out / "cache" / preparation(engine, data, f"{source}/{len(names)}", keep)
-        views = prepare(triplets, names, engine, data, place, workers, pixels=keep)
-        found.append(PreparedViews(place, order, views))
+    texts = TextCache(engine.text, engine.recipe.text_tokens, cache / "texts")
+    found: list[PreparedViews] = []
+    for chosen, keep in ((train, pixels or data.variants > 1), (held, True)):
+        place = cache / preparation(engine, data, f"{source}/{len(chosen)}", keep)
+        names = prepare(triplets, chosen, engine, data, place, workers, pixels=keep)
+        found.append(PreparedViews(place, order, names))
     prompts = sorted({"", *found[0].prompts(), *found[1].prompts()})
     for prompt in prompts[workers.rank :: workers.count]:
         texts(prompt)
     workers.wait()
     texts.encoder = None
-    return found[0], found[1], texts
+    views: Views = found[0]
+    if data.variants > 1:
+        views = VariedViews(views, engine, data.variants, data.grow)
+    return views, found[1], texts
 
 
 def open_session(
-    config: SftConfig | GrpoConfig, data: Path, out: Path, device: str, *, pixels: bool
-) -> Session:
+    config: SftConfig | GrpoConfig, data: Path, out: Path, device: str, *, pixels: bool,
+    cache: Path | None = None,
+) -> Session:  # fmt: skip
     """Load the base, prepare the data, and put the weights that learn on it.
 
     Args:
@@ -225,6 +237,7 @@ def open_session(
         out: the run's folder; a run that is there already goes on.
         device: auto, cpu, cuda or cuda:N.
         pixels: keep the training views' pixels, for rewards.
+        cache: where prepared views are kept; None = in `out`.
 
     Raises:
         ValueError: settings, base or data that cannot be used.
@@ -239,7 +252,8 @@ def open_session(
     out.mkdir(parents=True, exist_ok=True)
     engine = load_base(config.model)
     move_codec(engine, where)
-    views, held, text = prepare_views(engine, config.data, data, out, workers, pixels)
+    cache = cache or out / "cache"
+    views, held, text = prepare_views(engine, config.data, data, cache, workers, pixels)
     return assemble(config, engine, views, held, text, out, workers, manifest_hash(data))
 
 

@@ -87,8 +87,11 @@ def take_shot(
     fill: float,
     held_out: bool,
     clean: bool,
+    flat: bool,
 ) -> Shot:
-    """A photograph of the texture; `clean` ones (references) are sharper and nothing is in front."""
+    """A photograph of the texture; `clean` ones (references) are sharper and nothing is in front,
+    in `flat` ones the surface is not bent.
+    """
     calm = 0.55 if clean else 1.0
     pose = draw_pose(rng, texture, canvas, fill, turn=0.35 * calm, jitter=0.06 * calm)
     background = draw_background(rng, canvas, held_out)
@@ -96,7 +99,7 @@ def take_shot(
     return Shot(
         surface=texture.image.size,
         pose=pose,
-        bend=_bend(rng),
+        bend=Bend() if flat else _bend(rng),
         light=light,
         background=background,
         bars=() if clean else _bars(rng, pose, texture, background),

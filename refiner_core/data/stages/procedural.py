@@ -34,20 +34,22 @@ class ProceduralPair:
 
     `side` square root of the picture's pixels; `square` or in common aspects; `kind` one of
     `KINDS` or None for a mixture; `held_out` share of identities that go to "validation", with
-    photographs behind them that no training sample has.
+    photographs behind them that no training sample has; `flat` bends no surface.
     """
 
     side: int = 512
     square: bool = False
     kind: str | None = None
     held_out: float = 0.05
+    flat: bool = False
     name: str = field(default="pair", init=False)
     version: str = field(default="procedural/1", init=False)
 
     def settings(self) -> dict[str, Any]:
-        return {
+        given = {
             "side": self.side, "square": self.square, "kind": self.kind, "held_out": self.held_out,
         }  # fmt: skip
+        return given | ({"flat": True} if self.flat else {})
 
     def compose(self, sample: Sample) -> Scene:
         """The scene of a sample; the same seed is the same scene."""
@@ -57,10 +59,10 @@ class ProceduralPair:
         fill = float(rng.uniform(0.45, 0.8) if kind == "word" else rng.uniform(0.35, 0.65))
         texture = draw_texture(rng, max(32, round(0.8 * fill * min(canvas))), kind)
         held_out = split_of_identity(identity_of(texture), self.held_out) == "validation"
-        target = take_shot(rng, texture, canvas, fill, held_out, clean=False)
+        target = take_shot(rng, texture, canvas, fill, held_out, clean=False, flat=self.flat)
         other = canvas_of(rng, round(self.side * rng.uniform(0.6, 1.0)), self.square)
         reference = take_shot(
-            rng, texture, other, float(rng.uniform(0.6, 0.85)), held_out, clean=True
+            rng, texture, other, float(rng.uniform(0.6, 0.85)), held_out, clean=True, flat=self.flat
         )
         return Scene(texture, target, reference)
 
