@@ -322,6 +322,7 @@ def test_nano_is_made_by_one_command_that_goes_on(
     made = load_nano(path=out / "nano.safetensors").model.state_dict()
     start = load_nano(path=out / "start.safetensors").model.state_dict()
     assert any(not torch.equal(made[k], start[k]) for k in made)
+    assert all((out / f"curves-{stage}.png").is_file() for stage in ("sft", "grpo"))
     written = [p.stat().st_mtime_ns for p in sorted(out.glob("*/refiner.safetensors"))]
     assert len(written) == 2
     assert main(command) == 0  # nothing is left to do

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from . import train_ablate, train_compare, train_plan, train_stages
+from . import train_ablate, train_compare, train_curves, train_plan, train_stages
 
 
 def add_parser(commands: Any) -> None:
@@ -45,6 +45,7 @@ def add_parser(commands: Any) -> None:
     train_stages.add_parsers(kinds)
     train_plan.add_parser(kinds)
     train_compare.add_parser(kinds)
+    train_curves.add_parser(kinds)
     train_ablate.add_parser(kinds)
     evaluate = kinds.add_parser("evaluate-nano", help="the held-out table of the model card")
     evaluate.add_argument(
@@ -66,6 +67,7 @@ def run(chosen: argparse.Namespace) -> None:
     import torch
 
     from ..pictures.images import atomic_path
+    from ..training.curves import draw_curves
 
     if min(chosen.max_steps, chosen.grpo_steps) < 0:
         raise ValueError(
@@ -83,6 +85,9 @@ def run(chosen: argparse.Namespace) -> None:
     with atomic_path(path) as temporary:
         shutil.copyfile(list(stages.values())[-1], temporary)
     print(f"wrote {path}")
+    for name in stages:
+        if (out / name).is_dir():
+            draw_curves([out / name], out / f"curves-{name}.png")
     if chosen.evaluate:
         _evaluate(chosen, out, stages)
 

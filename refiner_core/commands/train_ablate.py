@@ -11,7 +11,9 @@ def add_parser(kinds: Any) -> None:
     """Add the command's options."""
     p = kinds.add_parser("ablate", help="parts of the method left out, with nano, held out")
     p.add_argument("--out", required=True, metavar="DIR", help="run folder; goes on if it is there")
-    p.add_argument("--steps", type=int, default=300, help="supervised steps; default: %(default)s")
+    p.add_argument("--data", metavar="DIR", help="triplets; default: OUT/triplets, drawn")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--max-steps", type=int, default=300, help="supervised; default: %(default)s")
     p.add_argument("--batch", type=int, default=8, help="crops a step; default: %(default)s")
     p.add_argument(
         "--epochs", type=int, default=10, help="of reinforcement; 0 = none; default: %(default)s"
@@ -27,15 +29,20 @@ def run(chosen: argparse.Namespace) -> None:
     """Train the variants and print the tables; also in OUT/ablation.md."""
     from ..pictures.images import atomic_path
     from ..training.ablation import Budget, ablate, describe
+    from ..training.nano import Place, draw_triplets
 
-    least = {"steps": 1, "batch": 1, "epochs": 0, "triplets": 1, "count": 2}
+    least = {"max_steps": 1, "batch": 1, "epochs": 0, "triplets": 1, "count": 2}
     for name, value in least.items():
         if getattr(chosen, name) < value:
-            raise ValueError(f"--{name} must be at least {value}, got {getattr(chosen, name)}.")
-    budget = Budget(chosen.steps, chosen.batch, chosen.epochs, chosen.triplets, chosen.seed)
+            raise ValueError(
+                f"--{name.replace('_', '-')} must be at least {value}, got {getattr(chosen, name)}."
+            )
+    budget = Budget(chosen.max_steps, chosen.batch, chosen.epochs, chosen.triplets, chosen.seed)
     out = Path(chosen.out)
-    found = ablate(
-        out, budget, chosen.count, chosen.workers, lambda a: print(describe(a, chosen.count))
-    )
+    data = Path(chosen.data) if chosen.data else out / "triplets"
+    if not chosen.data:
+        draw_triplets(data, budget.triplets, budget.seed, chosen.workers)
+    place = Place(data, out / "cache", chosen.device, chosen.workers)
+    found = ablate(out, budget, place, chosen.count, lambda a: print(describe(a, chosen.count)))
     with atomic_path(out / "ablation.md") as temporary:
         temporary.write_text("\n".join(describe(a, chosen.count) for a in found))

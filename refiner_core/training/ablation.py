@@ -16,7 +16,7 @@ from ..models.kontext import Conditioning, velocity
 from ..nano import NANO_WEIGHTS
 from ..nano.engine import load_nano
 from .compare import Comparison, held_out_scenes, measure, paired, table
-from .nano import Place, draw_triplets, reinforce, supervise, write_start
+from .nano import Place, reinforce, supervise, write_start
 from .policy import VelocityNet
 
 # What the region alone is judged by, and the whole picture alone.
@@ -75,17 +75,15 @@ def reinforced(budget: Budget, place: Place, out: Path, rewards: dict[str, float
 
 
 def ablate(
-    out: Path, budget: Budget, count: int, workers: int, tell: Callable[[Ablation], None]
+    out: Path, budget: Budget, place: Place, count: int, tell: Callable[[Ablation], None]
 ) -> list[Ablation]:
     """Train every variant (each resumes) and compare on `count` held-out scenes.
 
     Args:
         tell: called with every comparison as soon as it is there.
     """
-    place = Place(out / "triplets", out / "cache", workers=workers)
-    draw_triplets(place.triplets, budget.triplets, budget.seed, workers)
     start = write_start(out / "start.safetensors", place.triplets, budget.seed)
-    cases = held_out_scenes(count, workers)
+    cases = held_out_scenes(count, place.workers)
 
     def one(name: str, net: type[VelocityNet], masked: bool) -> dict[str, np.ndarray]:
         engine = supervised(budget, start, place, out / name, net, masked)
