@@ -21,8 +21,8 @@ from ..recipes import NANO, Recipe
 from ..repair.views import prefill
 from ..scoring.structural import StructuralScorer
 from .config import DataSettings
+from .framing import frame
 from .policy import Policy, VelocityNet
-from .prepare import frame
 from .reward import PatchReward
 from .samples import figures, repair
 from .views import Pixels, View
