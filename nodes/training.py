@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..refiner_core.data.shards import TripletSet
+from ..refiner_core.data.splits import manifest_hash, split_data
 from ..refiner_core.models.kontext import Conditioning
 from ..refiner_core.recipes import NANO, Recipe
 from ..refiner_core.training.checkpoint import load_checkpoint, save_checkpoint
@@ -33,6 +36,7 @@ from .conditioning import encode_prompt
 from .engine import ComfyEngine
 from .folder import input_folder
 from .layout import from_core
+from .nano import NanoVAE
 from .types import TRAINING, Refiner, RefinerSocket
 
 # Attention and feed-forward of both kinds of block, by the names of ComfyUI's own FLUX.
@@ -61,6 +65,8 @@ class _Encoder:
 
     def __init__(self, refiner: Refiner, model: Any) -> None:
         self.recipe, self.source = refiner.recipe, {"weights": refiner.name}
+        if isinstance(refiner.vae, NanoVAE):
+            self.source["codec"] = refiner.vae.patcher.model.mark()
         self._engine, self._model = ComfyEngine(refiner), model
 
     def encode(self, image: Tensor) -> Tensor:
@@ -143,6 +149,7 @@ class _Run:
         self.refiner, self.config, self.name = refiner, config, name
         self.out = Path(folder_paths.get_output_directory()) / "omnirefiner-training" / name
         self.encoder = _Encoder(refiner, refiner.model.model)
+        self.facts: dict[str, str] = {}
         self.views, self.held, self.text = self._prepare(data)
         self.losses: list[float] = []
 
@@ -152,16 +159,18 @@ class _Run:
 
     def _prepare(self, data: TripletSet) -> tuple[PreparedViews, PreparedViews, TextCache]:
         settings, recipe = self.config.data, self.refiner.recipe
-        count = len(data)
-        held = min(settings.held_out, max(1, count // 4))
-        mark = fingerprint(self.encoder, settings, str(data.folder.resolve()), True)
-        place = self.out / "cache" / mark
-        names = prepare(
-            data, range(count), self.encoder, settings, place, Workers(), pixels=True
-        )  # fmt: skip
+        train, held = split_data(data, min(settings.held_out, max(1, len(data) // 4)))
+        self.facts["data_manifest"] = manifest_hash(data.folder)
+        parts: list[PreparedViews] = []
+        for part, chosen in (("train", train), ("held", held)):
+            source = f"{data.folder.resolve()}/{self.facts['data_manifest']}/{part}/{chosen}"
+            place = self.out / "cache" / fingerprint(self.encoder, settings, source, True)
+            names = prepare(
+                data, chosen, self.encoder, settings, place, Workers(), pixels=True,
+                needed=part == "train",
+            )  # fmt: skip
+            parts.append(PreparedViews(place, recipe.order, names))
         text = TextCache(self._encode_text, recipe.text_tokens, self.out / "cache" / "texts")
-        split = max(1, len(names) - held)
-        parts = [PreparedViews(place, recipe.order, n) for n in (names[:split], names[split:])]
         for prompt in sorted({"", *parts[0].prompts(), *parts[1].prompts()}):
             text(prompt)
         return parts[0], parts[1], text
@@ -239,7 +248,10 @@ class _Run:
         metadata = {
             "recipe": self.refiner.recipe.name,
             "base": self.refiner.name,
-            "steps": str(steps),
+            "step": str(steps),
+            "figures": json.dumps({"loss": float(np.mean(self.losses[-50:]))}),
+            "settings": json.dumps(asdict(self.config)),
+            **self.facts,
         }
         save_lora(path, split_pairs(trainable.lora_pairs()), float(trainable.alpha), metadata)
         (self.out / "checkpoint.safetensors").unlink(missing_ok=True)

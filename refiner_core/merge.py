@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .nano import NANO_WEIGHTS
 from .nano.engine import load_codec, load_nano
-from .pictures.images import atomic_path
-from .weights.files import check_weights_path, read_header
+from .weights.files import check_weights_path, read_header, save_weights
 from .weights.lora import apply_lora, parse_lora_argument, read_lora
 from .weights.transformer import diffusers_to_bfl, load_transformer
 
@@ -58,6 +56,5 @@ def merge(
     metadata = {"format": "pt", "merged": json.dumps([f"{f.name}:{s:g}" for f, s in pairs])}
     if carries_codec:
         metadata["recipe"] = "nano"
-    with atomic_path(out) as temporary:
-        save_file(sd | codec, temporary, metadata)
+    save_weights(out, sd | codec, metadata)
     return changed

@@ -12,7 +12,7 @@ from torch import Tensor
 from refiner_core.training import nano
 from refiner_core.training.ablation import Ablation, Budget, OneWayNet, describe, supervised
 from refiner_core.training.compare import Comparison
-from refiner_core.training.nano import Place, draw_triplets, write_start
+from refiner_core.training.nano import Setup, draw_triplets, write_start
 from refiner_core.training.policy import VelocityNet
 
 
@@ -20,13 +20,13 @@ def test_variants_are_trained_from_one_start_on_the_same_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nano, "_DATA", {"held_out": 0})  # of so few triplets none is sorted out
-    place = Place(tmp_path / "triplets", tmp_path / "cache", "cpu")
-    draw_triplets(place.triplets, 4, 2, 1)
-    start = write_start(tmp_path / "start.safetensors", place.triplets, 0)
-    budget = Budget(steps=1, batch=2, epochs=0, triplets=4, seed=0)
+    setup = Setup(tmp_path / "triplets", tmp_path / "cache", "cpu", seed=2)
+    draw_triplets(setup, 4)
+    start = write_start(tmp_path / "start.safetensors", setup)
+    budget = Budget(steps=1, batch=2, epochs=0)
 
     def train(name: str, net: type[VelocityNet], masked: bool) -> tuple[dict[str, Tensor], float]:
-        engine = supervised(budget, start, place, tmp_path / name, net, masked)
+        engine = supervised(setup, budget, start, tmp_path / name, net, masked)
         row = json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[-1])
         return engine.model.state_dict(), row["loss"]
 

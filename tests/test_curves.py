@@ -49,7 +49,9 @@ def test_other_figures_are_another_picture_and_a_second_run_a_second_line(tmp_pa
         pictures[runs] = drawn(out)
     assert pictures[a,].shape == pictures[b,].shape == pictures[a, b].shape
     assert np.abs(pictures[a,] - pictures[b,]).max() > 100
-    assert np.abs(pictures[a,] - pictures[a, b]).max() > 100
+    both, first = pictures[a, b], pictures[a,]
+    orange = (both[..., 0] > 200) & (both[..., 2] < 80)  # the colour of a second line
+    assert orange.sum() > 200 and not ((first[..., 0] > 200) & (first[..., 2] < 80)).any()
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,25 @@ def test_a_folder_of_pairs(pairs: Path, tmp_path: Path) -> None:
     assert len(again) == len(entries)
 
 
+def test_a_listing_of_pairs(pairs: Path, tmp_path: Path) -> None:
+    lines = [
+        {"A_image": f"p{i}/reference.png", "B_image": f"p{i}/draft.png", "mask": f"p{i}/mask.png",
+         "target": f"p{i}/target.png", "caption": f"Fix {i}"}
+        for i in range(4)
+    ]  # fmt: skip
+    (pairs / "all.jsonl").write_text("".join(json.dumps(e) + "\n" for e in lines))
+    out = tmp_path / "out"
+    assert build(out, "--pairs", pairs / "all.jsonl", "--given-drafts") == 0
+    found = list(read_triplets(out))
+    assert {t.prompt for t in found} <= {f"Fix {i}" for i in range(4)} and found
+    for t in found:
+        assert t.target is not None
+        stored = np.asarray(Image.open(pairs / f"p{t.prompt[-1]}" / "target.png"))
+        np.testing.assert_array_equal(t.target, stored)
+    (pairs / "none.jsonl").write_text("\n")
+    assert build(tmp_path / "none", "--pairs", pairs / "none.jsonl") == 2
+
+
 def test_critic_layout_and_its_own_drafts(pairs: Path, tmp_path: Path) -> None:
     names = {
         "reference": "product", "target": "generated", "draft": "generated_with_degradation",

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .train_nano import check_one_process, open_setup
+
 
 def add_parser(kinds: Any) -> None:
     """Add the command's options."""
@@ -18,9 +20,9 @@ def add_parser(kinds: Any) -> None:
     p.add_argument(
         "--epochs", type=int, default=10, help="of reinforcement; 0 = none; default: %(default)s"
     )
-    p.add_argument("--triplets", type=int, default=2048, help="to draw; default: %(default)s")
+    p.add_argument("--triplets", type=int, default=None, metavar="N", help="to draw; default: 5120")
     p.add_argument("--count", type=int, default=256, help="held-out scenes; default: %(default)s")
-    p.add_argument("--workers", type=int, default=2, help="processes that draw")
+    p.add_argument("--workers", type=int, default=2, help="processes that draw and frame")
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(run=run)
 
@@ -29,20 +31,16 @@ def run(chosen: argparse.Namespace) -> None:
     """Train the variants and print the tables; also in OUT/ablation.md."""
     from ..pictures.images import atomic_path
     from ..training.ablation import Budget, ablate, describe
-    from ..training.nano import Place, draw_triplets
 
-    least = {"max_steps": 1, "batch": 1, "epochs": 0, "triplets": 1, "count": 2}
+    least = {"max_steps": 1, "batch": 1, "epochs": 0, "count": 2, "workers": 1, "seed": 0}
     for name, value in least.items():
         if getattr(chosen, name) < value:
-            raise ValueError(
-                f"--{name.replace('_', '-')} must be at least {value}, got {getattr(chosen, name)}."
-            )
-    budget = Budget(chosen.max_steps, chosen.batch, chosen.epochs, chosen.triplets, chosen.seed)
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must be at least {value}, got {getattr(chosen, name)}.")
+    check_one_process("ablate")
     out = Path(chosen.out)
-    data = Path(chosen.data) if chosen.data else out / "triplets"
-    if not chosen.data:
-        draw_triplets(data, budget.triplets, budget.seed, chosen.workers)
-    place = Place(data, out / "cache", chosen.device, chosen.workers)
-    found = ablate(out, budget, place, chosen.count, lambda a: print(describe(a, chosen.count)))
+    setup = open_setup(chosen, out)
+    budget = Budget(chosen.max_steps, chosen.batch, chosen.epochs)
+    found = ablate(out, budget, setup, chosen.count, lambda a: print(describe(a, chosen.count)))
     with atomic_path(out / "ablation.md") as temporary:
         temporary.write_text("\n".join(describe(a, chosen.count) for a in found))

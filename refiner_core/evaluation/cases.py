@@ -8,7 +8,6 @@ and `prompt.txt`; or JSON lines whose keys A_image, B_image, target, mask and ca
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.shards import TripletSet
+from ..data.stages.files import read_listing
 from ..data.triplets import Triplet, check
 from ..pictures.images import load_mask, load_picture, to_dtype, to_float
 
@@ -29,7 +29,6 @@ _CRITIC = {
     "draft": "generated_with_degradation.png", "reference": "product.png", "mask": "mask.png",
     "target": "generated.png",
 }  # fmt: skip
-_CRITIC_KEYS = {"draft": "B_image", "reference": "A_image", "mask": "mask", "target": "target"}
 _NEEDED = ("draft", "reference", "mask")
 
 
@@ -135,26 +134,10 @@ def _from_folders(folders: list[Path], names: Mapping[str, str], critic: bool) -
 
 
 def _from_lines(path: Path) -> FileCases:
-    files: list[dict[str, Path]] = []
-    prompts: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            files.append({k: path.parent / entry[n] for k, n in _CRITIC_KEYS.items()})
-        except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(
-                f"{path}, line {number}: expected a JSON object with "
-                f"{', '.join(_CRITIC_KEYS.values())} ({type(e).__name__}: {e})."
-            ) from e
-        prompts.append(str(entry.get("caption", "")))
-    ids = unique_ids([_line_name(f["draft"], i) for i, f in enumerate(files)])
+    pairs = read_listing(path)
+    files = [dict(p.files) for p in pairs]
+    ids, prompts = unique_ids([p.name for p in pairs]), [p.prompt for p in pairs]
     return FileCases(ids, files, prompts, fit=True, source="Critic-10K's layout")
-
-
-def _line_name(draft: Path, number: int) -> str:
-    return draft.parent.name if draft.name == _CRITIC["draft"] else f"{number:05d}"
 
 
 def open_cases(data: Path, split: str | None = None) -> Cases:

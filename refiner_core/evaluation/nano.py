@@ -20,7 +20,7 @@ from .baselines import PastedReference, pasted_reference
 from .cases import mask_tensor, picture
 from .metrics import CEILING
 
-FIRST_SEED = 10_000_000  # far from every training seed
+FIRST_SEED = 10_000_000  # of scenes that are drawn for measuring only
 _METHODS = ("draft", "pasted", "aligned", "refined")
 
 

@@ -198,11 +198,14 @@ def _t5_config(sd: dict[str, Tensor], bias: str) -> T5Config:
     )
 
 
+_KEPT = 8  # prompts whose embeddings are remembered, 4 to 8 MB each
+
+
 class FluxText:
     """The `TextEncoder` of a core engine: (prompt, T5 length) to text 1 L D and pooled 1 P.
 
     `clip` and `t5` are files or transformers folders, `roots` folders in which tokenizers may be;
-    the encoders are read at the first prompt, and a prompt is encoded once.
+    the encoders are read at the first prompt, and the last few prompts are remembered.
 
     Raises:
         ValueError: an encoder is no readable file or folder, or a tokenizer is not to be found.
@@ -221,8 +224,14 @@ class FluxText:
         if length < 1:
             raise ValueError(f"The T5 length must be at least 1 token, got {length}.")
         if (prompt, length) not in self._known:
+            while len(self._known) >= _KEPT:
+                del self._known[next(iter(self._known))]
             self._known[prompt, length] = self._encode(prompt, length)
         return self._known[prompt, length]
+
+    def release(self) -> None:
+        """Let the encoders go; a prompt that comes later reads them again."""
+        self._models = None
 
     def with_triggers(
         self, prompt: str, words: Sequence[str], length: int

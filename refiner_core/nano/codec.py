@@ -6,6 +6,8 @@ JPEG-like autoencoder without training: about 34 dB on photographs, and the deco
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,6 +51,13 @@ class BlockCodec(nn.Module):
         self.mean.copy_(mean)
         self.components.copy_(components)
         self.scale.copy_(scale)
+
+    def mark(self) -> str:
+        """8 hex digits: what was encoded by one codec is of no use to another."""
+        digest = hashlib.sha256()
+        for _, buffer in self.named_buffers():
+            digest.update(buffer.cpu().numpy().tobytes())
+        return digest.hexdigest()[:8]
 
     def encode(self, images: Tensor) -> Tensor:
         """Images B 3 H W, sides multiples of 4, to latents.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -33,7 +32,7 @@ def load_transformer_state(path: Path = NANO_WEIGHTS) -> dict[str, Tensor]:
 
 
 def load_nano(device: torch.device | str = "cpu", path: Path = NANO_WEIGHTS) -> CoreEngine:
-    """The embedded refiner, float32, on `device`."""
+    """The embedded refiner, or another nano, float32, on `device`."""
     state = load_transformer_state(path)
     model = FluxTransformer2DModel(**nano_config())  # type: ignore[arg-type]
     model.load_state_dict({k: v.float() for k, v in state.items()})
@@ -46,9 +45,7 @@ def load_nano(device: torch.device | str = "cpu", path: Path = NANO_WEIGHTS) -> 
         pooled = model.time_text_embed.text_embedder.linear_1.in_features
         return torch.zeros(1, 1, width), torch.zeros(1, pooled)
 
-    source = {"weights": "nano (embedded)"}
     codec = load_codec(path)
-    if path != NANO_WEIGHTS:  # what was encoded by one codec is of no use to another
-        mark = hashlib.sha256(codec.components.numpy().tobytes()).hexdigest()[:8]
-        source = {"weights": "nano", "codec": mark}
+    # The same for all files of one training: what one of them encoded serves the next.
+    source = {"weights": "nano", "codec": codec.mark()}
     return CoreEngine(NANO, model, codec.to(device), no_text, device, source)

@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..pictures.images import atomic_path
-from ..weights.files import fill, read_header, read_weights
+from ..weights.files import fill, read_header, read_weights, save_weights
 from .dreamsim import VARIANTS, DreamSim, Variant, tower_config
 from .vit import HEAD, ViTConfig
 
@@ -78,8 +76,7 @@ def save_dreamsim(
     metadata = {"format": FORMAT, "variant": variant.name} | {
         k: v if isinstance(v, str) else json.dumps(v) for k, v in (notes or {}).items()
     }
-    with atomic_path(path) as temporary:
-        save_file(out, temporary, metadata)
+    save_weights(path, out, metadata)
 
 
 def read_variant(path: str | Path) -> Variant:

@@ -16,7 +16,7 @@ from ..models.kontext import Conditioning, velocity
 from ..nano import NANO_WEIGHTS
 from ..nano.engine import load_nano
 from .compare import Comparison, held_out_scenes, measure, paired, table
-from .nano import Place, reinforce, supervise, write_start
+from .nano import Setup, grpo_config, reinforce, sft_config, supervise, write_start
 from .policy import VelocityNet
 
 # What the region alone is judged by, and the whole picture alone.
@@ -33,15 +33,11 @@ class OneWayNet(VelocityNet):
 
 @dataclass(frozen=True)
 class Budget:
-    """`steps` of supervised training in batches of `batch` crops; `epochs` of reinforcement;
-    `triplets` to draw for both; `seed` of all.
-    """
+    """`steps` of supervised training in batches of `batch` crops; `epochs` of reinforcement."""
 
     steps: int
     batch: int
     epochs: int
-    triplets: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Ablation:
 
 
 def supervised(
-    budget: Budget, start: Path, place: Place, out: Path, net: type[VelocityNet], masked: bool
+    setup: Setup, budget: Budget, start: Path, out: Path, net: type[VelocityNet], masked: bool
 ) -> CoreEngine:
     """Nano from its positional start after the budget's steps."""
     over = {
@@ -63,36 +59,38 @@ def supervised(
             "batch": budget.batch, "micro_batch": budget.batch, "save_every": 50, "sample_every": 0,
         },
     }  # fmt: skip
-    return load_nano(path=supervise(start, place, out, budget.steps, budget.seed, over, net))
+    config = sft_config(setup, start, budget.steps, over)
+    return load_nano(path=supervise(setup, config, out, net))
 
 
-def reinforced(budget: Budget, place: Place, out: Path, rewards: dict[str, float]) -> CoreEngine:
+def reinforced(setup: Setup, budget: Budget, out: Path, rewards: dict[str, float]) -> CoreEngine:
     """The embedded nano after the budget's epochs."""
     over: dict[str, Any] = {
         "objective": {"rewards": rewards}, "run": {"save_every": 1, "sample_every": 0},
     }  # fmt: skip
-    return load_nano(path=reinforce(NANO_WEIGHTS, place, out, budget.epochs, budget.seed, over))
+    config = grpo_config(setup, NANO_WEIGHTS, budget.epochs, over)
+    return load_nano(path=reinforce(setup, config, out))
 
 
 def ablate(
-    out: Path, budget: Budget, place: Place, count: int, tell: Callable[[Ablation], None]
+    out: Path, budget: Budget, setup: Setup, count: int, tell: Callable[[Ablation], None]
 ) -> list[Ablation]:
     """Train every variant (each resumes) and compare on `count` held-out scenes.
 
     Args:
         tell: called with every comparison as soon as it is there.
     """
-    start = write_start(out / "start.safetensors", place.triplets, budget.seed)
-    cases = held_out_scenes(count, place.workers)
+    start = write_start(out / "start.safetensors", setup)
+    cases = held_out_scenes(count, setup.workers)
 
     def one(name: str, net: type[VelocityNet], masked: bool) -> dict[str, np.ndarray]:
-        engine = supervised(budget, start, place, out / name, net, masked)
+        engine = supervised(setup, budget, start, out / name, net, masked)
         return measure(engine, cases, net(engine.model))
 
     found: list[Ablation] = []
 
     def pair(title: str, names: tuple[str, str], rows: Sequence[dict[str, np.ndarray]]) -> None:
-        found.append(Ablation(title, names, paired(rows[0], rows[1], budget.seed)))
+        found.append(Ablation(title, names, paired(rows[0], rows[1], setup.seed)))
         tell(found[-1])
 
     with torch.random.fork_rng(devices=[]):
@@ -103,7 +101,7 @@ def ablate(
         pair("attention", ("one-way", "both ways"), (narrow, whole))
         if budget.epochs:
             rows = [
-                measure(reinforced(budget, place, out / name, rewards), cases)
+                measure(reinforced(setup, budget, out / name, rewards), cases)
                 for name, rewards in (("whole-reward", _WHOLE), ("patch-reward", _REGION))
             ]
             pair("reward", ("whole picture", "region"), rows)

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..pictures.images import atomic_path
+from ..weights.files import save_weights
 from .trainable import Trainable
 
 
@@ -36,13 +35,7 @@ def save_checkpoint(
         tensors |= {f"copy:{role}.{name}": value for name, value in copy.items()}
     # Copies, since 8-bit moments share their tables, which safetensors refuses to write.
     tensors = {k: v.to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-    try:
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {"facts": json.dumps(facts)})
-    except SafetensorError as e:
-        raise OSError(
-            f"The checkpoint {path} could not be written: {e}. Earlier ones are kept."
-        ) from e
+    save_weights(path, tensors, {"facts": json.dumps(facts)})
 
 
 def read_facts(path: Path) -> dict[str, Any]:

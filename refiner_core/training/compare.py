@@ -27,7 +27,7 @@ from .reward import PatchReward
 from .samples import figures, repair
 from .views import Pixels, View
 
-FIRST_SEED = 10_000_000  # far from every training seed
+FIRST_SEED = 10_000_000  # of scenes that are drawn for measuring only
 _FRAMING = DataSettings(context=(1.5, 1.5))
 _RESAMPLES = 10_000
 # Metrics of which less is better.

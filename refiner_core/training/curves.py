@@ -53,8 +53,9 @@ def draw_curves(runs: Sequence[Path], out: Path) -> None:
         ValueError: a folder is no training run, or a kind of picture that cannot be written.
         ModuleNotFoundError: matplotlib is not installed.
     """
+    if out.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"Curves are drawn as .png, .svg or .pdf, not {out.name}.")
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as e:
         raise ModuleNotFoundError(
@@ -65,8 +66,6 @@ def draw_curves(runs: Sequence[Path], out: Path) -> None:
     columns = min(_COLUMNS, len(keys))
     lines = math.ceil(len(keys) / columns)
     figure = Figure((columns * _PANEL[0], lines * _PANEL[1]), layout="constrained")
-    if out.suffix[1:].lower() not in FigureCanvasAgg(figure).get_supported_filetypes():
-        raise ValueError(f"Curves are drawn as .png, .svg or .pdf, not {out.name}.")
     for number, key in enumerate(keys, 1):
         panel = figure.add_subplot(lines, columns, number)
         panel.set_title(key, fontsize="medium")
@@ -76,6 +75,7 @@ def draw_curves(runs: Sequence[Path], out: Path) -> None:
                 panel.plot(*zip(*sorted(log[key].items()), strict=True), label=_label(run, runs))
         if len(logs) > 1:
             panel.legend(fontsize="small")
+    out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary:
         figure.savefig(temporary, dpi=100)
 

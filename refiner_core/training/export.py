@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__
 from ..models.engine import CoreEngine
-from ..pictures.images import atomic_path
+from ..weights.files import save_weights
 from ..weights.lora import save_lora
 from .trainable import Trainable
 
@@ -60,8 +59,7 @@ def export(
     values = trainable.copies[role] if role else trainable.parameters
     tensors = {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in values.items()}
     tensors |= _codec(engine)
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    save_weights(path, tensors, metadata)
     return path
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from .optimizers import make_optimizer
 from .policy import Policy
 from .reward import Reward
 from .rollout import Rollout, case_order, case_seed, noise_strengths, roll_out
+from .sft import MOST_SKIPPED
 from .trainable import Trainable
 from .views import View, Views, stack
 from .workers import Workers
@@ -76,10 +77,11 @@ class GrpoTrainer:
         self.text, self.schedule, self.recipe = text, schedule, recipe
         self.workers = workers or Workers()
         self.optimizer = make_optimizer(trainable, config.optimizer)
-        for role in ("old", "ref", "ema"):
+        for role in ("old", "ref", "ema") if config.optimizer.ema else ("old", "ref"):
             trainable.keep(role)
         self.epoch = 0
         self.updates = 0
+        self.skipped = 0
         config.check_processes(self.workers.count)
 
     # --- samples ---------------------------------------------------------------------------------
@@ -104,16 +106,37 @@ class GrpoTrainer:
         strengths = noise_strengths(
             self.config.rollout, case_seed(run.seed, self.epoch, group, 1 << 21)
         )
-        judged = []
+        judged: list[Judged] = []
+        broken = False
         for part in range(0, self.config.rollout.group, run.micro_batch):
             first = 0 if self.config.rollout.same_noise else part
             seed = case_seed(run.seed, self.epoch, group, first)
             some = None if strengths is None else strengths[part : part + run.micro_batch]
             done = self._sample(view, sigmas, seed, some)
             images = self.codec.decode(done.x0).float().clamp(0, 1)
-            rewards = {k: v.cpu() for k, v in self.reward(images, view.pixels).items()}
+            broken = broken or not bool(torch.isfinite(images).all())
+            rewards = {k: v.cpu() for k, v in self.reward(images.nan_to_num(), view.pixels).items()}
             judged.append(Judged(done, case, group, seed, rewards))
-        return judged
+        if not broken:
+            return judged
+        self._count_skipped(f"samples of {view.id} are not finite; the group is skipped.")
+        # Without spread a group is not learnt from.
+        return [replace(j, rewards={k: 0 * v for k, v in j.rewards.items()}) for j in judged]
+
+    def _count_skipped(self, what: str) -> None:
+        """Say what was left out; too much of it in a row ends the run.
+
+        Raises:
+            ValueError: it has happened twenty times since the last update.
+        """
+        self.skipped += 1
+        self.workers.say(f"epoch {self.epoch}: {what}")
+        if self.skipped >= MOST_SKIPPED:
+            raise ValueError(
+                f"{self.skipped} groups or gradients in a row were not finite. Lower optimizer.rate "
+                f"(now {self.config.optimizer.rate:g}) or look at the data; the last checkpoint is "
+                "from before."
+            )
 
     def _sample(self, view: View, sigmas: Tensor, seed: int, strengths: Tensor | None) -> Rollout:
         count = self.config.run.micro_batch
@@ -212,9 +235,10 @@ class GrpoTrainer:
         if math.isfinite(norm):
             self.optimizer.step()
             self.updates += 1
+            self.skipped = 0
             self._average()
         else:
-            self.workers.say(f"epoch {self.epoch}: the gradient is not finite; update skipped.")
+            self._count_skipped("the gradient is not finite; the update is skipped.")
         return {**sums, "norm": norm}
 
     def _average(self) -> None:

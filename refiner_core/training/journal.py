@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -37,8 +38,10 @@ class Journal:
         """One line of figures."""
         if not self.active:
             return
-        with self.path.open("a") as stream:
-            stream.write(json.dumps({"step": step, **values}) + "\n")
+        with self.path.open("a+b") as stream:
+            if stream.tell() and not _ends_a_line(stream):  # a crash cut the last row off
+                stream.write(b"\n")
+            stream.write(json.dumps({"step": step, **values}).encode() + b"\n")
         numbers = {k: v for k, v in values.items() if not isinstance(v, str)}
         if self._tensorboard is not None:
             for key, value in numbers.items():
@@ -68,6 +71,11 @@ class Journal:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _ends_a_line(stream: BinaryIO) -> bool:
+    stream.seek(-1, os.SEEK_END)
+    return stream.read(1) == b"\n"
 
 
 def _tensorboard(out: Path) -> Any:

@@ -12,23 +12,25 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.build import Progress, run_build
 from ..data.plan import Build
 from ..data.shards import TripletSet
+from ..data.splits import split_data
 from ..data.stages.procedural import (
     ProceduralDegrade,
     ProceduralMask,
     ProceduralPair,
     ProceduralSelect,
 )
+from ..devices import pick_device
 from ..models.engine import CoreEngine
 from ..nano.codec import BlockCodec
 from ..nano.engine import load_nano
 from ..nano.initialisation import initialise, nano_config
 from ..pictures.images import atomic_path
+from ..weights.files import save_weights
 from .compare import Comparison, held_out_scenes, measure, paired, table
 from .config import GRPO_PRESETS, SFT_PRESETS, GrpoConfig, SftConfig
 from .export import fingerprint
@@ -39,43 +41,62 @@ from .settings import build, merged
 
 _SIDE = 256  # px: square root of a drawn picture's area; its detail is as large as nano's crops
 _WINDOW = 64  # px: side of the squares the codec is fitted to
-# Views that teach a model this small something, each in sixteen variants.
+# Views that teach a model this small something.
 _DATA = {"least_agreement": 19.0, "least_gain": 1.0, "held_out": 64}
-_VARIANTS = 16
+_VARIANTS = 16  # of every view, in stage 1
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a nano is trained: `triplets` a data set, `cache` of prepared views, `device`, and
-    `workers`, the processes that frame views.
+class Setup:
+    """What all stages of a nano share: `triplets` a data set, `cache` of prepared views, `device`,
+    `workers` processes that draw and frame, `seed`.
     """
 
     triplets: Path
     cache: Path
     device: str = "auto"
     workers: int = 1
+    seed: int = 0
 
 
 def draw_triplets(
-    out: Path, count: int, seed: int, workers: int,
-    progress: Progress = lambda done, total, report: None,
-) -> dict[str, int]:  # fmt: skip
-    """`data build --count COUNT --size 256 --flat`: triplets in `out`; how many of each split."""
+    setup: Setup, count: int, progress: Progress = lambda done, total, report: None
+) -> dict[str, int]:
+    """`data build --count COUNT --size 256 --flat`; the counts of `run_build`.
+
+    Raises:
+        ValueError: none was kept, or the folder was built with other settings.
+    """
     pair = ProceduralPair(_SIDE, flat=True)
     stages = (pair, ProceduralSelect(pair), ProceduralMask(pair), ProceduralDegrade(pair))
-    return run_build(Build(out, stages, count, seed), workers, progress)
+    build = Build(setup.triplets, stages, count, setup.seed)
+    counts = run_build(build, setup.workers, progress)
+    if not counts.get("train"):
+        raise ValueError(
+            f"{setup.triplets}: of {count} triplets none to train on was kept; draw more."
+        )
+    return counts
 
 
-def fit_codec(triplets: Path, seed: int, windows: int = 2048) -> BlockCodec:
-    """The codec's components, from that many 64 px squares on the details of targets and references."""
-    rng = np.random.default_rng([seed, 3])
-    data = TripletSet(triplets, "train")
+def fit_codec(setup: Setup, squares: int = 2048) -> BlockCodec:
+    """The codec's components, from that many 64 px squares on the details of targets and references.
+
+    Raises:
+        ValueError: all pictures are smaller than that.
+    """
+    rng = np.random.default_rng([setup.seed, 3])
+    data = TripletSet(setup.triplets)
+    train, _ = split_data(data, int(_DATA["held_out"]))
     drawn: list[Tensor] = []
-    for _ in range(windows // 2):
-        t = data[int(rng.integers(len(data)))]
+    for _ in range(squares // 2):
+        t = data[train[int(rng.integers(len(train)))]]
         for image, mask in ((t.target, t.mask), (t.reference, t.reference_mask)):
             if image is not None and min(image.shape[:2]) >= _WINDOW:
                 drawn.append(_cut(rng, image, mask))
+    if not drawn:
+        raise ValueError(
+            f"The pictures in {setup.triplets} are under {_WINDOW} px; nano needs larger ones."
+        )
     codec = BlockCodec()
     codec.fit(torch.stack(drawn))
     return codec
@@ -84,7 +105,7 @@ def fit_codec(triplets: Path, seed: int, windows: int = 2048) -> BlockCodec:
 def _cut(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray | None) -> Tensor:
     """A square of an image that has its middle on the mask, where the edges allow it, 3 64 64."""
     h, w = image.shape[:2]
-    ys, xs = np.nonzero(np.ones((h, w)) if mask is None else mask)
+    ys, xs = np.nonzero(np.ones((h, w)) if mask is None or not mask.any() else mask)
     at = int(rng.integers(len(ys)))
     y = int(np.clip(ys[at] - _WINDOW // 2, 0, h - _WINDOW))
     x = int(np.clip(xs[at] - _WINDOW // 2, 0, w - _WINDOW))
@@ -99,47 +120,58 @@ def untrained_model(seed: int) -> FluxTransformer2DModel:
     return model
 
 
-def write_start(path: Path, triplets: Path, seed: int) -> Path:
+def write_start(path: Path, setup: Setup) -> Path:
     """A nano before any training, float32: its positional start and a codec fitted to the triplets."""
     if not path.exists():
         tensors = {
-            k: v.detach().contiguous() for k, v in untrained_model(seed).state_dict().items()
+            k: v.detach().contiguous() for k, v in untrained_model(setup.seed).state_dict().items()
         }
-        codec = fit_codec(triplets, seed)
+        codec = fit_codec(setup)
         tensors |= {f"codec.{k}": v.contiguous() for k, v in codec.named_buffers()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {"recipe": "nano"})
+        save_weights(path, tensors, {"recipe": "nano"})
     return path
 
 
-def supervise(
-    weights: Path,
-    place: Place,
-    out: Path,
-    steps: int,
-    seed: int = 0,
-    over: dict[str, Any] | None = None,
-    net: type[VelocityNet] = VelocityNet,
-) -> Path:
-    """Stage 1 of a nano; the refiner's path.
+def sft_config(
+    setup: Setup, weights: Path, steps: int, over: dict[str, Any] | None = None
+) -> SftConfig:
+    """Settings of stage 1: the nano preset's, `steps` updates of eight crops, and `over` over them.
 
-    Args:
-        weights: the nano to go on from.
-        out: the stage's folder; goes on where it stopped.
-        steps: updates of eight crops.
-        over: settings over the preset's.
-        net: how the transformer is called.
+    Raises:
+        ValueError: an unknown or contradictory setting.
     """
     chosen = {
         "model": {"base": str(weights)},
-        "data": {**_DATA, "variants": _VARIANTS, "workers": place.workers},
+        "data": {**_DATA, "variants": _VARIANTS, "workers": setup.workers},
         "optimizer": {"rate": 8e-4, "warmup": min(200, max(1, steps // 10))},
-        "run": {"max_steps": steps, "seed": seed},
+        "run": {"max_steps": steps, "seed": setup.seed},
     }
-    config = build(SftConfig, merged(merged(SFT_PRESETS["nano"], chosen), over or {}))
+    return build(SftConfig, merged(merged(SFT_PRESETS["nano"], chosen), over or {}))
+
+
+def grpo_config(
+    setup: Setup, weights: Path, epochs: int, over: dict[str, Any] | None = None
+) -> GrpoConfig:
+    """Settings of stage 2, as `sft_config`."""
+    chosen = {
+        "model": {"base": str(weights)},
+        "data": {**_DATA, "workers": setup.workers},
+        "run": {"max_steps": epochs, "seed": setup.seed},
+    }
+    return build(GrpoConfig, merged(merged(GRPO_PRESETS["nano"], chosen), over or {}))
+
+
+def supervise(
+    setup: Setup, config: SftConfig, out: Path, net: type[VelocityNet] = VelocityNet
+) -> Path:
+    """Stage 1 of a nano in `out`, which goes on where it stopped; the refiner's path.
+
+    Args:
+        net: how the transformer is called.
+    """
     session = open_session(
-        config, place.triplets, out, place.device, pixels=True, cache=place.cache
+        config, setup.triplets, out, setup.device, pixels=True, cache=setup.cache
     )
     session.policy = Policy(
         net(session.engine.model), session.policy.device, config.model.precision
@@ -147,44 +179,23 @@ def supervise(
     return train_sft(config, session)
 
 
-def reinforce(
-    weights: Path,
-    place: Place,
-    out: Path,
-    steps: int,
-    seed: int = 0,
-    over: dict[str, Any] | None = None,
-) -> Path:
-    """Stage 2 of a nano; the refiner's path.
-
-    Args:
-        weights: the stage-1 nano.
-        out: the stage's folder; goes on where it stopped.
-        steps: epochs.
-        over: settings over the preset's.
-    """
-    chosen = {
-        "model": {"base": str(weights)},
-        "data": {**_DATA, "workers": place.workers},
-        "run": {"max_steps": steps, "seed": seed},
-    }
-    config = build(GrpoConfig, merged(merged(GRPO_PRESETS["nano"], chosen), over or {}))
+def reinforce(setup: Setup, config: GrpoConfig, out: Path) -> Path:
+    """Stage 2 of a nano in `out`, which goes on where it stopped; the refiner's path."""
     session = open_session(
-        config, place.triplets, out, place.device, pixels=True, cache=place.cache
+        config, setup.triplets, out, setup.device, pixels=True, cache=setup.cache
     )
     return train_grpo(config, session)
 
 
-def untrained(weights: Path) -> CoreEngine:
+def untrained(weights: Path, device: torch.device | str = "cpu") -> CoreEngine:
     """The nano before any training: its positional start, with the codec of `weights`."""
-    engine = load_nano(path=weights)
-    engine.model = untrained_model(0).eval().requires_grad_(False)
+    engine = load_nano(device, weights)
+    model = untrained_model(0).eval().requires_grad_(False)
+    engine.model = model.to(engine.device)  # pyright: ignore[reportArgumentType] (diffusers wraps it)
     return engine
 
 
-def evaluate_stages(
-    stages: dict[str, Path], out: Path, count: int, workers: int = 2
-) -> dict[str, Any]:
+def evaluate_stages(stages: dict[str, Path], out: Path, count: int, setup: Setup) -> dict[str, Any]:
     """Every stage against the one before on the same held-out scenes; also in `out` as JSON.
 
     The first is measured against the untrained nano, unless it is the "start" itself.
@@ -195,11 +206,12 @@ def evaluate_stages(
         done = json.loads(out.read_text())
         if done["files"] == marks and done["count"] == count:
             return done
-    cases = held_out_scenes(count, workers)
+    cases = held_out_scenes(count, setup.workers)
+    device = pick_device(setup.device)
     rows: dict[str, dict[str, np.ndarray]] = {}
     if "start" not in stages:
-        rows["untrained"] = measure(untrained(next(iter(stages.values()))), cases)
-    rows |= {name: measure(load_nano(path=path), cases) for name, path in stages.items()}
+        rows["untrained"] = measure(untrained(next(iter(stages.values())), device), cases)
+    rows |= {name: measure(load_nano(device, path), cases) for name, path in stages.items()}
     names = list(rows)
     found = {
         f"{a} -> {b}": [asdict(c) for c in paired(rows[a], rows[b])]

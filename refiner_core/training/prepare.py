@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.shards import TripletSet
@@ -27,6 +27,7 @@ from ..pictures.images import atomic_path
 from ..processes import worker_pool
 from ..recipes import Recipe
 from ..repair.views import prefill
+from ..weights.files import save_weights
 from .config import DataSettings
 from .framing import frame
 from .selection import check_worth
@@ -34,6 +35,8 @@ from .views import Pixels, Shape, View, latent_region
 from .workers import Workers
 
 _PIXELS = ("target", "draft", "reference", "mask")
+SKIPPED = "skipped.jsonl"
+_PROMPTS = 64  # embeddings kept in memory
 _AT_ONCE = 8  # views that a process frames before it hands them over
 
 
@@ -122,12 +125,14 @@ def prepare(
     workers: Workers,
     *,
     pixels: bool,
+    needed: bool = True,
 ) -> list[str]:
     """Frame and encode every view of the triplets that `folder` lacks; the names of them all.
 
     Args:
         chosen: numbers of the triplets to prepare.
         pixels: keep the pixels beside the latents, for rewards.
+        needed: that no view is left is an error.
 
     Raises:
         ValueError: no triplet could be used, or settings that the recipe has no use for.
@@ -141,16 +146,34 @@ def prepare(
     names = [f"{ids[i]}-{k}" for i, k in wanted]
     if not (folder / "views.json").exists():
         paths = {(i, k): folder / f"{ids[i]}-{k}.safetensors" for i, k in wanted}
-        mine = [v for v in wanted[workers.rank :: workers.count] if not paths[v].exists()]
-        framed = _framed(partial(_frame_one, triplets, engine.recipe, data), mine, data.workers)
+        refused = _refusals(folder)
+        mine = [
+            v for v in wanted[workers.rank :: workers.count]
+            if not paths[v].exists() and paths[v].stem not in refused
+        ]  # fmt: skip
+        framed = _framed(triplets, engine.recipe, data, mine)
         bar = tqdm(framed, "preparing views", len(mine), disable=not workers.main, leave=False)
         for view, found in zip(mine, bar, strict=True):
             _keep(found, engine, data, paths[view], pixels)
         workers.wait()
         if workers.main:
-            _finish(folder, names, engine.recipe.order)
+            _finish(folder, names, engine.recipe.order, needed)
         workers.wait()
+    refused = _refusals(folder)
+    if refused:
+        workers.say(
+            f"{len(refused)} of {len(names)} views are left out (why: {folder / SKIPPED}), "
+            f"the last because {list(refused.values())[-1]}"
+        )
     return names
+
+
+def _refusals(folder: Path) -> dict[str, str]:
+    """Why views were left out, by name."""
+    path = folder / SKIPPED
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith("}")]
+    return {f["view"]: f["reason"] for f in found}
 
 
 def _check_aligned(recipe: Recipe, data: DataSettings) -> None:
@@ -159,11 +182,11 @@ def _check_aligned(recipe: Recipe, data: DataSettings) -> None:
         "least_agreement": data.least_agreement is not None,
         "least_gain": data.least_gain is not None,
     }
-    for name, set_ in given.items():
-        if set_ and not recipe.align:
+    for name, is_given in given.items():
+        if is_given and not recipe.align:
             raise ValueError(
-                f"data.{name} compares a reference with the draft pixel by pixel, but the recipe "
-                f"{recipe.name} does not align references. Leave it at its default."
+                f"data.{name} needs aligned references, and the recipe {recipe.name} does not align "
+                "them. Leave it at its default."
             )
 
 
@@ -184,16 +207,31 @@ def _frame_one(
     return triplet.id, triplet.prompt, tuple(getattr(seen, k).numpy() for k in _PIXELS)
 
 
+_opened = lru_cache(1)(TripletSet)
+
+
+def _frame_elsewhere(
+    folder: Path, split: str | None, recipe: Recipe, data: DataSettings, view: tuple[int, int]
+) -> _Framed:
+    """`_frame_one` in a process of a pool, which opens the data set once: its index is large."""
+    return _frame_one(_opened(folder, split), recipe, data, view)
+
+
 def _framed(
-    work: Callable[[tuple[int, int]], _Framed], views: Sequence[tuple[int, int]], processes: int
+    triplets: TripletSet, recipe: Recipe, data: DataSettings, views: Sequence[tuple[int, int]]
 ) -> Iterator[_Framed]:
-    """What `work` makes of every view, in order."""
+    """Every view (number of its triplet, number of the view), in order."""
+    processes = data.workers
     if processes <= 1 or len(views) <= _AT_ONCE:
-        yield from map(work, views)
+        yield from (_frame_one(triplets, recipe, data, view) for view in views)
         return
+    work = partial(_frame_elsewhere, triplets.folder, triplets.split, recipe, data)
+    # A pool takes on all it is given: a few rounds at a time bound what waits in memory.
+    some = 4 * processes * _AT_ONCE
     with worker_pool(processes) as pool:
         try:
-            yield from pool.map(work, views, chunksize=_AT_ONCE)
+            for at in range(0, len(views), some):
+                yield from pool.map(work, views[at : at + some], chunksize=_AT_ONCE)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -202,7 +240,7 @@ def _framed(
 def _keep(found: _Framed, engine: Encoder, data: DataSettings, path: Path, pixels: bool) -> None:
     """Write one view, or note why there is none."""
     if isinstance(found, str):
-        with (path.parent / "skipped.jsonl").open("a") as stream:
+        with (path.parent / SKIPPED).open("a") as stream:
             stream.write(json.dumps({"view": path.stem, "reason": found}) + "\n")
         return
     name, prompt, planes = found
@@ -212,15 +250,10 @@ def _keep(found: _Framed, engine: Encoder, data: DataSettings, path: Path, pixel
         tensors |= {
             f"pixels.{k}": (getattr(seen, k) * 255).round().to(torch.uint8) for k in _PIXELS
         }
-    with atomic_path(path) as temporary:
-        save_file(
-            {k: v.contiguous() for k, v in tensors.items()},
-            temporary,
-            {"id": name, "prompt": engine.recipe.text(prompt or None)},
-        )
+    save_weights(path, tensors, {"id": name, "prompt": engine.recipe.text(prompt or None)})
 
 
-def _finish(folder: Path, names: Sequence[str], order: tuple[str, ...]) -> None:
+def _finish(folder: Path, names: Sequence[str], order: tuple[str, ...], needed: bool) -> None:
     """List the views that could be made, with their shapes."""
     listed = {}
     for path in (folder / f"{name}.safetensors" for name in sorted(names)):
@@ -229,10 +262,12 @@ def _finish(folder: Path, names: Sequence[str], order: tuple[str, ...]) -> None:
         with safe_open(path, "pt") as f:
             shapes = [f.get_slice(k).get_shape()[-2:] for k in ("target", *order)]
         listed[path.stem] = shapes
-    if names and not listed:
-        log = folder / "skipped.jsonl"
-        reason = log.read_text().splitlines()[-1] if log.exists() else "there are no triplets"
-        raise ValueError(f"No training view could be made. The last reason: {reason}")
+    if needed and names and not listed:
+        reason = [*_refusals(folder).values()][-1:]
+        raise ValueError(
+            f"None of {len(names)} views can be used; the last because {''.join(reason)} The others' "
+            f"reasons: {folder / SKIPPED}."
+        )
     with atomic_path(folder / "views.json") as temporary:
         temporary.write_text(json.dumps(listed))
 
@@ -243,13 +278,12 @@ class TextCache:
     def __init__(self, encoder: TextEncoder, length: int, folder: Path) -> None:
         self.encoder: TextEncoder | None = encoder
         self.length, self.folder = length, folder
-        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+        # T5's embedding of one prompt takes 8 MB, and a data set may have thousands of prompts.
+        self._recent = lru_cache(_PROMPTS)(self._load)
 
     def __call__(self, prompt: str) -> tuple[Tensor, Tensor]:
         """Text 1 L D and pooled 1 P, float32."""
-        if prompt not in self._known:
-            self._known[prompt] = self._load(prompt)
-        return self._known[prompt]
+        return self._recent(prompt)
 
     def _load(self, prompt: str) -> tuple[Tensor, Tensor]:
         key = hashlib.sha256(f"{self.length}/{prompt}".encode()).hexdigest()[:24]
@@ -258,7 +292,6 @@ class TextCache:
             assert self.encoder is not None, "a prompt that was not there when views were prepared"
             self.folder.mkdir(parents=True, exist_ok=True)
             text, pooled = self.encoder(prompt, self.length)
-            with atomic_path(path) as temporary:
-                save_file({"text": text.contiguous(), "pooled": pooled.contiguous()}, temporary)
+            save_weights(path, {"text": text, "pooled": pooled})
         sd = load_file(path)
         return sd["text"].float(), sd["pooled"].float()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from .grpo import GrpoTrainer
 from .reward import make_reward
 from .session import REFINER, Session, open_session
 from .sft import SftTrainer
+from .workers import Workers
 
 _LOG_EVERY = 10
 
@@ -68,6 +71,36 @@ def train_grpo(config: GrpoConfig, session: Session) -> Path:
     return course.follow(
         trainer.step, lambda: {"updates": trainer.updates, **patience.facts()}, every=1
     )
+
+
+class Interruption:
+    """Ctrl+C lets the step in hand end, so that what is saved is the state between two steps; a
+    second one ends at once, and the last checkpoint is what is left.
+
+    Outside the main thread, where there are no signals, nothing is changed.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers, self._wanted, self._before = workers, False, None
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, *_: object) -> None:
+        if self._wanted:
+            raise KeyboardInterrupt
+        self._wanted = True
+        self._workers.say("stopping after this step; Ctrl+C again: at once, to the last checkpoint")
+
+    def asked(self) -> bool:
+        """Whether to stop now: all processes get the same answer."""
+        return self._workers.sum(float(self._wanted)) > 0
 
 
 class _Patience:
@@ -128,17 +161,21 @@ class _Course:
         try:
             if self.done == 0:
                 self._look(last=False)
-            while self.done < self.run.max_steps and not self.patience.spent:
-                figures = step()
-                self.done += 1
-                self._count_in(figures, every)
-                last = self.done == self.run.max_steps
-                self._look(last)
-                if last or self.patience.spent or self.done % self.run.save_every == 0:
-                    self._save(facts)
-        except KeyboardInterrupt:
-            self._save(facts)
-            raise
+            with Interruption(self.session.workers) as interruption:
+                while self.done < self.run.max_steps and not self.patience.spent:
+                    figures = step()
+                    self.done += 1
+                    self._count_in(figures, every)
+                    last = self.done == self.run.max_steps
+                    stop = interruption.asked()
+                    self._look(last)
+                    if (
+                        last or stop or self.patience.spent
+                        or self.done % self.run.save_every == 0
+                    ):  # fmt: skip
+                        self._save(facts)
+                    if stop:
+                        raise KeyboardInterrupt
         finally:
             self.bar.close()
             self.session.journal.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.shards import MANIFEST, TripletSet
+from ..data.shards import TripletSet
+from ..data.splits import manifest_hash, split_data
 from ..devices import pick_device
 from ..load import load_engine
 from ..models.engine import CoreEngine
+from ..models.text import FluxText
 from ..models.vae import FluxCodec
 from ..nano import NANO_WEIGHTS
 from ..pictures.geometry import Extent
@@ -124,8 +125,10 @@ def load_base(model: ModelSettings) -> CoreEngine:
 
 
 def move_codec(engine: CoreEngine, device: torch.device) -> None:
-    """Put the codec, and what the engine encodes, on a device."""
+    """Put the codec, and what the engine encodes, on a device; texts are encoded there too."""
     engine.device = device
+    if isinstance(engine.text, FluxText):
+        engine.text.device = device  # it moves there for a prompt, if there is room
     codec = engine.codec
     module: Any = codec.vae if isinstance(codec, FluxCodec) else codec
     if isinstance(module, nn.Module):
@@ -165,36 +168,6 @@ def make_trainable(
     return trainable
 
 
-def split_data(folder: Path, held_out: int) -> tuple[TripletSet, list[int], list[int]]:
-    """A data set with the numbers of triplets to train on and of those to hold out.
-
-    Held out are those of its "validation" split, or without one the last of all.
-
-    Raises:
-        ValueError: no data, or nothing is left to train on.
-    """
-    data = TripletSet(folder)
-    splits = [e.get("split") for e in data.entries]
-    marked = [i for i, split in enumerate(splits) if split == "validation"][:held_out]
-    rest = [i for i, split in enumerate(splits) if split in ("train", None)]
-    if not marked:
-        at = len(rest) - min(held_out, len(rest) // 2)
-        rest, marked = rest[:at], rest[at:]
-    if not rest:
-        raise ValueError(f"There is no triplet to train on in {folder}.")
-    return data, rest, marked
-
-
-def manifest_hash(folder: Path) -> str:
-    """16 hex digits of a data set's manifest, or of its file names and sizes."""
-    manifest = folder / MANIFEST
-    if manifest.is_file():
-        content = manifest.read_bytes()
-    else:
-        content = str(sorted((p.name, p.stat().st_size) for p in folder.glob("*.*"))).encode()
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
 def prepare_views(
     engine: CoreEngine, data: DataSettings, folder: Path, cache: Path, workers: Workers,
     pixels: bool,
@@ -206,20 +179,25 @@ def prepare_views(
         cache: where what was prepared is kept, and found again.
         pixels: keep the training views' pixels, for rewards.
     """
-    triplets, train, held = split_data(folder, data.held_out)
+    triplets = TripletSet(folder)
+    train, held = split_data(triplets, data.held_out)
     order = engine.recipe.order
     source = manifest_hash(folder)
     texts = TextCache(engine.text, engine.recipe.text_tokens, cache / "texts")
     found: list[PreparedViews] = []
-    for chosen, keep in ((train, pixels or data.variants > 1), (held, True)):
-        place = cache / preparation(engine, data, f"{source}/{len(chosen)}", keep)
-        names = prepare(triplets, chosen, engine, data, place, workers, pixels=keep)
+    for part, chosen, keep in (("train", train, pixels or data.variants > 1), ("held", held, True)):
+        place = cache / preparation(engine, data, f"{source}/{part}/{chosen}", keep)
+        names = prepare(
+            triplets, chosen, engine, data, place, workers, pixels=keep, needed=part == "train"
+        )  # fmt: skip
         found.append(PreparedViews(place, order, names))
     prompts = sorted({"", *found[0].prompts(), *found[1].prompts()})
     for prompt in prompts[workers.rank :: workers.count]:
         texts(prompt)
     workers.wait()
     texts.encoder = None
+    if isinstance(engine.text, FluxText):
+        engine.text.release()
     views: Views = found[0]
     if data.variants > 1:
         views = VariedViews(views, engine, data.variants, data.grow)

@@ -22,7 +22,7 @@ from .trainable import Trainable
 from .views import Batch, View, Views, epoch_batches, stack
 from .workers import Workers
 
-_MOST_SKIPPED = 20
+MOST_SKIPPED = 20
 
 
 class SftTrainer:
@@ -94,7 +94,7 @@ class SftTrainer:
             self.workers.say(
                 f"step {self.step}: loss {loss}, gradient {norm}; the batch ({ids}) is skipped."
             )
-            if self.skipped >= _MOST_SKIPPED:
+            if self.skipped >= MOST_SKIPPED:
                 raise ValueError(
                     f"{self.skipped} batches in a row were not finite. Lower optimizer.rate (now "
                     f"{self.config.optimizer.rate:g}) or look at the data; the last checkpoint is "

@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from ..pictures.images import atomic_path
 
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _FP8 = {
@@ -20,6 +23,23 @@ _FP8 = {
 _SCALES = (".scale_weight", ".weight_scale")
 # Scales of activations: they speed up fp8 arithmetic and do not change the weights.
 _DROPPED = (".scale_input", ".input_scale", ".comfy_quant")
+
+
+def save_weights(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a `.safetensors` file whole or not at all.
+
+    Raises:
+        OSError: the disk is full or not writable; an earlier file of that name is untouched.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            save_file(
+                {k: v.contiguous() for k, v in tensors.items()}, temporary, dict(metadata or {})
+            )
+    except SafetensorError as e:  # as which safetensors reports a full disk
+        raise OSError(f"{path} could not be written: {e}. What was there before is kept.") from e
 
 
 def check_weights_path(path: str | Path, what: str) -> Path:

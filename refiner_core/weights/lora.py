@@ -13,11 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..pictures.images import atomic_path
-from .files import check_weights_path, read_header, read_weights
+from .files import check_weights_path, read_header, read_weights, save_weights
 from .keys import SWAPPED, diffusers_modules, split_rows, swap_halves, unflatten
 
 _FACTOR = re.compile(
@@ -258,6 +256,7 @@ def save_lora(
 
     Raises:
         ValueError: nothing to write, another suffix, or a pair whose ranks differ.
+        OSError: the disk is full or not writable.
     """
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
@@ -271,5 +270,4 @@ def save_lora(
         scale = 1.0 if alpha is None else alpha / len(a)
         out[f"transformer.{name}.lora_A.weight"] = a.detach().cpu().clone().contiguous()
         out[f"transformer.{name}.lora_B.weight"] = (b.detach().cpu() * scale).contiguous()
-    with atomic_path(path) as temporary:
-        save_file(out, temporary, {"format": "pt", **(metadata or {})})
+    save_weights(path, out, {"format": "pt", **(metadata or {})})

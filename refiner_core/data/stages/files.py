@@ -28,6 +28,7 @@ _CRITIC = {
     "reference": "product", "target": "generated", "draft": "generated_with_degradation",
     "mask": "mask",
 }  # fmt: skip
+_LISTED = {"draft": "B_image", "reference": "A_image", "mask": "mask", "target": "target"}
 # Two files of one picture may differ by a rounding of their sides, not by more.
 _SKEW = 0.02
 
@@ -59,12 +60,41 @@ def _pair(folder: Path, names: Mapping[str, str]) -> PairFile:
     return PairFile(folder.name, {r: p for r, p in found.items() if p}, text, known)
 
 
+def read_listing(path: Path) -> tuple[PairFile, ...]:
+    """Critic-10K's JSON lines: a pair a line, its files relative to the listing.
+
+    Raises:
+        ValueError: a line that is none; names it.
+    """
+    pairs: list[PairFile] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            files = {k: path.parent / entry[n] for k, n in _LISTED.items()}
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(
+                f"{path}, line {number}: expected a JSON object with "
+                f"{', '.join(_LISTED.values())} ({type(e).__name__}: {e})."
+            ) from e
+        draft = files["draft"]
+        name = draft.parent.name if draft.stem == _CRITIC["draft"] else f"{len(pairs):05d}"
+        pairs.append(PairFile(name, files, str(entry.get("caption", ""))))
+    return tuple(pairs)
+
+
 def find_pairs(folder: Path) -> tuple[PairFile, ...]:
-    """The pairs of a folder, in the order of their names, whichever of the two layouts it has.
+    """The pairs of a folder, in the order of their names, whichever layout it has, or of a listing.
 
     Raises:
         ValueError: there is no such folder, or no pair in it; says what is expected.
     """
+    if folder.is_file() and folder.suffix == ".jsonl":
+        listed = read_listing(folder)
+        if not listed:
+            raise ValueError(f"No pairs in {folder}: it is empty.")
+        return listed
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")
     children = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -75,7 +105,7 @@ def find_pairs(folder: Path) -> tuple[PairFile, ...]:
         raise ValueError(
             f"No pairs in {folder}: expected one folder a pair with reference.png and target.png, "
             "or Critic-10K's layout (product.png, generated.png, mask.png, "
-            "generated_with_degradation.png)."
+            "generated_with_degradation.png, or a .jsonl file of them)."
         )
     return tuple(pairs)
 
