@@ -245,11 +245,12 @@ class _Run:
 
     def _export(self, trainable: Trainable, steps: int) -> Path:
         path = _free_path(self.name)
+        recent = self.losses[-50:]
         metadata = {
             "recipe": self.refiner.recipe.name,
             "base": self.refiner.name,
             "step": str(steps),
-            "figures": json.dumps({"loss": float(np.mean(self.losses[-50:]))}),
+            "figures": json.dumps({"loss": sum(recent) / len(recent)} if recent else {}),
             "settings": json.dumps(asdict(self.config)),
             **self.facts,
         }

@@ -235,7 +235,7 @@ NANO = Recipe(
     align=True,
     latent_factor=4,
     settles=False,
-    prefill=0.9,
+    prefill=0.97,
     remainder=1.0,
 )
 

@@ -19,7 +19,7 @@ from refiner_core.data.scenes import photographs
 from refiner_core.data.shards import TripletSet
 from refiner_core.nano.codec import BlockCodec
 from refiner_core.nano.engine import load_codec, load_nano
-from refiner_core.recipes import KONTEXT
+from refiner_core.recipes import KONTEXT, NANO
 from refiner_core.training import nano
 from refiner_core.training.config import DataSettings
 from refiner_core.training.loss import masked_flow_loss
@@ -229,8 +229,8 @@ def test_every_second_variant_sees_another_share_of_the_reference(few: PreparedV
         return float(((seen - p.draft) * way).sum() / way.square().sum())
 
     found = [share(v) for v in (vary(few, 6)[i] for i in range(6))]
-    assert found[::2] == pytest.approx([0.9] * 3, abs=0.1)
-    assert [abs(s - 0.9) > 0.1 for s in found[1::2]] == [True] * 3
+    assert found[::2] == pytest.approx([NANO.prefill] * 3, abs=0.05)
+    assert [abs(s - NANO.prefill) > 0.05 for s in found[1::2]] == [True] * 3
 
 
 def pictures(draft: float, reference: float) -> Pixels:

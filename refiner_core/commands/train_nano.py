@@ -32,7 +32,7 @@ def add_parsers(kinds: Any) -> None:
     )  # fmt: skip
     nano.add_argument("--threads", type=int, default=0, help="torch threads; 0 = all")
     nano.add_argument("--seed", type=int, default=0)
-    nano.add_argument("--grpo-steps", type=int, default=20, metavar="N",
+    nano.add_argument("--grpo-steps", type=int, default=10, metavar="N",
                       help="epochs of stage 2 after that; default: %(default)s")  # fmt: skip
     nano.add_argument(
         "--grpo-set", action="append", default=[], metavar="GROUP.NAME=VALUE",

@@ -171,6 +171,9 @@ def test_the_node_trains_a_lora_that_load_refiner_loads(server: Any) -> None:
     assert len(lora.factors) == 12 + 3 * 5
     assert all(bool(f.b.any()) for fs in lora.factors.values() for f in fs)
     assert lora.metadata["recipe"] == "nano"
+    assert len(lora.metadata["data_manifest"]) == 16
+    assert json.loads(lora.metadata["figures"])["loss"] > 0
+    assert json.loads(lora.metadata["settings"])["model"]["rank"] == 4
 
     case = node("OmniRefiner_ExampleCase", case="word")
     refine = node(
