@@ -259,12 +259,12 @@ def test_the_report_is_true_of_the_result(nano: CoreEngine, scene: Scene) -> Non
     assert torch.equal(result.image[keep], request.draft[keep])
 
 
-@given(st.floats(0.6, 1.0), st.integers(2, 32))
+@given(st.floats(0.85, 1.0), st.integers(2, 32))
 def test_shares_cover_the_range(share: float, count: int) -> None:
     shares = sorted(spread_share(share, i) for i in range(count))
-    assert shares[0] >= 0.6 and shares[-1] <= 1
-    gaps = np.diff([0.6, *shares, 1.0])
-    assert gaps.max() <= 0.4 * 2.7 / count + 1e-9
+    assert shares[0] >= 0.85 and shares[-1] <= 1
+    gaps = np.diff([0.85, *shares, 1.0])
+    assert gaps.max() <= 0.15 * 2.7 / count + 1e-9
 
 
 @pytest.mark.parametrize(

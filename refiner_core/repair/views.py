@@ -129,12 +129,12 @@ def prefill(seen: Tensor, view: Tensor, region_mask: Tensor, share: float) -> Te
 
 
 def spread_share(share: float, i: int) -> float:
-    """The share of `prefill` of candidate `i`: `share` itself, then evenly over 0.6 to 1.
+    """The share of `prefill` of candidate `i`: `share` itself, then evenly over 0.85 to 1.
 
     Steps of the golden ratio, so that any first N candidates cover the range. A small model's
     output hardly depends on the noise; what it sees of the draft is what makes candidates differ.
     """
-    low, span = 0.6, 0.4
+    low, span = 0.85, 0.15
     if i == 0:
         return share
     return low + span * (((share - low) / span + i * 0.6180339887498949) % 1.0)
