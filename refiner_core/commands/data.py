@@ -66,7 +66,8 @@ def _add_build(p: argparse.ArgumentParser) -> None:
     p.set_defaults(run=run_build)
 
 
-def _progress(done: int, total: int, report: Report) -> None:
+def show_progress(done: int, total: int, report: Report) -> None:
+    """One line on stderr that counts the parts."""
     print(f"\rpart {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
 
 
@@ -94,7 +95,7 @@ def run_build(chosen: argparse.Namespace) -> None:
         from ..data.cluster import ray_runner
 
         run = ray_runner(chosen.ray)
-    counts = run_build(build, chosen.workers, _progress, run)
+    counts = run_build(build, chosen.workers, show_progress, run)
     if not counts["kept"]:
         raise ValueError(f"{out}: no sample was kept; why: {out / REJECTED}.")
     splits = [f"{n} {k}" for k, n in counts.items() if k not in ("kept", "rejected", "broken")]

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .train_nano import check_one_process, open_setup
+from .train_nano import check_least, check_one_process, open_setup
 
 
 def add_parser(kinds: Any) -> None:
@@ -33,10 +33,7 @@ def run(chosen: argparse.Namespace) -> None:
     from ..training.ablation import Budget, ablate, describe
 
     least = {"max_steps": 1, "batch": 1, "epochs": 0, "count": 2, "workers": 1, "seed": 0}
-    for name, value in least.items():
-        if getattr(chosen, name) < value:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} must be at least {value}, got {getattr(chosen, name)}.")
+    check_least(chosen, least)
     check_one_process("ablate")
     out = Path(chosen.out)
     setup = open_setup(chosen, out)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .data import show_progress
 
 if TYPE_CHECKING:
     from ..training.nano import Setup
@@ -60,6 +63,18 @@ def add_parsers(kinds: Any) -> None:
     evaluate.set_defaults(run=run_evaluation)
 
 
+def check_least(chosen: argparse.Namespace, least: Mapping[str, int]) -> None:
+    """Refuse an option under the least value it may have.
+
+    Raises:
+        ValueError: names the option and both values.
+    """
+    for name, value in least.items():
+        if getattr(chosen, name) < value:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must be at least {value}, got {getattr(chosen, name)}.")
+
+
 def check_one_process(command: str) -> None:
     """Refuse a launch of several processes.
 
@@ -91,13 +106,9 @@ def open_setup(chosen: argparse.Namespace, out: Path) -> Setup:
     if not chosen.data:
         count = _TRIPLETS if chosen.triplets is None else chosen.triplets
         print(f"drawing {count} triplets into {data}")
-        found = draw_triplets(setup, count, _progress)
+        found = draw_triplets(setup, count, show_progress)
         print(f"{found['kept']} triplets, {found['rejected']} left out")
     return setup
-
-
-def _progress(done: int, total: int, _: object) -> None:
-    print(f"\rpart {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
 
 
 def _check(chosen: argparse.Namespace) -> None:
@@ -106,17 +117,13 @@ def _check(chosen: argparse.Namespace) -> None:
     Raises:
         ValueError: an option out of range, a setting that is unknown, or no such start.
     """
-    from ..nano.engine import load_codec
     from ..training.nano import Setup, grpo_config, sft_config
     from ..training.settings import parse_assignments
 
     least = {
         "max_steps": 0, "grpo_steps": 0, "workers": 1, "seed": 0, "evaluate": 0, "threads": 0,
     }  # fmt: skip
-    for name, value in least.items():
-        if getattr(chosen, name) < value:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} must be at least {value}, got {getattr(chosen, name)}.")
+    check_least(chosen, least)
     if not chosen.max_steps and not chosen.grpo_steps:
         raise ValueError("--max-steps 0 and --grpo-steps 0 leave nothing to train.")
     if chosen.evaluate == 1:
@@ -130,7 +137,6 @@ def _check(chosen: argparse.Namespace) -> None:
 
         if "codec.mean" not in read_header(chosen.start, "--start file")[0]:
             raise ValueError(f"--start {chosen.start} is no nano: it carries no codec.")
-        load_codec(Path(chosen.start))
 
 
 def run(chosen: argparse.Namespace) -> None:
