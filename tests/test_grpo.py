@@ -33,12 +33,14 @@ from refiner_core.training.objective import (
     nft_share,
     policy_loss,
 )
+from refiner_core.training.optimizers import rate_at
 from refiner_core.training.policy import Policy
 from refiner_core.training.reward import make_reward
 from refiner_core.training.rollout import case_order, place_window, roll_out
 from refiner_core.training.settings import build, merged
 from refiner_core.training.trainable import Trainable
 from refiner_core.training.views import Batch, Pixels, View
+from refiner_core.weights.files import read_header
 from tests.tiny_training import final, tiny_run
 
 CPU = torch.device("cpu")
@@ -148,6 +150,18 @@ def test_the_toy_learns_with_diffusion_nft() -> None:
     assert reward_of(trainer) > 0.7 * before
 
 
+def test_the_rate_follows_its_schedule() -> None:
+    trainer = toy(optimizer={"warmup": 4, "schedule": "cosine"}, run={"max_steps": 4})
+    rates = []
+    for _ in range(4):
+        trainer.step()
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    # Two updates an epoch: the rate of the second is the one that is left.
+    expected = [rate_at(trainer.config.optimizer, step, 8) for step in (1, 3, 5, 7)]
+    assert rates == expected
+    assert rates[0] < rates[1] > rates[2] > rates[3]
+
+
 def test_divergence_holds_the_policy_back() -> None:
     def drift(kl: float) -> float:
         trainer = toy(objective={"kl": kl, "kl_to": "ref"})
@@ -200,6 +214,9 @@ def test_a_run_that_only_loses_stops_and_does_not_start_again(
     ssim = [row["held_out/ssim"] for row in rows if "held_out/ssim" in row]
     assert len(ssim) == facts["step"] + 1
     assert max(ssim[-2:]) <= max(ssim[:-2]) == facts["best"]
+    _, metadata = read_header(tmp_path / "best.safetensors", "refiner")
+    assert int(metadata["step"]) == ssim.index(max(ssim))
+    assert json.loads(metadata["figures"])["held_out/ssim"] == facts["best"]
 
 
 # --- rollouts -------------------------------------------------------------------------------------
@@ -440,7 +457,7 @@ def test_presets_are_settings(name: str) -> None:
     [
         ({"rollout": {"groups": 5}}, "groups = 5 cannot be dealt into objective.updates = 2"),
         ({"run": {"micro_batch": 5}}, "micro_batch = 5 must divide rollout.group = 16"),
-        ({"objective": {"nft_noise": "start"}}, "needs rollout.same_noise = true"),
+        ({"objective": {"nft_noise": "start"}}, "needs rollout.same_noise or"),
         ({"rollout": {"steps": 1}}, "the last step is never random"),
         ({"objective": {"rewards": {"pixels": 0.0}}}, "nothing to climb"),
         ({"objective": {"clips": 1.0}}, "nearest is objective.clip"),

@@ -1,66 +1,134 @@
-"""Rollouts whose siblings differ by the strength of their starting noise."""
+"""Groups whose siblings are means of samples: what they are, and what is learnt from them."""
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from refiner_core import flow
 from refiner_core.models.kontext import Conditioning
-from refiner_core.recipes import NANO
-from refiner_core.training.config import GrpoConfig, RolloutSettings
+from refiner_core.recipes import OMNIREFINER
+from refiner_core.training.config import GrpoConfig
+from refiner_core.training.grpo import GrpoTrainer
 from refiner_core.training.policy import Policy
-from refiner_core.training.rollout import noise_strengths, roll_out
-from refiner_core.training.settings import build
-from refiner_core.training.views import View, stack
+from refiner_core.training.settings import build, merged
+from refiner_core.training.trainable import Trainable
+from refiner_core.training.views import Pixels, View
 
 CPU = torch.device("cpu")
-SIGMAS = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0])
+DRAFT_ONLY = replace(OMNIREFINER, order=("draft",), indices=(1,))
+TARGET = torch.linspace(-1, 1, 3 * 16).reshape(1, 3, 4, 4)
 
 
-class Copy(nn.Module):
-    """Paints what it sees as the draft, and a tenth of the noise."""
+class Noisy(nn.Module):
+    """Paints the draft, a share of the noise it starts from, and a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Parameter(torch.tensor(0.3))
+        self.offset = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         t, seen = t.reshape(-1, 1, 1, 1), conditioning.references[0]
-        return (x - seen - 0.1 * (x - (1 - t) * seen)) / t
+        noise = (x - (1 - t) * seen) / t
+        return (x - seen - self.left * noise - self.offset) / t
 
 
-def test_strengths_are_spread_over_their_range() -> None:
-    settings = RolloutSettings(group=8, explore_noise=0.5)
-    found = noise_strengths(settings, 3)
-    assert found is not None and found.shape == (8, 1, 1, 1)
-    expected = 1 - 0.5 * (np.arange(8)[::-1] + 0.5) / 8
-    assert sorted(found.flatten().tolist()) == pytest.approx(list(expected))
-    again, other = noise_strengths(settings, 3), noise_strengths(settings, 4)
-    assert again is not None and torch.equal(found, again)
-    assert other is not None and not torch.equal(found, other)
-    assert noise_strengths(RolloutSettings(), 3) is None
+class Case:
+    """One view, whose draft is the answer already."""
+
+    shapes = (((4, 4), (4, 4)),)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> View:
+        answer = PlainCodec().decode(TARGET)
+        region = torch.ones(1, 1, 4, 4)
+        return View("case", "", TARGET, (TARGET,), region, Pixels(answer, answer, answer, region))
 
 
-def test_the_strength_reaches_the_sample_and_the_rest_stays() -> None:
-    g = torch.Generator().manual_seed(0)
-    target, draft, reference = (torch.rand(1, 3, 4, 4, generator=g) for _ in range(3))
-    view = View("v", "", target, (draft, reference), torch.ones(1, 1, 4, 4))
-    text = (torch.zeros(1, 1, 1), torch.zeros(1, 1))
-    batch = stack([view] * 2, [text] * 2, NANO, None, CPU)
-    settings = RolloutSettings(same_noise=True)
-    strengths = torch.tensor([1.0, 0.0]).reshape(-1, 1, 1, 1)
-    done = roll_out(
-        Policy(Copy(), CPU), batch, SIGMAS, settings, 5, random=False, strengths=strengths
-    )
-    assert done.transitions == (), "the ODE alone"
-    assert torch.equal(done.start[0], done.start[1]), "learning shows the noise at full strength"
-    loud, quiet = done.x0
-    assert torch.allclose(quiet, draft[0], atol=1e-5)
-    assert not torch.allclose(loud, draft[0], atol=1e-2)
+class PlainCodec:
+    def decode(self, latents: Tensor) -> Tensor:
+        return 0.5 + latents / 6
+
+    def encode(self, images: Tensor) -> Tensor:
+        return 6 * (images - 0.5)
 
 
-def test_ratios_of_other_inputs_mean_nothing() -> None:
-    rollout = {"explore_noise": 0.5}
-    with pytest.raises(
-        ValueError, match=r"explore_noise = 0.5 .* GRPO's ratios.*algorithm = 'nft'"
-    ):
-        build(GrpoConfig, {"rollout": rollout})
-    build(GrpoConfig, {"rollout": rollout, "objective": {"algorithm": "nft"}})
+def closeness(images: Tensor, pixels: Pixels) -> dict[str, Tensor]:
+    return {"pixels": -(images - pixels.target).abs().flatten(1).mean(1)}
+
+
+def farness(images: Tensor, pixels: Pixels) -> dict[str, Tensor]:
+    return {k: -v for k, v in closeness(images, pixels).items()}
+
+
+SETTINGS: dict[str, Any] = {
+    "rollout": {"groups": 4, "group": 4, "guidance": None, "consensus": True},
+    "objective": {
+        "algorithm": "nft", "nft_noise": "start", "kl": 0.0, "nft_levels": 1,
+        "rewards": {"pixels": 1.0, "whole": 0.0, "patch": 0.0, "edges": 0.0, "background": 0.0},
+    },
+    "optimizer": {"rate": 0.01},
+    "run": {"micro_batch": 4, "max_steps": 40},
+}  # fmt: skip
+
+
+def trainer(reward: Any = closeness, **over: Any) -> GrpoTrainer:
+    net = Noisy()
+    empty = (torch.zeros(1, 1, 1), torch.zeros(1, 1))
+    return GrpoTrainer(
+        build(GrpoConfig, merged(SETTINGS, over)), Policy(net, CPU),
+        Trainable(dict(net.named_parameters())), Case(), PlainCodec(), reward, lambda _: empty,
+        lambda _: flow.sigmas(4, 4.0), DRAFT_ONLY,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("micro_batch", [4, 2, 1])
+def test_siblings_are_the_means_of_the_first_samples(micro_batch: int) -> None:
+    run = {"micro_batch": micro_batch}
+    single = trainer(rollout={"consensus": False}, objective={"nft_noise": "fresh"}, run=run)
+    samples = torch.cat([j.rollout.x0 for j in single.collect()[: 4 // micro_batch]])
+    judged = trainer(run=run).collect()[: 4 // micro_batch]
+    found = torch.cat([j.rollout.x0 for j in judged])
+    for i in range(4):
+        assert torch.allclose(found[i], samples[: i + 1].mean(0), atol=1e-6)
+    starts = torch.cat([j.rollout.start for j in judged])
+    assert torch.equal(starts, starts[:1].expand_as(starts)), "all from the first one's noise"
+    rewards = torch.cat([j.rewards["pixels"] for j in judged])
+    assert rewards.argmax() == 3, "judged as means"
+
+
+def test_what_samples_agree_on_is_learnt_and_nothing_else() -> None:
+    run = trainer()
+    for _ in range(40):
+        run.step()
+    left, offset = run.trainable.parameters.values()
+    assert float(left.detach()) < 0.2
+    assert abs(float(offset.detach())) < 0.02
+
+
+def test_the_reward_decides_whether_agreement_is_wanted() -> None:
+    run = trainer(farness)
+    for _ in range(40):
+        run.step()
+    left, _ = run.trainable.parameters.values()
+    assert float(left.detach()) > 0.35
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"objective": {"algorithm": "grpo", "nft_noise": "fresh"}}, "GRPO's ratios say nothing"),
+        ({"rollout": {"same_noise": True}}, "consensus and rollout.same_noise exclude each other"),
+        ({"rollout": {"consensus": False}}, "needs rollout.same_noise or rollout.consensus = true"),
+    ],
+)
+def test_contradictions(over: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(GrpoConfig, merged(SETTINGS, over))

@@ -318,8 +318,8 @@ def test_nano_is_made_by_one_command_that_goes_on(
     out = tmp_path / "run"
     command = ["train", "nano", "--out", str(out), "--data", str(triplets), "--max-steps", "2",
                "--device", "cpu", "--sft-set", "run.batch=2", "--sft-set", "run.micro_batch=2",
-               "--grpo-steps", "1", "--grpo-set", "rollout.groups=2", "--evaluate", "2",
-               "--workers", "1"]  # fmt: skip
+               "--grpo-steps", "1", "--grpo-set", "rollout.groups=2",
+               "--grpo-set", "objective.updates=2", "--evaluate", "2", "--workers", "1"]  # fmt: skip
     assert main(command) == 0
     card = capsys.readouterr().out
     for step in ("untrained", "sft", "grpo"):

@@ -471,7 +471,7 @@ def test_both_stages_as_commands(
     lora = tmp_path / "a" / "refiner.safetensors"
     assert main(
         ["train", "grpo", *common, "--set", f"model.lora={lora}", "--set", "rollout.groups=2",
-         "--set", "rollout.group=2", "--out", str(tmp_path / "b")]
+         "--set", "rollout.group=2", "--set", "objective.updates=2", "--out", str(tmp_path / "b")]
     ) == 0  # fmt: skip
     a, b = (load_file(tmp_path / k / "refiner.safetensors") for k in "ab")
     assert a.keys() == b.keys() and largest_difference(a, b) > 0
@@ -490,6 +490,7 @@ def test_ablating_as_a_command_goes_on(
                "--max-steps", "1", "--batch", "2", "--epochs", "1", "--count", "2",
                "--workers", "1"]  # fmt: skip
     monkeypatch.setitem(nano.GRPO_PRESETS["nano"]["rollout"], "groups", 2)
+    monkeypatch.setitem(nano.GRPO_PRESETS["nano"]["objective"], "updates", 2)
     assert main(command) == 0
     text = capsys.readouterr().out
     for title in ("masked loss", "attention", "reward"):

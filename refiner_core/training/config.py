@@ -172,8 +172,8 @@ class RolloutSettings(Group):
     )
     guidance: float | None = option(2.5, "Guidance embedding; empty: the recipe's.")
     same_noise: bool = option(False, "Start all samples of a case from one noise.")
-    explore_noise: float = option(
-        0.0, "How much weaker siblings' starting noise may be (nft).", 0, 1
+    consensus: bool = option(
+        False, "Siblings are the means of a case's first 1, 2, ... samples (nft)."
     )
 
     def __post_init__(self) -> None:
@@ -216,7 +216,10 @@ class ObjectiveSettings(Group):
         None, "DreamSim weights (.safetensors) for whole and patch; empty: a structural score."
     )
     patience: int = option(
-        0, "Held-out checks without a gain after which to stop; 0 = never.", 0, 10**6
+        0,
+        "Held-out looks without a gain after which to stop, keeping best.safetensors; 0 = never.",
+        0,
+        10**6,
     )
 
     def __post_init__(self) -> None:
@@ -243,15 +246,20 @@ class GrpoConfig:
                 f"{self.objective.updates} equal parts."
             )
         r = self.rollout
-        if r.explore_noise and self.objective.algorithm != "nft":
+        if r.consensus and self.objective.algorithm != "nft":
             raise ValueError(
-                f"rollout.explore_noise = {r.explore_noise:g} changes what samples are drawn from, and "
-                "GRPO's ratios then mean nothing: set objective.algorithm = 'nft', or it to 0."
+                "rollout.consensus = true learns from means of samples, which GRPO's ratios say nothing "
+                "of: set objective.algorithm = 'nft', or it to false."
             )
-        if self.objective.nft_noise == "start" and not r.same_noise:
+        if r.consensus and r.same_noise:
             raise ValueError(
-                "objective.nft_noise = 'start' needs rollout.same_noise = true: siblings of different "
-                "noise would only be told what each of them does already."
+                "rollout.consensus and rollout.same_noise exclude each other: samples of one noise are "
+                "one sample, and so is their mean."
+            )
+        if self.objective.nft_noise == "start" and not (r.same_noise or r.consensus):
+            raise ValueError(
+                "objective.nft_noise = 'start' needs rollout.same_noise or rollout.consensus = true: "
+                "siblings of different noise would only be told what each of them does already."
             )
         if self.rollout.group % self.run.micro_batch:
             raise ValueError(
@@ -307,15 +315,17 @@ GRPO_PRESETS: dict[str, dict[str, Any]] = {
     "nano": {
         "model": {"train": "full"},
         "data": {"context": (1.2, 2.0)},
-        # Nano's schedule stays at t > 0.94, where noise put into a step hardly reaches the picture.
-        # What does is how strong the starting noise is: siblings differ in that alone, and are
-        # judged with the noise that they were sampled from.
+        # Nano's schedule stays at t > 0.94, where seeds differ by a residue of their noise: siblings
+        # are means, which have less of it, and are judged with the noise of the first. Many small
+        # updates, so that the loss can hold back what an update moves besides.
         "rollout": {
-            "groups": 16, "group": 4, "steps": None, "guidance": None, "same_noise": True,
-            "explore_noise": 1.0,
+            "groups": 16, "group": 4, "steps": None, "guidance": None, "consensus": True,
         },
-        "objective": {"algorithm": "nft", "kl": 0.0, "nft_levels": 1, "nft_noise": "start"},
-        "optimizer": {"rate": 3e-5, "ema": 0.9, "beta2": 0.98},
+        "objective": {
+            "algorithm": "nft", "kl": 0.0, "nft_levels": 1, "nft_noise": "start", "nft_beta": 0.2,
+            "updates": 4,
+        },
+        "optimizer": {"rate": 1e-5, "ema": 0.9, "beta2": 0.99},
         "run": {"micro_batch": 4, "max_steps": 40, "save_every": 5, "sample_every": 5},
     },
     "kontext-24gb": {

@@ -28,10 +28,10 @@ from .objective import (
     nft_share,
     policy_loss,
 )
-from .optimizers import make_optimizer
+from .optimizers import make_optimizer, rate_at
 from .policy import Policy
 from .reward import Reward
-from .rollout import Rollout, case_order, case_seed, noise_strengths, roll_out
+from .rollout import Rollout, case_order, case_seed, consensus, roll_out
 from .sft import MOST_SKIPPED
 from .trainable import Trainable
 from .views import View, Views, stack
@@ -102,21 +102,21 @@ class GrpoTrainer:
     def _group(self, group: int, case: int) -> list[Judged]:
         view, run = self.views[case], self.config.run
         assert view.pixels is not None
-        sigmas = self.schedule(view.shape[0])
-        strengths = noise_strengths(
-            self.config.rollout, case_seed(run.seed, self.epoch, group, 1 << 21)
-        )
+        settings, sigmas = self.config.rollout, self.schedule(view.shape[0])
+        seeds = [
+            case_seed(run.seed, self.epoch, group, 0 if settings.same_noise else part)
+            for part in range(0, settings.group, run.micro_batch)
+        ]
+        done = [self._sample(view, sigmas, seed) for seed in seeds]
+        if settings.consensus:
+            done = consensus(done)
         judged: list[Judged] = []
         broken = False
-        for part in range(0, self.config.rollout.group, run.micro_batch):
-            first = 0 if self.config.rollout.same_noise else part
-            seed = case_seed(run.seed, self.epoch, group, first)
-            some = None if strengths is None else strengths[part : part + run.micro_batch]
-            done = self._sample(view, sigmas, seed, some)
-            images = self.codec.decode(done.x0).float().clamp(0, 1)
+        for rollout, seed in zip(done, seeds, strict=True):
+            images = self.codec.decode(rollout.x0).float().clamp(0, 1)
             broken = broken or not bool(torch.isfinite(images).all())
             rewards = {k: v.cpu() for k, v in self.reward(images.nan_to_num(), view.pixels).items()}
-            judged.append(Judged(done, case, group, seed, rewards))
+            judged.append(Judged(rollout, case, group, seed, rewards))
         if not broken:
             return judged
         self._count_skipped(f"samples of {view.id} are not finite; the group is skipped.")
@@ -138,7 +138,7 @@ class GrpoTrainer:
                 "from before."
             )
 
-    def _sample(self, view: View, sigmas: Tensor, seed: int, strengths: Tensor | None) -> Rollout:
+    def _sample(self, view: View, sigmas: Tensor, seed: int) -> Rollout:
         count = self.config.run.micro_batch
         batch = stack(
             [view] * count, [self.text(view.prompt)] * count, self.recipe,
@@ -146,10 +146,7 @@ class GrpoTrainer:
         )  # fmt: skip
         if self.config.objective.algorithm == "nft":
             with self.trainable.using("old"):
-                return roll_out(
-                    self.policy, batch, sigmas, self.config.rollout, seed,
-                    random=False, strengths=strengths,
-                )  # fmt: skip
+                return roll_out(self.policy, batch, sigmas, self.config.rollout, seed, random=False)
         return roll_out(self.policy, batch, sigmas, self.config.rollout, seed)
 
     def advantages(self, judged: list[Judged]) -> tuple[list[Tensor], list[bool]]:
@@ -233,6 +230,9 @@ class GrpoTrainer:
         parameters = self.trainable.parameters.values()
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip))
         if math.isfinite(norm):
+            planned = self.config.run.max_steps * self.config.objective.updates
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate_at(self.config.optimizer, self.updates, planned)
             self.optimizer.step()
             self.updates += 1
             self.skipped = 0

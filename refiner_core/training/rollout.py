@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -52,25 +53,31 @@ def place_window(steps: int, length: int, seed: int) -> tuple[int, int]:
     return first, first + length
 
 
-def noise_strengths(settings: RolloutSettings, seed: int) -> Tensor | None:
-    """How strong the starting noise of a group's samples is, N 1 1 1, spread evenly from 1 down; None
-    where all are 1.
+def consensus(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """A group's samples made into the means of its first 1, 2, ... N, all from the first one's noise.
 
-    A sampler that stays at high noise gives nearly the same picture from every seed: rewards of
-    such siblings differ by less than the noise of their gradients. The strength of the noise does
-    reach the picture. The refiner learns to paint the better ones from noise of full strength.
+    A sampler that stays at high noise gives nearly the same picture from every seed, and what tells
+    siblings apart is a residue of their noise, which no other case shares. Means have less of it the
+    more samples agree on them, and differ in nothing else: the refiner learns to paint from one noise
+    what several samples agree on, as far as the reward prefers that.
+
+    Args:
+        rollouts: a group's, in parts of any size.
     """
-    if not settings.explore_noise:
-        return None
-    order = np.random.default_rng([seed, 31]).permutation(settings.group)
-    spread = torch.from_numpy((order + 0.5) / settings.group).float()
-    return (1 - settings.explore_noise * spread).reshape(-1, 1, 1, 1)
+    parts = [len(r.x0) for r in rollouts]
+    x0 = torch.cat([r.x0 for r in rollouts])
+    count = torch.arange(1, len(x0) + 1).to(x0).reshape(-1, 1, 1, 1)
+    means = (x0.cumsum(0) / count).split(parts)
+    start = rollouts[0].start[:1]
+    return [
+        replace(r, x0=m, start=start.expand_as(m)) for r, m in zip(rollouts, means, strict=True)
+    ]
 
 
 @torch.no_grad()
 def roll_out(
     policy: Policy, batch: Batch, sigmas: Tensor, settings: RolloutSettings, seed: int,
-    *, random: bool = True, strengths: Tensor | None = None,
+    *, random: bool = True,
 ) -> Rollout:  # fmt: skip
     """Sample every row of a batch (siblings of one case) once.
 
@@ -78,16 +85,14 @@ def roll_out(
         sigmas: the schedule.
         seed: of the starting noise and of the steps'; the window follows from it as well.
         random: whether the window's steps are stochastic; DiffusionNFT samples by the ODE alone.
-        strengths: of every row's starting noise, B 1 1 1; None = 1.
     """
     window = place_window(len(sigmas) - 1, settings.window, seed)
     shape = tuple(batch.target.shape)
     start = draw_noise((1, *shape[1:]) if settings.same_noise else shape, seed)
     start = start.expand(shape).to(batch.target)
-    x = start if strengths is None else start * strengths.to(start)
     taken: list[Transition] = []
     x0 = sample(
-        policy, x, sigmas, {"conditioning": batch.conditioning},
+        policy, start, sigmas, {"conditioning": batch.conditioning},
         kind=settings.kind if random else "ode", eta=settings.eta, window=window,
         noise_seed=seed ^ 0x5DEECE66D, record=taken.append,
     )  # fmt: skip

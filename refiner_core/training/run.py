@@ -14,7 +14,7 @@ import torch
 from .config import GrpoConfig, RunSettings, SftConfig
 from .grpo import GrpoTrainer
 from .reward import make_reward
-from .session import REFINER, Session, open_session
+from .session import BEST, REFINER, Session, open_session
 from .sft import SftTrainer
 from .workers import Workers
 
@@ -115,12 +115,13 @@ class _Patience:
     def spent(self) -> bool:
         return self.limit > 0 and self.failures >= self.limit
 
-    def see(self, figures: dict[str, float]) -> None:
-        value = figures.get("held_out/ssim")
-        if value is None:
-            return
-        self.failures = 0 if value > self.best else self.failures + 1
+    def see(self, figures: dict[str, float]) -> bool:
+        """Count a look; whether it is the best so far."""
+        value = figures["held_out/ssim"]
+        better = value > self.best
+        self.failures = 0 if better else self.failures + 1
         self.best = max(self.best, value)
+        return better
 
     def facts(self) -> dict[str, float]:
         return {"best": self.best, "failures": self.failures}
@@ -181,7 +182,8 @@ class _Course:
             self.session.journal.close()
         if self.patience.spent:
             self.session.workers.say(
-                f"stopped early: held-out SSIM fell {self.patience.failures} times in a row"
+                f"stopped early: held-out SSIM fell {self.patience.failures} times in a row; the best "
+                f"refiner is {self.session.out / BEST}"
             )
         self.session.workers.close()
         return self.session.out / REFINER
@@ -234,4 +236,5 @@ class _Course:
         session.workers.say(
             f"step {self.done}: held out " + ", ".join(f"{k} {v:.4f}" for k, v in found.items())
         )
-        self.patience.see(self.figures)
+        if self.patience.see(self.figures) and self.patience.limit:
+            session.keep_best(self.kind, self.done, self.figures)

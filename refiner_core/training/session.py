@@ -38,6 +38,7 @@ from .workers import Workers, find_workers
 
 CHECKPOINT = "checkpoint.safetensors"
 REFINER = "refiner.safetensors"
+BEST = "best.safetensors"
 
 
 @dataclass
@@ -87,8 +88,16 @@ class Session:
             return
         facts = {**self.facts, **extra, "kind": kind, "step": step}
         save_checkpoint(self.out / CHECKPOINT, self.trainable, optimizer, facts)
+        self._export(REFINER, facts)
+
+    def keep_best(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        """Write the refiner as it is now beside the run's own (main process only)."""
+        if self.workers.main:
+            self._export(BEST, {**self.facts, "figures": figures, "kind": kind, "step": step})
+
+    def _export(self, name: str, facts: dict[str, Any]) -> None:
         role = "ema" if "ema" in self.trainable.copies else None
-        export(self.out / REFINER, self.engine, self.trainable, role, facts)
+        export(self.out / name, self.engine, self.trainable, role, facts)
 
     def resume(self, kind: str, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
         """Continue from the run's checkpoint if there is one; its facts.
