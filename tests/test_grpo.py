@@ -382,7 +382,8 @@ def test_guard_centres_the_log_ratio(kind: flow.StepKind) -> None:
     assert float(guarded.mean()) == pytest.approx(0, abs=error)
 
 
-def test_nft_pulls_by_how_good_a_sample_is() -> None:
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_nft_pulls_by_how_good_a_sample_is(adaptive: bool) -> None:
     x0, noise, t = normal(0, 4, 2, 3, 3), normal(1, 4, 2, 3, 3), torch.tensor([0.3, 0.5, 0.7, 0.9])
     x = flow.interpolate(x0, noise, t)
     old = normal(2, 4, 2, 3, 3)
@@ -391,7 +392,7 @@ def test_nft_pulls_by_how_good_a_sample_is() -> None:
 
     def gradient(s: Tensor, beta: float) -> Tensor:
         v = old.clone().requires_grad_()
-        nft_loss(v, old, x, t, x0, s, beta).sum().backward()
+        nft_loss(v, old, x, t, x0, s, beta, adaptive=adaptive).sum().backward()
         assert v.grad is not None
         return v.grad
 
@@ -400,6 +401,21 @@ def test_nft_pulls_by_how_good_a_sample_is() -> None:
         wanted = (2 * share - 1).reshape(-1, 1, 1, 1) * plain
         torch.testing.assert_close(gradient(share, beta), wanted, rtol=1e-4, atol=1e-6)
     assert float(gradient(torch.full((4,), 0.5), 1.0).abs().max()) < 1e-6
+
+
+def test_what_siblings_have_in_common_cancels_unless_errors_are_divided_by_their_size() -> None:
+    x, old = (normal(seed, 1, 2, 3, 3).expand(4, -1, -1, -1) for seed in (0, 1))
+    t, own, common = torch.full((4,), 0.9), normal(2, 4, 2, 3, 3), normal(3, 1, 2, 3, 3)
+    share = nft_share(torch.tensor([1.5, 0.5, -0.5, -1.5]))
+
+    def pull(x0: Tensor, adaptive: bool) -> Tensor:
+        v = old.clone().requires_grad_()
+        nft_loss(v, old, x, t, x0, share, adaptive=adaptive).sum().backward()
+        assert v.grad is not None
+        return v.grad.sum(0)
+
+    torch.testing.assert_close(pull(own, False), pull(own + common, False), rtol=1e-4, atol=1e-6)
+    assert float((pull(own, True) - pull(own + common, True)).abs().max()) > 1e-3
 
 
 # --- the reward -----------------------------------------------------------------------------------

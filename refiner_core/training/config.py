@@ -173,7 +173,7 @@ class RolloutSettings(Group):
     guidance: float | None = option(2.5, "Guidance embedding; empty: the recipe's.")
     same_noise: bool = option(False, "Start all samples of a case from one noise.")
     consensus: bool = option(
-        False, "Siblings are the means of a case's first 1, 2, ... samples (nft)."
+        False, "Learn from the mean of a case's samples, judged beside them (nft)."
     )
 
     def __post_init__(self) -> None:
@@ -212,6 +212,9 @@ class ObjectiveSettings(Group):
     nft_noise: Literal["fresh", "start"] = option(
         "fresh", "Noise it is judged with (nft): drawn anew, or the one it was sampled from."
     )
+    nft_adaptive: bool = option(
+        True, "Divide a sample's error by its size (nft), as the paper does."
+    )
     dreamsim: str | None = option(
         None, "DreamSim weights (.safetensors) for whole and patch; empty: a structural score."
     )
@@ -248,7 +251,7 @@ class GrpoConfig:
         r = self.rollout
         if r.consensus and self.objective.algorithm != "nft":
             raise ValueError(
-                "rollout.consensus = true learns from means of samples, which GRPO's ratios say nothing "
+                "rollout.consensus = true learns from a mean of samples, which GRPO's ratios say nothing "
                 "of: set objective.algorithm = 'nft', or it to false."
             )
         if r.consensus and r.same_noise:
@@ -315,15 +318,15 @@ GRPO_PRESETS: dict[str, dict[str, Any]] = {
     "nano": {
         "model": {"train": "full"},
         "data": {"context": (1.2, 2.0)},
-        # Nano's schedule stays at t > 0.94, where seeds differ by a residue of their noise: siblings
-        # are means, which have less of it, and are judged with the noise of the first. Many small
-        # updates, so that the loss can hold back what an update moves besides.
+        # Nano's schedule stays at t > 0.94, where seeds differ by a residue of their noise: it learns
+        # from their mean, which has less of it. Many small updates, so that the loss can hold back
+        # what an update moves besides.
         "rollout": {
             "groups": 16, "group": 4, "steps": None, "guidance": None, "consensus": True,
         },
         "objective": {
             "algorithm": "nft", "kl": 0.0, "nft_levels": 1, "nft_noise": "start", "nft_beta": 0.2,
-            "updates": 4,
+            "nft_adaptive": False, "updates": 4,
         },
         "optimizer": {"rate": 1e-5, "ema": 0.9, "beta2": 0.99},
         "run": {"micro_batch": 4, "max_steps": 40, "save_every": 5, "sample_every": 5},

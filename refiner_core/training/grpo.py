@@ -42,13 +42,16 @@ TextOf = Callable[[str], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Judged:
-    """A rollout with its samples' rewards and, later, advantages."""
+    """A rollout with its samples' rewards and, later, advantages; `agreed`: they are the group's
+    mean.
+    """
 
     rollout: Rollout
     case: int
     group: int
     seed: int
     rewards: dict[str, Tensor]
+    agreed: bool = False
 
 
 class GrpoTrainer:
@@ -108,15 +111,16 @@ class GrpoTrainer:
             for part in range(0, settings.group, run.micro_batch)
         ]
         done = [self._sample(view, sigmas, seed) for seed in seeds]
+        every = [(r, seed, False) for r, seed in zip(done, seeds, strict=True)]
         if settings.consensus:
-            done = consensus(done)
+            every += [(r, seed, True) for r, seed in zip(consensus(done), seeds, strict=True)]
         judged: list[Judged] = []
         broken = False
-        for rollout, seed in zip(done, seeds, strict=True):
+        for rollout, seed, agreed in every:
             images = self.codec.decode(rollout.x0).float().clamp(0, 1)
             broken = broken or not bool(torch.isfinite(images).all())
             rewards = {k: v.cpu() for k, v in self.reward(images.nan_to_num(), view.pixels).items()}
-            judged.append(Judged(rollout, case, group, seed, rewards))
+            judged.append(Judged(rollout, case, group, seed, rewards, agreed))
         if not broken:
             return judged
         self._count_skipped(f"samples of {view.id} are not finite; the group is skipped.")
@@ -193,7 +197,9 @@ class GrpoTrainer:
         return figures | sums
 
     def _reward_figures(self, judged: list[Judged]) -> dict[str, float]:
+        """Of the samples alone: what the policy gets, and by how much siblings differ."""
         out = {}
+        judged = [j for j in judged if not j.agreed]
         for name in judged[0].rewards:
             values = torch.cat([j.rewards[name] for j in judged])
             out[f"reward/{name}"] = self.workers.mean(float(values.mean()))
@@ -295,7 +301,9 @@ class GrpoTrainer:
             with torch.no_grad(), self.trainable.using("ref"):
                 v_ref = self.policy.velocity(x, t, conditioning) if o.kl else v_old
             v = self.policy.velocity(x, t, conditioning)
-            loss = nft_loss(v, v_old, x, t, x0, nft_share(advantage), o.nft_beta).mean()
+            loss = nft_loss(
+                v, v_old, x, t, x0, nft_share(advantage), o.nft_beta, adaptive=o.nft_adaptive
+            ).mean()
             kl = (v - v_ref).square().mean()
             ((loss + o.kl * kl) * weight).backward()
             sums["loss"] += float(loss.detach()) * weight

@@ -65,8 +65,9 @@ def nft_share(advantages: Tensor, largest: float = 5.0) -> Tensor:
 
 
 def nft_loss(
-    v: Tensor, v_old: Tensor, x: Tensor, t: Tensor, x0: Tensor, share: Tensor, beta: float = 1.0
-) -> Tensor:
+    v: Tensor, v_old: Tensor, x: Tensor, t: Tensor, x0: Tensor, share: Tensor, beta: float = 1.0,
+    *, adaptive: bool = True,
+) -> Tensor:  # fmt: skip
     """DiffusionNFT (arXiv 2509.16117): pull towards good samples, push from bad ones, no SDE.
 
     Args:
@@ -75,6 +76,8 @@ def nft_loss(
         x0: the sample.
         share: how good it is, 0..1 a sample (`nft_share`).
         beta: how far the two implicit policies lie from the old one.
+        adaptive: divide every sample's error by its size, as the paper does. Siblings' pulls then no
+            longer add up: what they have in common does not cancel.
 
     Returns:
         one loss a sample; at v == v_old its gradient is (2 share - 1) times plain matching's.
@@ -84,8 +87,10 @@ def nft_loss(
 
     def matching(velocity: Tensor) -> Tensor:
         error = x - t * velocity - x0
-        weight = error.detach().abs().flatten(1).mean(1).clamp_min(1e-5)
-        return error.square().flatten(1).mean(1) / weight
+        squared = error.square().flatten(1).mean(1)
+        if not adaptive:
+            return squared
+        return squared / error.detach().abs().flatten(1).mean(1).clamp_min(1e-5)
 
     positive = beta * v + (1 - beta) * v_old
     negative = (1 + beta) * v_old - beta * v

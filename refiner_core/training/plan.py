@@ -116,6 +116,7 @@ def step_flops(config: SftConfig | GrpoConfig, once: float, recipe: Recipe) -> f
     steps = r.steps or recipe.steps
     extra = (o.kl > 0 and o.kl_to == "ref") + (o.algorithm == "nft")
     judged = o.nft_levels if o.algorithm == "nft" else min(r.window, max(1, steps // 2))
+    judged *= 1 + r.consensus  # the mean is learnt from beside every sample
     return r.groups * r.group * (steps * once + judged * (learn + extra * once))
 
 

@@ -54,24 +54,16 @@ def place_window(steps: int, length: int, seed: int) -> tuple[int, int]:
 
 
 def consensus(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """A group's samples made into the means of its first 1, 2, ... N, all from the first one's noise.
+    """A group's rollouts with the mean of all its samples in the place of each.
 
     A sampler that stays at high noise gives nearly the same picture from every seed, and what tells
-    siblings apart is a residue of their noise, which no other case shares. Means have less of it the
-    more samples agree on them, and differ in nothing else: the refiner learns to paint from one noise
-    what several samples agree on, as far as the reward prefers that.
-
-    Args:
-        rollouts: a group's, in parts of any size.
+    samples apart is a residue of their noise, which no other case shares. The mean has less of it
+    and differs in nothing else: from every one of the group's noises the refiner learns to paint
+    what they agree on, as far as the reward prefers that to the samples. What it is asked to change
+    adds up to 0 over the group.
     """
-    parts = [len(r.x0) for r in rollouts]
-    x0 = torch.cat([r.x0 for r in rollouts])
-    count = torch.arange(1, len(x0) + 1).to(x0).reshape(-1, 1, 1, 1)
-    means = (x0.cumsum(0) / count).split(parts)
-    start = rollouts[0].start[:1]
-    return [
-        replace(r, x0=m, start=start.expand_as(m)) for r, m in zip(rollouts, means, strict=True)
-    ]
+    mean = torch.cat([r.x0 for r in rollouts]).mean(0, keepdim=True)
+    return [replace(r, x0=mean.expand_as(r.x0)) for r in rollouts]
 
 
 @torch.no_grad()
