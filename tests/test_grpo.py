@@ -189,10 +189,18 @@ def test_an_epoch_is_reproducible_and_only_learning_weights_move() -> None:
     assert any(not torch.equal(old[k], p) for k, p in a.trainable.parameters.items())
 
 
-def test_a_run_goes_on_to_the_bit(tmp_path: Path) -> None:
-    tiny_run("grpo", tmp_path / "whole", 3, {})
+# DiffusionNFT samples by its copy "old", which follows slowly: that has to come back as well.
+@pytest.mark.parametrize(
+    "over",
+    [
+        {},
+        {"objective": {"algorithm": "nft", "nft_noise": "start"}, "rollout": {"consensus": True}},
+    ],
+)
+def test_a_run_goes_on_to_the_bit(tmp_path: Path, over: dict[str, Any]) -> None:
+    tiny_run("grpo", tmp_path / "whole", 3, over)
     for steps in (2, 3):
-        tiny_run("grpo", tmp_path / "halves", steps, {})
+        tiny_run("grpo", tmp_path / "halves", steps, over)
     a, b = final(tmp_path / "whole"), final(tmp_path / "halves")
     assert a.keys() == b.keys()
     assert [k for k in a if not torch.equal(a[k], b[k])] == []

@@ -126,6 +126,18 @@ def test_the_reward_decides_whether_agreement_is_wanted() -> None:
     assert float(left.detach()) > 0.35
 
 
+def test_divergence_from_stage_1_holds_the_velocity_back() -> None:
+    def moved(kl: float) -> float:
+        run = trainer(objective={"kl": kl})
+        figures = [run.step() for _ in range(20)]
+        assert figures[-1]["kl"] > 0
+        return 0.3 - float(run.trainable.parameters["left"].detach())
+
+    free, held = moved(0.0), moved(10.0)
+    assert free > 0.05
+    assert 0 < held < 0.7 * free
+
+
 @pytest.mark.parametrize(
     ("over", "message"),
     [
