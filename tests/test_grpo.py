@@ -37,6 +37,7 @@ from refiner_core.training.optimizers import rate_at
 from refiner_core.training.policy import Policy
 from refiner_core.training.reward import make_reward
 from refiner_core.training.rollout import case_order, place_window, roll_out
+from refiner_core.training.run import Patience
 from refiner_core.training.settings import build, merged
 from refiner_core.training.trainable import Trainable
 from refiner_core.training.views import Batch, Pixels, View
@@ -189,7 +190,7 @@ def test_an_epoch_is_reproducible_and_only_learning_weights_move() -> None:
     assert any(not torch.equal(old[k], p) for k, p in a.trainable.parameters.items())
 
 
-# DiffusionNFT samples by its copy "old", which follows slowly: that has to come back as well.
+# DiffusionNFT samples by its copy "old", which is not the present weights: it has to come back too.
 @pytest.mark.parametrize(
     "over",
     [
@@ -215,7 +216,7 @@ def test_a_run_that_only_loses_stops_and_does_not_start_again(
     }  # fmt: skip
     for _ in range(2):
         tiny_run("grpo", tmp_path, 9, over)
-        assert "stopped early: held-out SSIM fell 2 times in a row" in capsys.readouterr().out
+        assert "stopped early: held-out SSIM has not risen for 2 looks" in capsys.readouterr().out
     facts = read_facts(tmp_path / "checkpoint.safetensors")
     assert facts["failures"] == 2 and facts["step"] < 9
     rows = [json.loads(row) for row in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -225,6 +226,18 @@ def test_a_run_that_only_loses_stops_and_does_not_start_again(
     _, metadata = read_header(tmp_path / "best.safetensors", "refiner")
     assert int(metadata["step"]) == ssim.index(max(ssim))
     assert json.loads(metadata["figures"])["held_out/ssim"] == facts["best"]
+
+
+def test_patience_counts_looks_without_a_gain(tmp_path: Path) -> None:
+    patience = Patience(2, None)
+    seen = [patience.see({"held_out/ssim": v}) for v in (0.5, 0.6, 0.55, 0.61, 0.6, 0.6)]
+    assert seen == [True, True, False, True, False, False]
+    assert patience.spent and patience.facts() == {"best": 0.61, "failures": 2}
+    again = Patience(2, {**patience.facts(), "step": 6})
+    assert again.spent
+    # A run that had none so far begins to count when it gets some.
+    assert not Patience(2, {"step": 6}).spent
+    assert Patience(0, None).facts() == {} and not Patience(0, patience.facts()).spent
 
 
 # --- rollouts -------------------------------------------------------------------------------------
@@ -481,7 +494,10 @@ def test_presets_are_settings(name: str) -> None:
     [
         ({"rollout": {"groups": 5}}, "groups = 5 cannot be dealt into objective.updates = 2"),
         ({"run": {"micro_batch": 5}}, "micro_batch = 5 must divide rollout.group = 16"),
-        ({"objective": {"nft_noise": "start"}}, "needs rollout.same_noise or"),
+        (
+            {"objective": {"nft_noise": "start"}},
+            "consensus = true and objective.nft_noise = 'start' need",
+        ),
         ({"rollout": {"steps": 1}}, "the last step is never random"),
         ({"objective": {"rewards": {"pixels": 0.0}}}, "nothing to climb"),
         ({"objective": {"clips": 1.0}}, "nearest is objective.clip"),

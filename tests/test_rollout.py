@@ -109,13 +109,19 @@ def test_the_mean_is_judged_beside_the_samples_and_learnt_from_every_noise(
     assert float(agreed.min()) > float(own.max())
 
 
-def test_what_samples_agree_on_is_learnt_and_nothing_else() -> None:
-    run = trainer()
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_what_samples_agree_on_is_learnt_and_nothing_else(adaptive: bool) -> None:
+    run = trainer(objective={"nft_adaptive": adaptive})
     for _ in range(40):
         run.step()
     left, offset = run.trainable.parameters.values()
     assert float(left.detach()) < 0.2
     assert abs(float(offset.detach())) < 0.02
+
+
+def test_dividing_errors_by_their_size_is_a_setting() -> None:
+    losses = {trainer(objective={"nft_adaptive": a}).step()["loss"] for a in (True, False)}
+    assert len(losses) == 2
 
 
 def test_the_reward_decides_whether_agreement_is_wanted() -> None:
@@ -128,7 +134,7 @@ def test_the_reward_decides_whether_agreement_is_wanted() -> None:
 
 def test_divergence_from_stage_1_holds_the_velocity_back() -> None:
     def moved(kl: float) -> float:
-        run = trainer(objective={"kl": kl})
+        run = trainer(objective={"kl": kl, "kl_to": "ref"})
         figures = [run.step() for _ in range(20)]
         assert figures[-1]["kl"] > 0
         return 0.3 - float(run.trainable.parameters["left"].detach())
@@ -142,8 +148,9 @@ def test_divergence_from_stage_1_holds_the_velocity_back() -> None:
     ("over", "message"),
     [
         ({"objective": {"algorithm": "grpo", "nft_noise": "fresh"}}, "GRPO's ratios say nothing"),
-        ({"rollout": {"same_noise": True}}, "consensus and rollout.same_noise exclude each other"),
-        ({"rollout": {"consensus": False}}, "needs rollout.same_noise or rollout.consensus = true"),
+        ({"rollout": {"same_noise": True}}, "samples of one noise are one sample"),
+        ({"rollout": {"consensus": False}}, "need each other"),
+        ({"objective": {"nft_noise": "fresh"}}, "need each other"),
     ],
 )
 def test_contradictions(over: dict[str, Any], message: str) -> None:

@@ -117,7 +117,7 @@ class OptimizerSettings(Group):
     weight_decay: float = option(1e-4, "Decoupled weight decay.", 0, 10)
     beta2: float = option(0.999, "Memory of the second moment.", 0, 0.999999)
     clip: float = option(1.0, "Largest norm of a gradient.", 1e-6, 1e6)
-    warmup: int = option(0, "Steps over which the rate rises from 0.", 0, 10**9)
+    warmup: int = option(0, "Updates over which the rate rises from 0.", 0, 10**9)
     schedule: Literal["constant", "cosine"] = option("constant", "Cosine falls to 0 at max_steps.")
     eight_bit: bool = option(False, "Moments in 8 bit (needs bitsandbytes).")
     ema: float = option(0.0, "Decay of the averaged weights that are saved; 0 = no average.", 0, 1)
@@ -254,15 +254,15 @@ class GrpoConfig:
                 "rollout.consensus = true learns from a mean of samples, which GRPO's ratios say nothing "
                 "of: set objective.algorithm = 'nft', or it to false."
             )
-        if r.consensus and r.same_noise:
+        if r.same_noise and self.objective.algorithm == "nft":
             raise ValueError(
-                "rollout.consensus and rollout.same_noise exclude each other: samples of one noise are "
-                "one sample, and so is their mean."
+                "rollout.same_noise = true leaves nothing to learn with objective.algorithm = 'nft', which "
+                "samples by the ODE: samples of one noise are one sample. Set it to false."
             )
-        if self.objective.nft_noise == "start" and not (r.same_noise or r.consensus):
+        if r.consensus != (self.objective.nft_noise == "start"):
             raise ValueError(
-                "objective.nft_noise = 'start' needs rollout.same_noise or rollout.consensus = true: "
-                "siblings of different noise would only be told what each of them does already."
+                "rollout.consensus = true and objective.nft_noise = 'start' need each other: the mean is "
+                "learnt from every sample's noise, and of its own sample a noise learns nothing."
             )
         if self.rollout.group % self.run.micro_batch:
             raise ValueError(
@@ -320,7 +320,7 @@ GRPO_PRESETS: dict[str, dict[str, Any]] = {
         "data": {"context": (1.2, 2.0)},
         # Nano's schedule stays at t > 0.94, where seeds differ by a residue of their noise: it learns
         # from their mean, which has less of it. Many small updates, so that the loss can hold back
-        # what an update moves besides.
+        # what an update moves unintentionally.
         "rollout": {
             "groups": 16, "group": 4, "steps": None, "guidance": None, "consensus": True,
         },

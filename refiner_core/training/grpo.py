@@ -34,7 +34,7 @@ from .reward import Reward
 from .rollout import Rollout, case_order, case_seed, consensus, roll_out
 from .sft import MOST_SKIPPED
 from .trainable import Trainable
-from .views import View, Views, stack
+from .views import Pixels, View, Views, stack
 from .workers import Workers
 
 TextOf = Callable[[str], tuple[Tensor, Tensor]]
@@ -42,9 +42,7 @@ TextOf = Callable[[str], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Judged:
-    """A rollout with its samples' rewards and, later, advantages; `agreed`: they are the group's
-    mean.
-    """
+    """A rollout and its samples' rewards; `agreed`: every x0 is the group's mean."""
 
     rollout: Rollout
     case: int
@@ -111,21 +109,29 @@ class GrpoTrainer:
             for part in range(0, settings.group, run.micro_batch)
         ]
         done = [self._sample(view, sigmas, seed) for seed in seeds]
-        every = [(r, seed, False) for r, seed in zip(done, seeds, strict=True)]
-        if settings.consensus:
-            every += [(r, seed, True) for r, seed in zip(consensus(done), seeds, strict=True)]
         judged: list[Judged] = []
         broken = False
-        for rollout, seed, agreed in every:
-            images = self.codec.decode(rollout.x0).float().clamp(0, 1)
-            broken = broken or not bool(torch.isfinite(images).all())
-            rewards = {k: v.cpu() for k, v in self.reward(images.nan_to_num(), view.pixels).items()}
-            judged.append(Judged(rollout, case, group, seed, rewards, agreed))
+        for rollout, seed in zip(done, seeds, strict=True):
+            rewards, finite = self._rewards(rollout.x0, view.pixels)
+            broken = broken or not finite
+            judged.append(Judged(rollout, case, group, seed, rewards))
+        if settings.consensus:
+            means = consensus(done)
+            worth, _ = self._rewards(means[0].x0[:1], view.pixels)
+            for rollout, seed in zip(means, seeds, strict=True):
+                rewards = {k: v.expand(len(rollout.x0)) for k, v in worth.items()}
+                judged.append(Judged(rollout, case, group, seed, rewards, agreed=True))
         if not broken:
             return judged
         self._count_skipped(f"samples of {view.id} are not finite; the group is skipped.")
         # Without spread a group is not learnt from.
         return [replace(j, rewards={k: 0 * v for k, v in j.rewards.items()}) for j in judged]
+
+    def _rewards(self, x0: Tensor, pixels: Pixels) -> tuple[dict[str, Tensor], bool]:
+        """What samples are worth, and whether they are finite."""
+        images = self.codec.decode(x0).float().clamp(0, 1)
+        found = self.reward(images.nan_to_num(), pixels)
+        return {k: v.cpu() for k, v in found.items()}, bool(torch.isfinite(images).all())
 
     def _count_skipped(self, what: str) -> None:
         """Say what was left out; too much of it in a row ends the run.
@@ -189,7 +195,7 @@ class GrpoTrainer:
                 (j, a) for j, a, keep in zip(judged, values, alive, strict=True)
                 if keep and j.group % updates == part
             ]  # fmt: skip
-            for key, value in self._update(mine, judged[0]).items():
+            for key, value in self._update(mine, judged[0], self.epoch * updates + part).items():
                 sums[key] = sums.get(key, 0.0) + value / updates
         if self.config.objective.algorithm == "nft":
             self.trainable.blend("old", min(0.001 * (self.epoch + 1), 0.5))
@@ -210,42 +216,51 @@ class GrpoTrainer:
             out[f"spread/{name}"] = self.workers.mean(sum(spread) / len(spread))
         return out
 
-    def _update(self, samples: list[tuple[Judged, Tensor]], spare: Judged) -> dict[str, float]:
-        """One optimiser step on some rollouts: the mean over all their samples and levels.
+    def _update(
+        self, samples: list[tuple[Judged, Tensor]], spare: Judged, number: int
+    ) -> dict[str, float]:
+        """One optimiser step on some rollouts, the run's `number`th: the mean over all their samples
+        and levels.
 
-        Where the base is divided, a process with fewer rollouts than another goes over `spare` with
-        weight 0, since they need one another's share of the base.
+        Where the base is divided, a process with fewer rollouts than another goes over `spare` for
+        nothing, since they need one another's share of the base.
         """
         total = self.workers.sum(float(sum(len(a) for _, a in samples)))
         missing = 0
         if self.workers.sharding is not None:
             missing = int(self.workers.gather(torch.tensor([len(samples)])).max()) - len(samples)
-        self.optimizer.zero_grad(set_to_none=True)
+        rate = self._set_rate(number)
         sums = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
         if total == 0:
-            return {**sums, "norm": 0.0}
+            return {**sums, "norm": 0.0, "rate": rate}
         learn = self._learn_nft if self.config.objective.algorithm == "nft" else self._learn_grpo
+        for _ in range(missing):
+            learn(spare, torch.zeros(len(spare.rollout.x0), device=self.policy.device), 0.0)
+        # After it, since 0 times what is not finite is no 0.
+        self.optimizer.zero_grad(set_to_none=True)
         for judged, advantage in samples:
             found = learn(judged, advantage.to(self.policy.device), len(advantage) / total)
             for key, value in found.items():
                 sums[key] += value
-        for _ in range(missing):
-            learn(spare, torch.zeros(len(spare.rollout.x0), device=self.policy.device), 0.0)
         sums = {k: self.workers.sum(v) for k, v in sums.items()}
         self.workers.sum_gradients(self.trainable.parameters.values())
         parameters = self.trainable.parameters.values()
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip))
         if math.isfinite(norm):
-            planned = self.config.run.max_steps * self.config.objective.updates
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate_at(self.config.optimizer, self.updates, planned)
             self.optimizer.step()
             self.updates += 1
             self.skipped = 0
             self._average()
         else:
             self._count_skipped("the gradient is not finite; the update is skipped.")
-        return {**sums, "norm": norm}
+        return {**sums, "norm": norm, "rate": rate}
+
+    def _set_rate(self, number: int) -> float:
+        planned = self.config.run.max_steps * self.config.objective.updates
+        rate = rate_at(self.config.optimizer, number, planned)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
 
     def _average(self) -> None:
         o = self.config.optimizer
@@ -288,8 +303,8 @@ class GrpoTrainer:
         sums = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
         for _ in range(o.nft_levels):
             weight = share / o.nft_levels
-            # Siblings share level and noise: what they have in common then cancels, since their
-            # advantages sum to 0, and only what tells them apart is learnt.
+            # Siblings share the level, and fresh noise: what they have in common then cancels, since
+            # their advantages sum to 0, and only what tells them apart is learnt.
             pick = torch.randint(len(levels), (1,), generator=generator)
             t = levels[pick].to(x0).expand(len(x0))
             noise = torch.randn((1, *x0.shape[1:]), generator=generator).to(x0).expand_as(x0)
@@ -298,13 +313,15 @@ class GrpoTrainer:
             x = flow.interpolate(x0, noise, t)
             with torch.no_grad(), self.trainable.using("old"):
                 v_old = self.policy.velocity(x, t, conditioning)
-            with torch.no_grad(), self.trainable.using("ref"):
-                v_ref = self.policy.velocity(x, t, conditioning) if o.kl else v_old
+            v_kl = v_old
+            if o.kl and o.kl_to == "ref":
+                with torch.no_grad(), self.trainable.using("ref"):
+                    v_kl = self.policy.velocity(x, t, conditioning)
             v = self.policy.velocity(x, t, conditioning)
             loss = nft_loss(
                 v, v_old, x, t, x0, nft_share(advantage), o.nft_beta, adaptive=o.nft_adaptive
             ).mean()
-            kl = (v - v_ref).square().mean()
+            kl = (v - v_kl).square().mean()
             ((loss + o.kl * kl) * weight).backward()
             sums["loss"] += float(loss.detach()) * weight
             sums["kl"] += float(kl.detach()) * weight

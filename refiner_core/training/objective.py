@@ -76,8 +76,8 @@ def nft_loss(
         x0: the sample.
         share: how good it is, 0..1 a sample (`nft_share`).
         beta: how far the two implicit policies lie from the old one.
-        adaptive: divide every sample's error by its size, as the paper does. Siblings' pulls then no
-            longer add up: what they have in common does not cancel.
+        adaptive: divide every sample's error by its size, as the paper does. A shift that all siblings
+            share then no longer cancels, though their advantages add up to 0.
 
     Returns:
         one loss a sample; at v == v_old its gradient is (2 share - 1) times plain matching's.

@@ -58,9 +58,8 @@ def consensus(rollouts: Sequence[Rollout]) -> list[Rollout]:
 
     A sampler that stays at high noise gives nearly the same picture from every seed, and what tells
     samples apart is a residue of their noise, which no other case shares. The mean has less of it
-    and differs in nothing else: from every one of the group's noises the refiner learns to paint
-    what they agree on, as far as the reward prefers that to the samples. What it is asked to change
-    adds up to 0 over the group.
+    and differs in nothing else. From every one of the group's noises the refiner learns to paint
+    what they agree on, as far as the reward prefers that to the samples.
     """
     mean = torch.cat([r.x0 for r in rollouts]).mean(0, keepdim=True)
     return [replace(r, x0=mean.expand_as(r.x0)) for r in rollouts]

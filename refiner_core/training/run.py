@@ -66,7 +66,7 @@ def train_grpo(config: GrpoConfig, session: Session) -> Path:
     found = session.resume("grpo", trainer.optimizer)
     if found:
         trainer.epoch, trainer.updates = found["step"], found["updates"]
-    patience = _Patience(config.objective.patience, found)
+    patience = Patience(config.objective.patience, found)
     course = _Course(session, "grpo", config.run, trainer.optimizer, trainer.epoch, patience)
     return course.follow(
         trainer.step, lambda: {"updates": trainer.updates, **patience.facts()}, every=1
@@ -103,13 +103,14 @@ class Interruption:
         return self._workers.sum(float(self._wanted)) > 0
 
 
-class _Patience:
+class Patience:
     """Stops a run whose held-out SSIM, which is no part of the reward, no longer rises."""
 
     def __init__(self, limit: int, found: dict[str, float] | None) -> None:
         self.limit = limit
-        self.best = float(found["best"]) if found else -1.0
-        self.failures = int(found["failures"]) if found else 0
+        # A run that had no patience until now has no best look to be compared with.
+        known = found if limit and found and "best" in found else {"best": -1.0, "failures": 0}
+        self.best, self.failures = float(known["best"]), int(known["failures"])
 
     @property
     def spent(self) -> bool:
@@ -124,7 +125,7 @@ class _Patience:
         return better
 
     def facts(self) -> dict[str, float]:
-        return {"best": self.best, "failures": self.failures}
+        return {"best": self.best, "failures": self.failures} if self.limit else {}
 
 
 class _Course:
@@ -132,12 +133,12 @@ class _Course:
 
     def __init__(
         self, session: Session, kind: str, run: RunSettings, optimizer: torch.optim.Optimizer,
-        done: int, patience: _Patience | None = None,
+        done: int, patience: Patience | None = None,
     ) -> None:  # fmt: skip
         from tqdm.auto import tqdm
 
         self.session, self.kind, self.run, self.optimizer = session, kind, run, optimizer
-        self.done, self.patience = done, patience or _Patience(0, None)
+        self.done, self.patience = done, patience or Patience(0, None)
         self.figures: dict[str, float] = {}
         self._announce()
         self.bar = tqdm(
@@ -180,13 +181,14 @@ class _Course:
         finally:
             self.bar.close()
             self.session.journal.close()
+        made, best = self.session.out / REFINER, self.session.out / BEST
         if self.patience.spent:
             self.session.workers.say(
-                f"stopped early: held-out SSIM fell {self.patience.failures} times in a row; the best "
-                f"refiner is {self.session.out / BEST}"
+                f"stopped early: held-out SSIM has not risen for {self.patience.failures} looks"
             )
+            made = best if best.exists() else made
         self.session.workers.close()
-        return self.session.out / REFINER
+        return made
 
     def _announce(self) -> None:
         session, workers = self.session, self.session.workers
