@@ -195,7 +195,7 @@ def test_an_epoch_is_reproducible_and_only_learning_weights_move() -> None:
     "over",
     [
         {},
-        {"objective": {"algorithm": "nft", "nft_noise": "start"}, "rollout": {"consensus": True}},
+        {"objective": {"algorithm": "nft"}, "rollout": {"consensus": True}},
     ],
 )
 def test_a_run_goes_on_to_the_bit(tmp_path: Path, over: dict[str, Any]) -> None:
@@ -228,7 +228,7 @@ def test_a_run_that_only_loses_stops_and_does_not_start_again(
     assert json.loads(metadata["figures"])["held_out/ssim"] == facts["best"]
 
 
-def test_patience_counts_looks_without_a_gain(tmp_path: Path) -> None:
+def test_patience_counts_looks_without_a_gain() -> None:
     patience = Patience(2, None)
     seen = [patience.see({"held_out/ssim": v}) for v in (0.5, 0.6, 0.55, 0.61, 0.6, 0.6)]
     assert seen == [True, True, False, True, False, False]
@@ -494,10 +494,6 @@ def test_presets_are_settings(name: str) -> None:
     [
         ({"rollout": {"groups": 5}}, "groups = 5 cannot be dealt into objective.updates = 2"),
         ({"run": {"micro_batch": 5}}, "micro_batch = 5 must divide rollout.group = 16"),
-        (
-            {"objective": {"nft_noise": "start"}},
-            "consensus = true and objective.nft_noise = 'start' need",
-        ),
         ({"rollout": {"steps": 1}}, "the last step is never random"),
         ({"objective": {"rewards": {"pixels": 0.0}}}, "nothing to climb"),
         ({"objective": {"clips": 1.0}}, "nearest is objective.clip"),

@@ -32,7 +32,7 @@ from tests.tiny_training import (
 # Rewards of the tiny cases spread by about as much as this: half of the groups are dropped, so that
 # processes have unequal numbers to learn from.
 DROP = "objective.floor=0.065"
-MEAN = ["objective.algorithm=nft", "rollout.consensus=true", "objective.nft_noise=start"]
+MEAN = ["objective.algorithm=nft", "rollout.consensus=true"]
 STAGES = {"sft": [], "grpo": [DROP], "nft": [DROP, *MEAN]}
 MODES = {
     "plain": ["--multi_gpu"],  # accelerate's --cpu starts one process only; this is torchrun's way

@@ -173,7 +173,9 @@ class RolloutSettings(Group):
     guidance: float | None = option(2.5, "Guidance embedding; empty: the recipe's.")
     same_noise: bool = option(False, "Start all samples of a case from one noise.")
     consensus: bool = option(
-        False, "Learn from the mean of a case's samples, judged beside them (nft)."
+        False,
+        "Learn from the mean of a case's samples, judged beside them, from the noise that each was "
+        "sampled from (nft); otherwise noise is drawn anew.",
     )
 
     def __post_init__(self) -> None:
@@ -209,9 +211,6 @@ class ObjectiveSettings(Group):
         1.0, "How far DiffusionNFT's implicit policies lie from the old one.", 1e-3, 10
     )
     nft_levels: int = option(2, "Noise levels a sample is judged at (nft).", 1, 100)
-    nft_noise: Literal["fresh", "start"] = option(
-        "fresh", "Noise it is judged with (nft): drawn anew, or the one it was sampled from."
-    )
     nft_adaptive: bool = option(
         True, "Divide a sample's error by its size (nft), as the paper does."
     )
@@ -258,11 +257,6 @@ class GrpoConfig:
             raise ValueError(
                 "rollout.same_noise = true leaves nothing to learn with objective.algorithm = 'nft', which "
                 "samples by the ODE: samples of one noise are one sample. Set it to false."
-            )
-        if r.consensus != (self.objective.nft_noise == "start"):
-            raise ValueError(
-                "rollout.consensus = true and objective.nft_noise = 'start' need each other: the mean is "
-                "learnt from every sample's noise, and of its own sample a noise learns nothing."
             )
         if self.rollout.group % self.run.micro_batch:
             raise ValueError(
@@ -325,7 +319,7 @@ GRPO_PRESETS: dict[str, dict[str, Any]] = {
             "groups": 16, "group": 4, "steps": None, "guidance": None, "consensus": True,
         },
         "objective": {
-            "algorithm": "nft", "kl": 0.0, "nft_levels": 1, "nft_noise": "start", "nft_beta": 0.2,
+            "algorithm": "nft", "kl": 0.0, "nft_levels": 1, "nft_beta": 0.2,
             "nft_adaptive": False, "updates": 4,
         },
         "optimizer": {"rate": 1e-5, "ema": 0.9, "beta2": 0.99},

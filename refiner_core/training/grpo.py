@@ -308,7 +308,7 @@ class GrpoTrainer:
             pick = torch.randint(len(levels), (1,), generator=generator)
             t = levels[pick].to(x0).expand(len(x0))
             noise = torch.randn((1, *x0.shape[1:]), generator=generator).to(x0).expand_as(x0)
-            if o.nft_noise == "start":
+            if self.config.rollout.consensus:
                 noise = done.start
             x = flow.interpolate(x0, noise, t)
             with torch.no_grad(), self.trainable.using("old"):
