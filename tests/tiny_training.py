@@ -98,7 +98,8 @@ def tiny_engine() -> CoreEngine:
 
 
 def tiny_session(config: SftConfig | GrpoConfig, out: Path) -> Session:
-    """An open run on it."""
+    """An open run on it, on one thread as the program has it: the last bits depend on how many."""
+    torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     engine = tiny_engine()
     text = TextCache(engine.text, 5, out / "texts")
