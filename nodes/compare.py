@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..refiner_core.pictures.masks import bounds
+from ..refiner_core.images.masks import bounds
 from .layout import mask_to_core, to_core
 from .pictures import temp_picture
 from .types import CATEGORY

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..refiner_core import sampling
 from ..refiner_core.interfaces import SamplingJob
-from ..refiner_core.recipes import Recipe
+from ..refiner_core.recipes.recipe import Recipe
 from .conditioning import condition
 from .qwen import as_published
 from .types import Refiner

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import folder_paths
 
-from ..refiner_core.recipes import Recipe
+from ..refiner_core.recipes.recipe import Recipe
 from ..refiner_core.weights.inspection import expect
 
 NONE = "none"

@@ -7,8 +7,8 @@ import comfy.utils
 from comfy_api.latest import io
 from PIL import Image
 
+from ..refiner_core.images.previews import in_place, to_pillow
 from ..refiner_core.interfaces import Stage
-from ..refiner_core.pictures.previews import in_place, to_pillow
 from .engine import ComfyEngine
 from .pictures import tell_page
 

@@ -13,8 +13,7 @@ import torch
 from comfy_api.latest import io
 
 from ..refiner_core.models.detail_encoder import load_detail_encoder
-from ..refiner_core.recipe_files import SUFFIXES, read_recipe
-from ..refiner_core.recipes import (
+from ..refiner_core.recipes.recipe import (
     NANO,
     OMNIREFINER,
     RECIPES,
@@ -22,6 +21,7 @@ from ..refiner_core.recipes import (
     get_recipe,
     lightning_steps,
 )
+from ..refiner_core.recipes.recipe_files import SUFFIXES, read_recipe
 from ..refiner_core.weights.imagecritic_lora import read_imagecritic_lora
 from ..refiner_core.weights.inspection import expect
 from .adapters import apply_imagecritic

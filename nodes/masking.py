@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..refiner_core.pictures.boxes import format_boxes, parse_boxes
-from ..refiner_core.pictures.geometry import Extent
+from ..refiner_core.images.boxes import format_boxes, parse_boxes
+from ..refiner_core.images.geometry import Extent
 from ..refiner_core.repair.mask_building import MaskOptions, build_mask, grown_boxes, reference_mask
 from .layout import mask_from_core, mask_to_core, to_core
 from .pictures import show_inputs, temp_mask

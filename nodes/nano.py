@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..refiner_core.nano import NANO_WEIGHTS
 from ..refiner_core.nano.codec import BLOCK, CHANNELS, BlockCodec
-from ..refiner_core.recipes import NANO
+from ..refiner_core.recipes.recipe import NANO
 from .types import Refiner
 
 

@@ -7,7 +7,7 @@ import json
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..refiner_core.repair.picking import pick_best
+from ..refiner_core.repair.pick_best import pick_best
 from ..refiner_core.scoring.interface import Scorer
 from .layout import mask_to_core, to_core
 from .types import SCORING, ScorerSocket

@@ -12,7 +12,7 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ..refiner_core.pictures.previews import to_pillow
+from ..refiner_core.images.previews import to_pillow
 
 # Longest side of what the page is sent, px: to point at details, and to compare pixel by pixel.
 POINTING, COMPARING = 1024, 4096

@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..refiner_core.pictures.boxes import parse_boxes
+from ..refiner_core.images.boxes import parse_boxes
 from ..refiner_core.repair.pipeline import RefineResult, refine
 from ..refiner_core.repair.request import RefineOptions, RefineRequest
 from ..refiner_core.scoring.interface import Scorer

@@ -12,9 +12,9 @@ from aiohttp import web
 from PIL import Image, ImageOps
 from server import PromptServer
 
-from ..refiner_core.pictures.geometry import Extent
-from ..refiner_core.pictures.previews import fitted, to_pillow
-from ..refiner_core.recipes import RECIPES
+from ..refiner_core.images.geometry import Extent
+from ..refiner_core.images.previews import fitted, to_pillow
+from ..refiner_core.recipes.recipe import RECIPES
 from .example import NAMES, example_case
 from .loaders import inputs_of
 from .pictures import POINTING

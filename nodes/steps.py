@@ -9,12 +9,12 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..refiner_core.pictures.crop import crop, crop_mask, stitch, uncrop
-from ..refiner_core.pictures.geometry import Extent
-from ..refiner_core.pictures.masks import find_regions, whole_region
-from ..refiner_core.recipes import RECIPES, get_recipe
-from ..refiner_core.repair.settling import settle
-from ..refiner_core.repair.views import lost, plan_views, prefill, reference_view
+from ..refiner_core.images.crop import crop, crop_mask, stitch, uncrop
+from ..refiner_core.images.geometry import Extent
+from ..refiner_core.images.masks import find_regions, whole_region
+from ..refiner_core.recipes.recipe import RECIPES, get_recipe
+from ..refiner_core.repair.drift_and_color import settle
+from ..refiner_core.repair.model_inputs import lost, plan_views, prefill, reference_view
 from .conditioning import reference_conditioning
 from .layout import from_core, mask_from_core, mask_to_core, to_core
 from .types import STEPS, RefineCrop, RefineCropSocket

@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from ..refiner_core.data.shards import TripletSet
 from ..refiner_core.data.splits import manifest_hash, split_data
 from ..refiner_core.models.kontext import Conditioning
-from ..refiner_core.recipes import NANO, Recipe
+from ..refiner_core.recipes.recipe import NANO, Recipe
 from ..refiner_core.training.checkpoint import load_checkpoint, save_checkpoint
 from ..refiner_core.training.config import SFT_PRESETS, SftConfig
+from ..refiner_core.training.distributed import Workers
 from ..refiner_core.training.policy import Policy
 from ..refiner_core.training.prepare import PreparedViews, TextCache, fingerprint, prepare
-from ..refiner_core.training.samples import look
 from ..refiner_core.training.settings import build, merged
 from ..refiner_core.training.sft import SftTrainer
 from ..refiner_core.training.trainable import Trainable
-from ..refiner_core.training.workers import Workers
+from ..refiner_core.training.validation import look
 from ..refiner_core.weights.lora import save_lora, split_pairs
 from .conditioning import encode_prompt
 from .engine import ComfyEngine
@@ -235,7 +235,7 @@ class _Run:
 
     def _look(self, policy: Policy) -> np.ndarray:
         recipe = self.refiner.recipe
-        from ..refiner_core.pictures.geometry import Extent
+        from ..refiner_core.images.geometry import Extent
 
         def schedule(size: tuple[int, int]) -> Tensor:
             factor = recipe.latent_factor

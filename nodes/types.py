@@ -8,9 +8,9 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..refiner_core.pictures.geometry import CropPlan
-from ..refiner_core.pictures.masks import Region
-from ..refiner_core.recipes import Recipe
+from ..refiner_core.images.geometry import CropPlan
+from ..refiner_core.images.masks import Region
+from ..refiner_core.recipes.recipe import Recipe
 
 CATEGORY = "OmniRefiner"  # what most people need
 STEPS = f"{CATEGORY}/step by step"
@@ -60,7 +60,7 @@ ScorerSocket = io.Custom("SCORER")  # carries a `refiner_core.scoring.interface.
 
 
 def boxes_input(tooltip: str) -> io.String.Input:
-    """The widget `boxes`: text (see `refiner_core.pictures.boxes`) that the page lets a user draw.
+    """The widget `boxes`: text (see `refiner_core.images.boxes`) that the page lets a user draw.
 
     Always a node's last input, so that workflows saved before it was there keep their values.
     """

@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from .pictures.geometry import CropPlan
-from .recipes import Recipe
+from .images.geometry import CropPlan
+from .recipes.recipe import Recipe
 
 
 class Stage(NamedTuple):

@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from diffusers import FluxTransformer2DModel
 
-from .devices import pick_device
+from .models.core_engine import CoreEngine, TextEncoder
 from .models.detail_encoder import load_detail_encoder
-from .models.engine import CoreEngine, TextEncoder
+from .models.devices import pick_device
 from .models.text import FluxText, comfyui_folders
 from .models.vae import FluxCodec, load_vae
 from .nano import NANO_WEIGHTS
-from .nano.engine import load_nano
-from .recipe_files import find_recipe
-from .recipes import IMAGECRITIC, KONTEXT, NANO, OMNIREFINER, Recipe
+from .nano.nano_engine import load_nano
+from .recipes.recipe import IMAGECRITIC, KONTEXT, NANO, OMNIREFINER, Recipe
+from .recipes.recipe_files import find_recipe
 from .weights.files import check_weights_path, read_header
 from .weights.imagecritic_keys import is_imagecritic
 from .weights.imagecritic_lora import merge_imagecritic, read_imagecritic_lora

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from refiner_core.images.geometry import Extent
 from refiner_core.interfaces import SamplingJob
 from refiner_core.matching.registration import blur
-from refiner_core.pictures.geometry import Extent
-from refiner_core.recipes import Recipe
+from refiner_core.recipes.recipe import Recipe
 
 BLOCK, REACH = 64, 40  # px
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from refiner_core.training import nano
+from refiner_core.training import train_nano as nano
 from refiner_core.training.ablation import Ablation, Budget, OneWayNet, describe, supervised
 from refiner_core.training.compare import Comparison
-from refiner_core.training.nano import Setup, draw_triplets, write_start
 from refiner_core.training.policy import VelocityNet
+from refiner_core.training.train_nano import Setup, draw_triplets, write_start
 
 
 def test_variants_are_trained_from_one_start_on_the_same_batches(

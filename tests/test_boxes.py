@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refiner_core.pictures.boxes import (
+from refiner_core.images.boxes import (
     BoxPair,
     RelativeBox,
     box_regions,
@@ -17,7 +17,7 @@ from refiner_core.pictures.boxes import (
     parse_boxes,
     reference_box_mask,
 )
-from refiner_core.pictures.geometry import Box, Extent
+from refiner_core.images.geometry import Box, Extent
 from refiner_core.repair.mask_building import MaskOptions, build_mask, grown_boxes, reference_mask
 
 HALF = RelativeBox(0.25, 0.25, 0.75, 0.75)

@@ -18,11 +18,10 @@ import pytest
 
 from refiner_core.__main__ import main
 from refiner_core.data.build import run_build
+from refiner_core.data.corruptions import MISPRINTS
 from refiner_core.data.degrade import DEGRADATIONS
-from refiner_core.data.details import KINDS, draw_texture
-from refiner_core.data.misprints import MISPRINTS
-from refiner_core.data.photograph import photograph
 from refiner_core.data.plan import Build
+from refiner_core.data.render import photograph
 from refiner_core.data.shards import read_lines, read_manifest, read_triplets
 from refiner_core.data.stages.interface import (
     RejectedError,
@@ -38,6 +37,7 @@ from refiner_core.data.stages.procedural import (
     ProceduralPair,
     ProceduralSelect,
 )
+from refiner_core.data.textures import KINDS, draw_texture
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIR = ProceduralPair(side=64, held_out=0.2)

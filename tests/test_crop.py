@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from refiner_core.matching.registration import register
-from refiner_core.pictures.crop import (
+from refiner_core.images.crop import (
     Blend,
     box_region,
     crop,
@@ -19,8 +18,9 @@ from refiner_core.pictures.crop import (
     stitch,
     uncrop,
 )
-from refiner_core.pictures.geometry import NANO_BUCKETS, Box, Buckets, CropPlan, Extent, plan_crop
-from refiner_core.pictures.masks import Region, feather, find_regions
+from refiner_core.images.geometry import NANO_BUCKETS, Box, Buckets, CropPlan, Extent, plan_crop
+from refiner_core.images.masks import Region, feather, find_regions
+from refiner_core.matching.registration import register
 
 DTYPES = [torch.uint8, torch.uint16, torch.float32, torch.float16]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from refiner_core.data.degrade import DEGRADATIONS
-from refiner_core.data.details import KINDS, alternative, draw_texture, draw_word
 from refiner_core.data.scenes import Scene, make_scene, photographs
+from refiner_core.data.textures import KINDS, alternative, draw_texture, draw_word
 from refiner_core.matching import homography as hom
 
 SIZE = (120, 96)

@@ -22,9 +22,9 @@ from refiner_core.data.scenes import Scene, make_scene
 from refiner_core.data.shards import shard_name, write_shard
 from refiner_core.data.triplets import Triplet
 from refiner_core.evaluation.cases import FileCases, open_cases, unique_ids
+from refiner_core.evaluation.evaluate import Outcome, Plan, case_seed
 from refiner_core.evaluation.metrics import Column
 from refiner_core.evaluation.plots import bars, scatter
-from refiner_core.evaluation.run import Outcome, Plan, case_seed
 from refiner_core.evaluation.tables import summarise, worst_first
 
 ROOT = Path(__file__).parents[1]

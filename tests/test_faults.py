@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refiner_core.pictures.geometry import Box, Extent
-from refiner_core.recipes import IMAGECRITIC, REFINEANYTHING, Recipe
+from refiner_core.images.geometry import Box, Extent
+from refiner_core.recipes.recipe import IMAGECRITIC, REFINEANYTHING, Recipe
 from refiner_core.repair.pipeline import refine
 from refiner_core.repair.request import RefineOptions, RefineRequest
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from refiner_core import flow
-from refiner_core.pictures.geometry import Extent
-from refiner_core.recipes import KONTEXT, NANO, OMNIREFINER, get_recipe
+from refiner_core.images.geometry import Extent
+from refiner_core.recipes.recipe import KONTEXT, NANO, OMNIREFINER, get_recipe
 from refiner_core.sampling import draw_noise, restrict, sample
 
 MU_512 = flow.resolution_shift(1024)

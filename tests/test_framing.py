@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from refiner_core.data.triplets import Triplet
-from refiner_core.recipes import NANO
+from refiner_core.recipes.recipe import NANO
 from refiner_core.training.config import DataSettings
-from refiner_core.training.framing import frame
+from refiner_core.training.crop_triplet import frame
+from refiner_core.training.dataset import latent_region
 from refiner_core.training.prepare import encode
-from refiner_core.training.views import latent_region
 from tests.tiny_training import tiny_engine
 
 PLAIN = replace(NANO, align=False)  # alignment has its own tests, and takes long

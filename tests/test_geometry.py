@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from refiner_core.pictures.geometry import (
+from refiner_core.images.geometry import (
     KONTEXT_BUCKETS,
     NANO_BUCKETS,
     Box,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from refiner_core import flow
 from refiner_core.models.kontext import Conditioning
-from refiner_core.recipes import OMNIREFINER
+from refiner_core.recipes.recipe import OMNIREFINER
 from refiner_core.sampling import Transition, advance, draw_noise, sample
 from refiner_core.training.advantages import group_advantages
 from refiner_core.training.checkpoint import read_facts
@@ -24,8 +24,9 @@ from refiner_core.training.config import (
     ObjectiveSettings,
     RolloutSettings,
 )
+from refiner_core.training.dataset import Batch, Pixels, View
 from refiner_core.training.grpo import GrpoTrainer
-from refiner_core.training.objective import (
+from refiner_core.training.losses import (
     clip_range,
     gaussian_kl,
     log_ratio,
@@ -37,10 +38,9 @@ from refiner_core.training.optimizers import rate_at
 from refiner_core.training.policy import Policy
 from refiner_core.training.reward import make_reward
 from refiner_core.training.rollout import case_order, place_window, roll_out
-from refiner_core.training.run import Patience
 from refiner_core.training.settings import build, merged
+from refiner_core.training.train import Patience
 from refiner_core.training.trainable import Trainable
-from refiner_core.training.views import Batch, Pixels, View
 from refiner_core.weights.files import read_header
 from tests.tiny_training import final, tiny_run
 

@@ -22,7 +22,7 @@ from refiner_core.models.detail_encoder import (
 from refiner_core.models.kontext import Conditioning, velocity, zero_text
 from refiner_core.models.text import comfyui_folders, load_tokenizers
 from refiner_core.models.triggers import tokenize_triggers
-from refiner_core.recipes import (
+from refiner_core.recipes.recipe import (
     FLUX2_KLEIN,
     IMAGECRITIC,
     KONTEXT,

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from refiner_core.pictures.geometry import Extent
-from refiner_core.pictures.images import (
+from refiner_core.images.geometry import Extent
+from refiner_core.images.image_io import (
     Picture,
     atomic_path,
     check_finite,
@@ -366,7 +366,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path: Path, kind: str
     path.write_bytes(b"old")
     code = (
         "import resource, signal, sys, torch\n"
-        "from refiner_core.pictures.images import Picture, save_picture\n"
+        "from refiner_core.images.image_io import Picture, save_picture\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "pixels = torch.randint(0, 256, (1, 3, 200, 200)).to(getattr(torch, sys.argv[2]))\n"

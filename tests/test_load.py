@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import CLIPTextModel, T5EncoderModel
 
 from refiner_core import load as load_module
-from refiner_core.devices import pick_device
 from refiner_core.load import load_engine, pick_dtype
+from refiner_core.models.devices import pick_device
 from refiner_core.models.kontext import Conditioning, velocity
 from refiner_core.models.vae import load_vae, vae_to_diffusers
-from refiner_core.recipes import KONTEXT, OMNIREFINER
+from refiner_core.recipes.recipe import KONTEXT, OMNIREFINER
 from refiner_core.sampling import draw_noise
 from refiner_core.weights.lora import save_lora
 from refiner_core.weights.transformer import diffusers_to_bfl
@@ -259,8 +259,8 @@ def test_devices() -> None:
 
 
 def test_engine_samples(kontext_folder: Path) -> None:
+    from refiner_core.images.geometry import Extent
     from refiner_core.interfaces import SamplingJob
-    from refiner_core.pictures.geometry import Extent
 
     engine = load_engine(kontext_folder, device="cpu")
     engine.recipe = replace(engine.recipe, text_tokens=8)

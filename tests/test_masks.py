@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from refiner_core.pictures.geometry import Box, Extent
-from refiner_core.pictures.masks import Region, bounds, fill_holes, find_regions, grow, whole_region
+from refiner_core.images.geometry import Box, Extent
+from refiner_core.images.masks import Region, bounds, fill_holes, find_regions, grow, whole_region
 
 
 def mask_of(text: str) -> Tensor:

@@ -24,7 +24,7 @@ from refiner_core.evaluation.metrics import (
     region_box,
     structural,
 )
-from refiner_core.pictures.geometry import Box
+from refiner_core.images.geometry import Box
 from refiner_core.scoring.structural import StructuralScorer
 
 

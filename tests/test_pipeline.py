@@ -15,18 +15,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from refiner_core.data.scenes import Scene, make_scene
+from refiner_core.images.boxes import BoxPair, RelativeBox
+from refiner_core.images.geometry import Box, Extent
+from refiner_core.images.image_io import to_dtype
 from refiner_core.interfaces import SamplingJob, Stage
 from refiner_core.matching.color import match_light
 from refiner_core.matching.registration import warp
-from refiner_core.models.engine import CoreEngine
-from refiner_core.nano.engine import load_nano
-from refiner_core.pictures.boxes import BoxPair, RelativeBox
-from refiner_core.pictures.geometry import Box, Extent
-from refiner_core.pictures.images import to_dtype
-from refiner_core.recipes import NANO, Recipe
+from refiner_core.models.core_engine import CoreEngine
+from refiner_core.nano.nano_engine import load_nano
+from refiner_core.recipes.recipe import NANO, Recipe
+from refiner_core.repair.model_inputs import lost
 from refiner_core.repair.pipeline import RefineResult, refine
 from refiner_core.repair.request import RefineOptions, RefineRequest
-from refiner_core.repair.views import lost
 
 STEPS = 2
 FAST = RefineOptions(steps=STEPS, align=False)

@@ -8,7 +8,7 @@ import pytest
 
 from refiner_core.__main__ import main
 from refiner_core.training.config import GRPO_PRESETS, SFT_PRESETS, GrpoConfig, SftConfig
-from refiner_core.training.plan import CARDS, make_plan
+from refiner_core.training.memory_estimate import CARDS, make_plan
 from refiner_core.training.settings import build, merged
 
 

@@ -26,11 +26,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from refiner_core.images.geometry import Box, Extent
 from refiner_core.models import tokens
 from refiner_core.models.detail_encoder import fill_triggers, load_detail_encoder
 from refiner_core.models.kontext import Conditioning, velocity
-from refiner_core.pictures.geometry import Box, Extent
-from refiner_core.recipes import IMAGECRITIC, REFINEANYTHING, Recipe
+from refiner_core.recipes.recipe import IMAGECRITIC, REFINEANYTHING, Recipe
 from refiner_core.repair.pipeline import refine
 from refiner_core.repair.request import RefineOptions, RefineRequest
 from refiner_core.sampling import draw_noise

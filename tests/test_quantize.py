@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from refiner_core.__main__ import main
 from refiner_core.load import load_engine
 from refiner_core.training.config import Quantize, SftConfig
-from refiner_core.training.plan import BITS
+from refiner_core.training.memory_estimate import BITS
 from refiner_core.training.quantize import quantize
 from refiner_core.training.settings import build, merged
 from refiner_core.training.sft import SftTrainer

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from refiner_core.pictures.geometry import Extent
-from refiner_core.recipe_files import find_recipe, read_recipe
-from refiner_core.recipes import IMAGECRITIC, OMNIREFINER, Recipe
+from refiner_core.images.geometry import Extent
+from refiner_core.recipes.recipe import IMAGECRITIC, OMNIREFINER, Recipe
+from refiner_core.recipes.recipe_files import find_recipe, read_recipe
 
 
 def write(folder: Path, table: Any, name: str = "mine.json") -> Path:

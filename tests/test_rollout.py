@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from refiner_core import flow
 from refiner_core.models.kontext import Conditioning
-from refiner_core.recipes import OMNIREFINER
+from refiner_core.recipes.recipe import OMNIREFINER
 from refiner_core.training.config import GrpoConfig
+from refiner_core.training.dataset import Pixels, View
 from refiner_core.training.grpo import GrpoTrainer
 from refiner_core.training.policy import Policy
 from refiner_core.training.settings import build, merged
 from refiner_core.training.trainable import Trainable
-from refiner_core.training.views import Pixels, View
 from tests.test_grpo import NONE, ToyCodec, toy_reward
 
 CPU = torch.device("cpu")

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from refiner_core.data.scenes import Scene, make_scene
 from refiner_core.interfaces import SamplingJob
-from refiner_core.models.engine import CoreEngine
-from refiner_core.nano.engine import load_nano
-from refiner_core.recipes import NANO, Recipe
+from refiner_core.models.core_engine import CoreEngine
+from refiner_core.nano.nano_engine import load_nano
+from refiner_core.recipes.recipe import NANO, Recipe
+from refiner_core.repair.best_of_n import Candidate, Round, rounds, search
+from refiner_core.repair.model_inputs import spread_share
 from refiner_core.repair.pipeline import refine
 from refiner_core.repair.request import RefineOptions, RefineRequest
-from refiner_core.repair.search import Candidate, Round, rounds, search
-from refiner_core.repair.views import spread_share
 from refiner_core.sampling import draw_noise
 from refiner_core.scoring.structural import StructuralScorer
 

@@ -23,17 +23,17 @@ from torch import Tensor, nn
 
 from refiner_core.interfaces import SamplingJob
 from refiner_core.models.kontext import Conditioning
-from refiner_core.recipes import KONTEXT, OMNIREFINER, Recipe
+from refiner_core.recipes.recipe import KONTEXT, OMNIREFINER, Recipe
 from refiner_core.training import checkpoint
 from refiner_core.training.config import SFT_PRESETS, GrpoConfig, SftConfig
+from refiner_core.training.dataset import View, epoch_batches, stack
 from refiner_core.training.policy import Policy, VelocityNet
-from refiner_core.training.run import train_sft
-from refiner_core.training.samples import repair
 from refiner_core.training.settings import build, merged, parse_assignments, read_file, write_toml
 from refiner_core.training.sft import SftTrainer
-from refiner_core.training.times import draw_times
+from refiner_core.training.timestep_sampling import draw_times
+from refiner_core.training.train import train_sft
 from refiner_core.training.trainable import LORA_TARGETS, Trainable, add_lora, continue_lora
-from refiner_core.training.views import View, epoch_batches, stack
+from refiner_core.training.validation import repair
 from refiner_core.weights import files
 from refiner_core.weights.lora import apply_lora, read_lora
 from tests.tiny_training import (

@@ -18,17 +18,17 @@ from refiner_core.__main__ import main
 from refiner_core.data.scenes import photographs
 from refiner_core.data.shards import TripletSet
 from refiner_core.nano.codec import BlockCodec
-from refiner_core.nano.engine import load_codec, load_nano
-from refiner_core.recipes import KONTEXT, NANO
-from refiner_core.repair.views import spread_share
-from refiner_core.training import nano
+from refiner_core.nano.nano_engine import load_codec, load_nano
+from refiner_core.recipes.recipe import KONTEXT, NANO
+from refiner_core.repair.model_inputs import spread_share
+from refiner_core.training import train_nano as nano
+from refiner_core.training.augment import VariedViews
 from refiner_core.training.config import DataSettings
+from refiner_core.training.dataset import Pixels, View, Views
+from refiner_core.training.distributed import Workers
+from refiner_core.training.filter import agreement, check_worth, gain
 from refiner_core.training.loss import masked_flow_loss
 from refiner_core.training.prepare import PreparedViews, prepare
-from refiner_core.training.selection import agreement, check_worth, gain
-from refiner_core.training.variants import VariedViews
-from refiner_core.training.views import Pixels, View, Views
-from refiner_core.training.workers import Workers
 
 
 def normal(seed: int, *shape: int) -> Tensor:

@@ -22,18 +22,18 @@ from safetensors.torch import load_file
 from refiner_core.__main__ import main
 from refiner_core.data.shards import TripletSet
 from refiner_core.data.splits import manifest_hash, split_data
-from refiner_core.training import nano
+from refiner_core.training import train_nano as nano
 from refiner_core.training.checkpoint import read_facts
 from refiner_core.training.config import GrpoConfig, ObjectiveSettings, OptimizerSettings, SftConfig
-from refiner_core.training.journal import Journal
+from refiner_core.training.dataset import View, stack
+from refiner_core.training.distributed import Workers
 from refiner_core.training.optimizers import rate_at
 from refiner_core.training.prepare import PreparedViews, TextCache, prepare
 from refiner_core.training.reward import make_reward
-from refiner_core.training.run import Interruption, train_grpo, train_sft
 from refiner_core.training.settings import build, merged
 from refiner_core.training.sft import SftTrainer, without_references
-from refiner_core.training.views import View, stack
-from refiner_core.training.workers import Workers
+from refiner_core.training.tracker import Journal
+from refiner_core.training.train import Interruption, train_grpo, train_sft
 from refiner_core.weights import files
 from refiner_core.weights.lora import read_lora
 from tests.dreamsim_release import LAYOUTS, TINY, write_release

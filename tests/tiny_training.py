@@ -15,15 +15,15 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from refiner_core.models.engine import CoreEngine
-from refiner_core.recipes import OMNIREFINER
+from refiner_core.models.core_engine import CoreEngine
+from refiner_core.recipes.recipe import OMNIREFINER
 from refiner_core.training.config import GrpoConfig, SftConfig
+from refiner_core.training.dataset import Pixels, View
+from refiner_core.training.distributed import find_workers
 from refiner_core.training.prepare import TextCache
-from refiner_core.training.run import train_grpo, train_sft
 from refiner_core.training.session import Session, assemble
 from refiner_core.training.settings import build, merged, parse_assignments
-from refiner_core.training.views import Pixels, View
-from refiner_core.training.workers import find_workers
+from refiner_core.training.train import train_grpo, train_sft
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ["-m", "tests.tiny_training"]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..pictures.geometry import Box, Extent
-from ..pictures.images import atomic_path, check_output
+from ..images.geometry import Box, Extent
+from ..images.image_io import atomic_path, check_output
 
 _GAP = 6  # px between the picture and its enlarged detail
 _WIPE, _HOLD = 18, 12  # frames

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..pictures.crop import crop, stitch, uncrop
-from ..pictures.geometry import KONTEXT_BUCKETS, Extent, plan_crop
-from ..pictures.masks import find_regions
+from ..images.crop import crop, stitch, uncrop
+from ..images.geometry import KONTEXT_BUCKETS, Extent, plan_crop
+from ..images.masks import find_regions
 from . import bench_comfyui, bench_data, bench_dreamsim, bench_training
 from .measuring import median_seconds, noise_picture
 
@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _around_the_model(rounds: int) -> None:
-    from ..nano.engine import load_nano
+    from ..nano.nano_engine import load_nano
     from ..repair.pipeline import refine
     from ..repair.request import RefineOptions, RefineRequest
 
@@ -52,7 +52,7 @@ def _around_the_model(rounds: int) -> None:
 
 
 def _whole_repair(rounds: int) -> None:
-    from ..nano.engine import load_nano
+    from ..nano.nano_engine import load_nano
     from ..repair.pipeline import refine
     from ..repair.request import RefineRequest
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pictures.crop import crop, stitch, uncrop
-from ..pictures.geometry import KONTEXT_BUCKETS, Extent, plan_crop
-from ..pictures.masks import find_regions
+from ..images.crop import crop, stitch, uncrop
+from ..images.geometry import KONTEXT_BUCKETS, Extent, plan_crop
+from ..images.masks import find_regions
 from .measuring import median_seconds, noise_picture, peak_megabytes
 
 
@@ -57,7 +57,7 @@ def _against_native_flux(rounds: int) -> None:
 
     from ..models.kontext import Conditioning, velocity, zero_text
     from ..nano import NANO_WEIGHTS
-    from ..nano.engine import load_nano
+    from ..nano.nano_engine import load_nano
 
     core = load_nano().model
     state = {k: v for k, v in load_file(NANO_WEIGHTS).items() if not k.startswith("codec.")}

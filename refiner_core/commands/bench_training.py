@@ -15,9 +15,9 @@ from torch import Tensor
 from .measuring import median_seconds
 
 if TYPE_CHECKING:
-    from ..models.engine import CoreEngine
+    from ..models.core_engine import CoreEngine
     from ..training.config import GrpoConfig, SftConfig
-    from ..training.views import Shape, View
+    from ..training.dataset import Shape, View
 
 _SIDES = {"tiny": [64], "nano": [128], "kontext": [512, 1024]}
 
@@ -63,7 +63,7 @@ class _RandomViews:
         return 2
 
     def __getitem__(self, index: int) -> View:
-        from ..training.views import Pixels, View, latent_region
+        from ..training.dataset import Pixels, View, latent_region
 
         mask = torch.zeros_like(self._pictures[0][:, :1])
         side = mask.shape[-1]
@@ -78,9 +78,9 @@ def _random_engine(kind: str, device: torch.device) -> CoreEngine:
     """Random weights of a model's size, on the device, in the type that they are trained in."""
     from diffusers import FluxTransformer2DModel
 
-    from ..models.engine import CoreEngine
-    from ..nano.engine import load_nano
-    from ..recipes import OMNIREFINER
+    from ..models.core_engine import CoreEngine
+    from ..nano.nano_engine import load_nano
+    from ..recipes.recipe import OMNIREFINER
 
     if kind == "nano":
         return load_nano(device)
@@ -130,9 +130,9 @@ class _Work:
 
 
 def _stages(kind: str, side: int, batch: int, device: torch.device) -> list[_Work]:
-    from ..pictures.geometry import Extent
+    from ..images.geometry import Extent
     from ..training.grpo import GrpoTrainer
-    from ..training.plan import forward_flops, step_flops
+    from ..training.memory_estimate import forward_flops, step_flops
     from ..training.policy import Policy, VelocityNet
     from ..training.reward import make_reward
     from ..training.session import make_trainable
@@ -214,7 +214,7 @@ def run(chosen: argparse.Namespace) -> None:
     Raises:
         ValueError: numbers that cannot be measured with.
     """
-    from ..devices import pick_device
+    from ..models.devices import pick_device
 
     if chosen.batch < 2 or chosen.rounds < 1:
         raise ValueError(

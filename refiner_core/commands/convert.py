@@ -37,7 +37,7 @@ def run_dreamsim(chosen: argparse.Namespace) -> None:
     """
     import torch
 
-    from ..pictures.images import check_output
+    from ..images.image_io import check_output
     from ..scoring.dreamsim_release import TEACHER, convert_release
 
     out = check_output(chosen.out, chosen.overwrite)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .data_stages import STAGES, add_stage_options, chosen_stages
 
 if TYPE_CHECKING:
-    from ..data.parts import Report
+    from ..data.shard_build import Report
 
 
 def add_parser(commands: Any) -> None:
@@ -117,7 +117,7 @@ def run_show(chosen: argparse.Namespace) -> None:
     from ..data.contact_sheet import contact_sheet, spread
     from ..data.shards import TripletSet, read_lines
     from ..data.statistics import statistics_page
-    from ..pictures.images import atomic_path
+    from ..images.image_io import atomic_path
 
     if chosen.count < 1:
         raise ValueError(f"--count must be at least 1, got {chosen.count}.")

@@ -222,7 +222,7 @@ def _select(chosen: argparse.Namespace) -> ScoreSelect:
 
 
 def _mask(chosen: argparse.Namespace, pairs: tuple[PairFile, ...]) -> Stage:
-    from ..data.stages.marking import AlphaMask, BoxMask, GivenMask, load_boxes
+    from ..data.stages.masking import AlphaMask, BoxMask, GivenMask, load_boxes
 
     if chosen.masks == "boxes":
         return BoxMask(load_boxes(_needed(chosen.boxes, "--boxes")))
@@ -238,7 +238,7 @@ def _workflow_degrade(chosen: argparse.Namespace) -> Stage:
 
 def _degrade(chosen: argparse.Namespace, pairs: tuple[PairFile, ...]) -> Stage:
     from ..data.degrade import DEGRADATIONS
-    from ..data.stages.breaking import GivenDraft, RegionDegrade
+    from ..data.stages.degrading import GivenDraft, RegionDegrade
 
     if chosen.degrade_workflow:
         return _workflow_degrade(chosen)

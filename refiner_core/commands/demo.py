@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..pictures.images import Picture, atomic_path, load_mask, load_picture, save_picture
+from ..images.image_io import Picture, atomic_path, load_mask, load_picture, save_picture
 from ..scoring.pixels import masked_psnr
 
 CASES = Path(__file__).parent.parent / "demo_cases"
@@ -97,7 +97,7 @@ def add_parser(commands: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Repair every case with the embedded model; results of an earlier run are replaced."""
-    from ..nano.engine import load_nano
+    from ..nano.nano_engine import load_nano
     from ..repair.pipeline import refine
     from ..repair.request import RefineOptions, RefineRequest
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .model_options import add_model_options, model_arguments
 
 if TYPE_CHECKING:
+    from ..evaluation.evaluate import Plan
     from ..evaluation.metrics import Column, Metric
-    from ..evaluation.run import Plan
 
 METRICS = ("pixels", "structure", "dreamsim", "dinov2", "arcface", "vlm", "lpips")
 
@@ -96,7 +96,7 @@ def _makers(
 
 
 def _plan(chosen: argparse.Namespace) -> Plan:
-    from ..evaluation.run import Plan
+    from ..evaluation.evaluate import Plan
     from ..repair.request import RefineOptions
 
     others = {}
@@ -116,10 +116,10 @@ def _plan(chosen: argparse.Namespace) -> Plan:
 
 def run(chosen: argparse.Namespace) -> None:
     """Run it and write OUT/table.csv, OUT/results.json and OUT/report.html."""
+    from ..evaluation.evaluate import evaluate
     from ..evaluation.judge import VlmJudge
     from ..evaluation.metrics import Unavailable
     from ..evaluation.report import write_report
-    from ..evaluation.run import evaluate
     from ..evaluation.tables import text_table, write_csv, write_json
 
     names, plan = _chosen_metrics(chosen.metrics), _plan(chosen)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..pictures.images import (
+from ..images.image_io import (
     Picture,
     atomic_path,
     check_output,

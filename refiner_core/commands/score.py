@@ -46,7 +46,7 @@ def _scorer(metric: str, weights: str | None, device: str) -> Any:
             f"DreamSim needs --weights FILE.safetensors. Download {release_url('ensemble')} and run: "
             "omnirefiner convert dreamsim dreamsim_ensemble_checkpoint.zip OUT.safetensors"
         )
-    from ..devices import pick_device
+    from ..models.devices import pick_device
     from ..scoring.dreamsim import DreamSimScorer
     from ..scoring.dreamsim_files import load_dreamsim
 
@@ -61,7 +61,7 @@ def run(chosen: argparse.Namespace) -> None:
     """
     import torch
 
-    from ..pictures.images import (
+    from ..images.image_io import (
         Picture,
         check_picture_output,
         load_mask,

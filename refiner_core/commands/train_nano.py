@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .data import show_progress
 
 if TYPE_CHECKING:
-    from ..training.nano import Setup
+    from ..training.train_nano import Setup
 
 _TRIPLETS = 5120
 
@@ -94,8 +94,8 @@ def open_setup(chosen: argparse.Namespace, out: Path) -> Setup:
     Raises:
         ValueError: contradictory options, or no data.
     """
-    from ..devices import pick_device
-    from ..training.nano import Setup, draw_triplets
+    from ..models.devices import pick_device
+    from ..training.train_nano import Setup, draw_triplets
 
     if chosen.data and chosen.triplets is not None:
         raise ValueError("--triplets says how many to draw; with --data none are.")
@@ -117,8 +117,8 @@ def _check(chosen: argparse.Namespace) -> None:
     Raises:
         ValueError: an option out of range, a setting that is unknown, or no such start.
     """
-    from ..training.nano import Setup, grpo_config, sft_config
     from ..training.settings import parse_assignments
+    from ..training.train_nano import Setup, grpo_config, sft_config
 
     least = {
         "max_steps": 0, "grpo_steps": 0, "workers": 1, "seed": 0, "evaluate": 0, "threads": 0,
@@ -145,7 +145,7 @@ def run(chosen: argparse.Namespace) -> None:
 
     import torch
 
-    from ..pictures.images import atomic_path
+    from ..images.image_io import atomic_path
 
     _check(chosen)
     if chosen.threads:
@@ -164,8 +164,8 @@ def run(chosen: argparse.Namespace) -> None:
 
 def _train(chosen: argparse.Namespace, out: Path, setup: Setup) -> dict[str, Path]:
     """The refiner that every stage left, by the stage's name."""
-    from ..training.nano import grpo_config, reinforce, sft_config, supervise, write_start
     from ..training.settings import parse_assignments
+    from ..training.train_nano import grpo_config, reinforce, sft_config, supervise, write_start
 
     start = Path(chosen.start) if chosen.start else None
     at = start or write_start(out / "start.safetensors", setup)
@@ -196,8 +196,8 @@ def _draw(out: Path, stages: list[str]) -> None:
 
 def _evaluate(chosen: argparse.Namespace, out: Path, stages: dict[str, Path], setup: Setup) -> None:
     from ..data.shards import TripletSet
-    from ..pictures.images import atomic_path
-    from ..training.nano import evaluate_stages, model_card
+    from ..images.image_io import atomic_path
+    from ..training.train_nano import evaluate_stages, model_card
 
     found = evaluate_stages(stages, out / "evaluation.json", chosen.evaluate, setup)
     facts = {
@@ -213,7 +213,7 @@ def _evaluate(chosen: argparse.Namespace, out: Path, stages: dict[str, Path], se
 
 def run_evaluation(chosen: argparse.Namespace) -> None:
     """Print the held-out table."""
-    from ..evaluation.nano import evaluate_nano
+    from ..evaluation.evaluate_nano import evaluate_nano
 
     weights = Path(chosen.weights) if chosen.weights else None
     sheet = Path(chosen.sheet) if chosen.sheet else None

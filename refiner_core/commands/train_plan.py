@@ -22,7 +22,7 @@ def add_parser(kinds: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Print the plan."""
-    from ..training.plan import CARDS, describe_plan, make_plan
+    from ..training.memory_estimate import CARDS, describe_plan, make_plan
 
     if chosen.card not in CARDS:
         raise ValueError(f"There is no card {chosen.card!r}; there are {', '.join(CARDS)}.")

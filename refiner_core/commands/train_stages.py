@@ -67,7 +67,7 @@ def run(chosen: argparse.Namespace) -> None:
         return
     if not chosen.data or not chosen.out:
         raise ValueError(f"train {chosen.stage} needs --data DIR and --out DIR.")
-    from ..training.run import run_grpo, run_sft
+    from ..training.train import run_grpo, run_sft
 
     work = run_sft if chosen.stage == "sft" else run_grpo
     path = work(config, Path(chosen.data), Path(chosen.out), chosen.device)

@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from functools import partial
 
-from ..processes import worker_pool
-from .parts import Report, build_part, earlier_files, read_report
 from .plan import Build, check_build, settle_config
+from .shard_build import Report, build_part, earlier_files, read_report
 from .shards import (
     MANIFEST,
     split_of,
@@ -22,6 +21,7 @@ from .shards import (
 from .stages.interface import (
     STAGES,
 )
+from .worker_pool import worker_pool
 
 REJECTED = "rejected.jsonl"
 

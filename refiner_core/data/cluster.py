@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .build import Progress
-from .parts import build_part
 from .plan import Build
+from .shard_build import build_part
 
 
 def _work(build: Build, row: dict[str, Any]) -> dict[str, Any]:

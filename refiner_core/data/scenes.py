@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from ..matching import homography as hom
 from .degrade import DEGRADATIONS
-from .details import Texture, alternative, draw_texture
+from .textures import Texture, alternative, draw_texture
 
 _SUPERSAMPLE = 2
 # Photographs that ship inside scikit-image and scikit-learn. The held-out ones are seen by no

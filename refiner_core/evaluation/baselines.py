@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.shards import mask_box
 from ..interfaces import SamplingJob
-from ..recipes import Recipe
+from ..recipes.recipe import Recipe
 
 
 @dataclass

@@ -7,8 +7,8 @@ from functools import cache
 
 import numpy as np
 
-from .. import digests
 from ..data.triplets import PICTURES, Triplet
+from ..weights import fingerprints as digests
 
 sha256 = cache(digests.sha256)  # read once a process
 

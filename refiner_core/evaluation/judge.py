@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ..chat import ask, png_url
+from ..scoring.vlm_client import ask, png_url
 from .metrics import Case, Column, Scores
 
 RUBRIC = """You judge the repair of one detail in a generated picture. You see three pictures:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..data.triplets import Triplet
-from ..pictures.geometry import Box
-from ..pictures.images import to_float
-from ..pictures.masks import bounds
+from ..images.geometry import Box
+from ..images.image_io import to_float
+from ..images.masks import bounds
 from ..scoring.dreamsim import DreamSimScorer
 from ..scoring.dreamsim_files import load_dreamsim
 from ..scoring.interface import Scorer

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.triplets import Triplet
-from ..pictures.images import atomic_path, load_picture, to_dtype, to_float
+from ..images.image_io import atomic_path, load_picture, to_dtype, to_float
 from ..scoring.comparison import draw_heat
 from ..scoring.pixels import difference_heat
+from .evaluate import ALIGNED, DRAFT, REFINED, Outcome
 from .metrics import Case, Column, cut, region_box
 from .plots import bars, scatter
-from .run import ALIGNED, DRAFT, REFINED, Outcome
 from .tables import PAPER, Cell, degradation, ranking, show, summarise, worst_first
 
 _TILE = 228  # px: longer side of a picture in the report

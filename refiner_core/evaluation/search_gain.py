@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from ..data.scenes import make_scene
-from ..models.engine import CoreEngine
-from ..pictures.images import to_float
-from ..processes import worker_pool
+from ..data.worker_pool import worker_pool
+from ..images.image_io import to_float
+from ..models.core_engine import CoreEngine
 from ..repair.pipeline import refine
 from ..repair.request import RefineOptions, RefineRequest
 from ..scoring.pixels import edge_error, masked_psnr, masked_ssim
 from ..scoring.structural import StructuralScorer
 from .cases import mask_tensor, picture
+from .evaluate_nano import FIRST_SEED
 from .metrics import CEILING
-from .nano import FIRST_SEED
 
 SINGLE, LIGHT = "one run", "one run, half the prefill"
 BEST, STEPS = "best of N", "one run, as many steps"
@@ -51,7 +51,7 @@ def _measure(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> d
 
 
 def _compare(job: tuple[int, int]) -> Gain | None:
-    from ..nano.engine import load_nano
+    from ..nano.nano_engine import load_nano
 
     seed, candidates = job
     scene = make_scene(seed, (320, 240), (0.3, 0.5), rough_masks=False, held_out=True)

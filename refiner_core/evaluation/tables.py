@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..pictures.images import atomic_path
+from ..images.image_io import atomic_path
+from .evaluate import REFINED, Outcome
 from .metrics import Column
-from .run import REFINED, Outcome
 
 PAPER = "paper (its own data)"
 # What cases are sorted by: the first of these that has values.

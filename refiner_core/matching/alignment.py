@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..pictures.masks import widen
-from .agreement import Agreement, climb
+from ..images.masks import widen
 from .homography import from_points
 from .outline import is_upright, mask_box_corners, quadrilateral
+from .patch_ncc import Agreement, climb
 from .registration import MotionModel, register, warp
 
 _ACCEPT = 0.15  # weighted correlation of the compared features below which a fit is not believed

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..pictures.masks import bounds, widen
+from ..images.masks import bounds, widen
 from .registration import blur
 
 _GAIN_LIMITS = (0.6, 1.6)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..images.boxes import BoxPair, RelativeBox, box_regions, fill_box
+from ..images.geometry import Extent
+from ..images.masks import bounds, find_regions
 from ..matching.difference import difference_mask
-from ..pictures.boxes import BoxPair, RelativeBox, box_regions, fill_box
-from ..pictures.geometry import Extent
-from ..pictures.masks import bounds, find_regions
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..images.geometry import Extent
 from ..interfaces import Engine, Progress, Stage
-from ..pictures.geometry import Extent
 from ..scoring.interface import Scorer
 from .region import Clock, RegionJob
 from .request import (

@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..images.crop import crop, crop_mask, stitch_into, uncrop
+from ..images.geometry import CropPlan, Extent
+from ..images.image_io import check_finite
+from ..images.masks import Region
 from ..interfaces import Engine, Progress, SamplingJob, Stage
-from ..pictures.crop import crop, crop_mask, stitch_into, uncrop
-from ..pictures.geometry import CropPlan, Extent
-from ..pictures.images import check_finite
-from ..pictures.masks import Region
 from ..scoring.interface import Scorer
 from ..scoring.structural import StructuralScorer
-from .request import RefineOptions
-from .search import Candidate, rounds, search
-from .settling import settle
-from .views import (
+from .best_of_n import Candidate, rounds, search
+from .drift_and_color import settle
+from .model_inputs import (
     lost,
     ordered_pictures,
     plan_crops,
@@ -28,6 +27,7 @@ from .views import (
     reference_view,
     spread_share,
 )
+from .request import RefineOptions
 
 # Structural distance of draft and reference. On 35 development scenes the search gained the same
 # with any limit from 0.4 to 0.5, and less below.

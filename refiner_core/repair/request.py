@@ -7,11 +7,11 @@ from typing import get_args
 
 from torch import Tensor
 
-from ..pictures.boxes import BoxPair, box_regions, reference_box_mask
-from ..pictures.crop import Blend
-from ..pictures.geometry import Box, Buckets, Extent, plan_crop
-from ..pictures.images import MAX_SIDE, check_finite
-from ..pictures.masks import Region, find_regions, whole_region
+from ..images.boxes import BoxPair, box_regions, reference_box_mask
+from ..images.crop import Blend
+from ..images.geometry import Box, Buckets, Extent, plan_crop
+from ..images.image_io import MAX_SIDE, check_finite
+from ..images.masks import Region, find_regions, whole_region
 
 MAX_CANDIDATES = 64
 _SMALLEST_REFERENCE = 8  # px: less than one token of any recipe

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..pictures.geometry import Extent
-from ..pictures.images import resize
+from ..images.geometry import Extent
+from ..images.image_io import resize
 from .dreamsim import DreamSimScorer
 from .interface import MapScorer, check_pictures
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..digests import sha256
 from ..weights.files import read_weights
+from ..weights.fingerprints import sha256
 from .dreamsim import VARIANTS, Family, Variant
 from .dreamsim_files import save_dreamsim
 from .vit import resample_positions

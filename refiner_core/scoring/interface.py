@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..pictures.images import check_finite
+from ..images.image_io import check_finite
 
 
 class Scorer(Protocol):

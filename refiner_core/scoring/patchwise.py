@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor
 
-from ..pictures.masks import bounds
+from ..images.masks import bounds
 from .interface import Scorer, check_pair, check_pictures
 from .pixels import edge_error, masked_mse
 from .preparation import square_view

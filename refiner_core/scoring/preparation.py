@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..pictures.crop import crop
-from ..pictures.geometry import Box, Buckets, Extent, plan_crop
-from ..pictures.images import resize, to_dtype
-from ..pictures.masks import bounds
+from ..images.crop import crop
+from ..images.geometry import Box, Buckets, Extent, plan_crop
+from ..images.image_io import resize, to_dtype
+from ..images.masks import bounds
 from .interface import only_inside
 
 

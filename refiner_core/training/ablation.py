@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.engine import CoreEngine
+from ..models.core_engine import CoreEngine
 from ..models.kontext import Conditioning, velocity
 from ..nano import NANO_WEIGHTS
-from ..nano.engine import load_nano
+from ..nano.nano_engine import load_nano
 from .compare import Comparison, held_out_scenes, measure, paired, table
-from .nano import Setup, grpo_config, reinforce, sft_config, supervise, write_start
 from .policy import VelocityNet
+from .train_nano import Setup, grpo_config, reinforce, sft_config, supervise, write_start
 
 # What the region alone is judged by, and the whole picture alone.
 _REGION = {"whole": 0.0, "patch": 1.0, "pixels": 1.0, "edges": 1.0, "background": 0.0}

@@ -13,19 +13,19 @@ from torch import Tensor
 from ..data.scenes import make_scene
 from ..data.shards import TripletSet
 from ..data.triplets import Triplet
-from ..models.engine import CoreEngine
+from ..data.worker_pool import worker_pool
+from ..images.geometry import Extent
+from ..models.core_engine import CoreEngine
 from ..models.kontext import Conditioning
-from ..pictures.geometry import Extent
-from ..processes import worker_pool
-from ..recipes import NANO, Recipe
-from ..repair.views import prefill
+from ..recipes.recipe import NANO, Recipe
+from ..repair.model_inputs import prefill
 from ..scoring.structural import StructuralScorer
 from .config import DataSettings
-from .framing import frame
+from .crop_triplet import frame
+from .dataset import Pixels, View
 from .policy import Policy, VelocityNet
 from .reward import PatchReward
-from .samples import figures, repair
-from .views import Pixels, View
+from .validation import figures, repair
 
 FIRST_SEED = 10_000_000  # of scenes that are drawn for measuring only
 _FRAMING = DataSettings(context=(1.5, 1.5))

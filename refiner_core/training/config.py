@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .advantages import Combine, Spread
-from .journal import Board
-from .objective import Guard
+from .losses import Guard
 from .settings import Group, check_range, option, section
-from .times import Times
+from .timestep_sampling import Times
+from .tracker import Board
 
 Quantize = Literal["none", "int8", "fp8", "nf4"]
 

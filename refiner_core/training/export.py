@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..models.engine import CoreEngine
+from ..models.core_engine import CoreEngine
 from ..weights.files import save_weights
 from ..weights.lora import save_lora
 from .trainable import Trainable

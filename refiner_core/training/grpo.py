@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from .. import flow
-from ..models.engine import Codec
+from ..models.core_engine import Codec
 from ..models.kontext import Conditioning
-from ..recipes import Recipe
+from ..recipes.recipe import Recipe
 from ..sampling import Transition, advance
 from .advantages import group_advantages
 from .config import GrpoConfig
-from .objective import (
+from .dataset import Pixels, View, Views, stack
+from .distributed import Workers
+from .losses import (
     clip_range,
     gaussian_kl,
     log_ratio,
@@ -34,8 +36,6 @@ from .reward import Reward
 from .rollout import Rollout, case_order, case_seed, consensus, roll_out
 from .sft import MOST_SKIPPED
 from .trainable import Trainable
-from .views import Pixels, View, Views, stack
-from .workers import Workers
 
 TextOf = Callable[[str], tuple[Tensor, Tensor]]
 

@@ -22,17 +22,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.shards import TripletSet
-from ..models.engine import TextEncoder
-from ..pictures.images import atomic_path
-from ..processes import worker_pool
-from ..recipes import Recipe
-from ..repair.views import prefill
+from ..data.worker_pool import worker_pool
+from ..images.image_io import atomic_path
+from ..models.core_engine import TextEncoder
+from ..recipes.recipe import Recipe
+from ..repair.model_inputs import prefill
 from ..weights.files import save_weights
 from .config import DataSettings
-from .framing import frame
-from .selection import check_worth
-from .views import Pixels, Shape, View, latent_region
-from .workers import Workers
+from .crop_triplet import frame
+from .dataset import Pixels, Shape, View, latent_region
+from .distributed import Workers
+from .filter import check_worth
 
 _PIXELS = ("target", "draft", "reference", "mask")
 SKIPPED = "skipped.jsonl"

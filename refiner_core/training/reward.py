@@ -11,7 +11,7 @@ from ..scoring.interface import Scorer
 from ..scoring.patchwise import patch_scores
 from ..scoring.structural import StructuralScorer
 from .config import ObjectiveSettings
-from .views import Pixels
+from .dataset import Pixels
 
 # Samples B 3 H W and what they are compared with -> named scores of B values, higher is better.
 Reward = Callable[[Tensor, Pixels], Mapping[str, Tensor]]

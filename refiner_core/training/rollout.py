@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..sampling import Transition, draw_noise, sample
 from .config import RolloutSettings
+from .dataset import Batch
 from .policy import Policy
-from .views import Batch
 
 
 @dataclass(frozen=True)

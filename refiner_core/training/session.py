@@ -13,28 +13,28 @@ from torch import Tensor, nn
 
 from ..data.shards import TripletSet
 from ..data.splits import manifest_hash, split_data
-from ..devices import pick_device
+from ..images.geometry import Extent
 from ..load import load_engine
-from ..models.engine import CoreEngine
+from ..models.core_engine import CoreEngine
+from ..models.devices import pick_device
 from ..models.text import FluxText
 from ..models.vae import FluxCodec
 from ..nano import NANO_WEIGHTS
-from ..pictures.geometry import Extent
-from ..recipes import KONTEXT, OMNIREFINER, Recipe
+from ..recipes.recipe import KONTEXT, OMNIREFINER, Recipe
+from .augment import VariedViews
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import DataSettings, GrpoConfig, ModelSettings, SftConfig
+from .dataset import Views
+from .distributed import Workers, find_workers
 from .export import export, fingerprint
-from .journal import Journal
 from .policy import Policy, VelocityNet
 from .prepare import PreparedViews, TextCache, prepare
 from .prepare import fingerprint as preparation
 from .quantize import quantize
-from .samples import look
 from .sharding import Sharding, check_divisible
+from .tracker import Journal
 from .trainable import Trainable, add_lora, all_weights, continue_lora
-from .variants import VariedViews
-from .views import Views
-from .workers import Workers, find_workers
+from .validation import look
 
 CHECKPOINT = "checkpoint.safetensors"
 REFINER = "refiner.safetensors"

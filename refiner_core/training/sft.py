@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from .. import flow
-from ..recipes import Recipe
+from ..recipes.recipe import Recipe
 from .config import SftConfig
+from .dataset import Batch, View, Views, epoch_batches, stack
+from .distributed import Workers
 from .loss import masked_flow_loss
 from .optimizers import make_optimizer, rate_at
 from .policy import Policy
 from .rollout import case_seed
-from .times import draw_times
+from .timestep_sampling import draw_times
 from .trainable import Trainable
-from .views import Batch, View, Views, epoch_batches, stack
-from .workers import Workers
 
 MOST_SKIPPED = 20
 

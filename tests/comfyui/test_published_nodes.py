@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from refiner_core.recipes import REFINEANYTHING
+from refiner_core.recipes.recipe import REFINEANYTHING
 
 from ..faults import checkerboard, displacement
 from ..test_published_code import PLACES, checkout, ours_with

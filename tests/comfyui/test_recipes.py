@@ -13,7 +13,7 @@ from torch import Tensor
 
 from refiner_core.models.detail_encoder import fill_triggers, load_detail_encoder
 from refiner_core.models.text import FluxText
-from refiner_core.recipes import IMAGECRITIC, KONTEXT, OMNIREFINER
+from refiner_core.recipes.recipe import IMAGECRITIC, KONTEXT, OMNIREFINER
 from refiner_core.sampling import draw_noise
 from refiner_core.weights.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
 from refiner_core.weights.keys import bfl_to_diffusers, diffusers_to_bfl

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from refiner_core.pictures.boxes import BoxPair, RelativeBox, box_regions
-from refiner_core.pictures.geometry import Extent, plan_crop
-from refiner_core.recipes import RECIPES, Recipe
+from refiner_core.images.boxes import BoxPair, RelativeBox, box_regions
+from refiner_core.images.geometry import Extent, plan_crop
+from refiner_core.recipes.recipe import RECIPES, Recipe
 
 HERE = Path(__file__).resolve().parent
 

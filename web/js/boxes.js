@@ -5,7 +5,7 @@
 /** @typedef {{draft: Box, reference: Box | null}} Pair */
 /** @typedef {"draft" | "reference"} Side */
 
-/** As many as one run repairs (`refiner_core.pictures.masks.MAX_REGIONS`). */
+/** As many as one run repairs (`refiner_core.images.masks.MAX_REGIONS`). */
 export const MOST_BOXES = 64;
 /** Shortest side of a box, as a fraction of the picture. */
 export const SMALLEST = 0.001;

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * The crop plan of `refiner_core/pictures/geometry.py` and the pixels of `boxes.py` beside it, so
+ * The crop plan of `refiner_core/images/geometry.py` and the pixels of `boxes.py` beside it, so
  * that the page outlines the crop that will really be used. Tests hold both to the same numbers.
  */
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...pictures.images import load_mask, load_picture, to_dtype, to_float
+from ...images.image_io import load_mask, load_picture, to_dtype, to_float
 from .interface import RejectedError, Sample
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ...pictures import masks
+from ...images import masks
 from ..shards import mask_box
 
 

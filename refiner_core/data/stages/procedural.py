@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ...matching import homography as hom
+from ..corruptions import MISPRINTS
 from ..degrade import DEGRADATIONS
-from ..details import Texture, draw_texture
-from ..misprints import MISPRINTS
-from ..photograph import Projection, Shot, photograph, photographed_mask
+from ..render import Projection, Shot, photograph, photographed_mask
 from ..shards import mask_box
-from .composing import Scene, canvas_of, take_shot
+from ..textures import Texture, draw_texture
 from .interface import RejectedError, Sample, split_of_identity
 from .pasting import paste_inside
+from .scene import Scene, canvas_of, take_shot
 
 KINDS = ("word", "logo", "pattern")
 _KIND_SHARES = (0.5, 0.3, 0.2)

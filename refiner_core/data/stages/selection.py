@@ -15,8 +15,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...chat import ask, png_url
 from ...scoring.interface import Scorer
+from ...scoring.vlm_client import ask, png_url
 from ..triplets import encode_png
 from .files import shrunk
 from .interface import RejectedError, Sample

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..pictures.crop import crop, crop_mask
-from ..pictures.geometry import Extent
-from ..pictures.images import check_finite
-from ..pictures.masks import find_regions, whole_region
-from ..recipes import OMNIREFINER
+from ..images.crop import crop, crop_mask
+from ..images.geometry import Extent
+from ..images.image_io import check_finite
+from ..images.masks import find_regions, whole_region
+from ..recipes.recipe import OMNIREFINER
 from ..scoring.interface import Scorer
 from ..scoring.structural import StructuralScorer
-from .views import plan_views, reference_view
+from .model_inputs import plan_views, reference_view
 
 _CONTEXT = 1.3  # of the region's box: what is compared
 _MEGAPIXELS = 0.15  # at which it is compared; the detail fills most of it

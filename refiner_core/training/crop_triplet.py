@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ..data.triplets import Triplet
-from ..pictures.crop import crop, crop_mask
-from ..pictures.geometry import Box, CropPlan, Extent
-from ..pictures.masks import Region, bounds
-from ..recipes import Recipe
-from ..repair.views import plan_views, reference_view
+from ..images.crop import crop, crop_mask
+from ..images.geometry import Box, CropPlan, Extent
+from ..images.masks import Region, bounds
+from ..recipes.recipe import Recipe
+from ..repair.model_inputs import plan_views, reference_view
 from .config import DataSettings
-from .views import Pixels
+from .dataset import Pixels
 
 
 def _tensor(image: np.ndarray) -> Tensor:

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..digests import sha256
-from ..pictures.images import atomic_path
+from ..images.image_io import atomic_path
+from ..weights.fingerprints import sha256
 from .plan import Build
 from .shards import (
     read_samples,

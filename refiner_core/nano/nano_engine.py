@@ -9,8 +9,8 @@ from diffusers import FluxTransformer2DModel
 from safetensors import safe_open
 from torch import Tensor
 
-from ..models.engine import CoreEngine
-from ..recipes import NANO
+from ..models.core_engine import CoreEngine
+from ..recipes.recipe import NANO
 from . import NANO_WEIGHTS
 from .codec import BlockCodec
 from .initialisation import nano_config

@@ -1,6 +1,6 @@
 """Makes the demo's cases: a word, a logo and a pattern, placed into real photographs.
 
-`python -m refiner_core.data.showcase DIR` writes `DIR/<case>/{draft,reference,target}.png` and the
+`python -m refiner_core.data.demo_cases DIR` writes `DIR/<case>/{draft,reference,target}.png` and the
 two masks. The photographs come with scikit-image and scikit-learn; see `demo_cases/CREDITS.md`.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from ..matching import homography as hom
-from .details import font_files
 from .scenes import Light
+from .textures import font_files
 
 Quad = tuple[tuple[float, float], tuple[float, float], tuple[float, float], tuple[float, float]]
 

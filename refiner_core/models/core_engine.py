@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..interfaces import SamplingJob
-from ..recipes import Recipe
+from ..recipes.recipe import Recipe
 from ..sampling import draw_noise, restrict, sample
 from .detail_encoder import DetailEncoder, fill_triggers
 from .kontext import Conditioning, Denoiser

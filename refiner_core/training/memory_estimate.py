@@ -13,7 +13,7 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from ..nano.initialisation import nano_config
-from ..recipes import NANO, OMNIREFINER, Recipe
+from ..recipes.recipe import NANO, OMNIREFINER, Recipe
 from .config import GrpoConfig, ModelSettings, SftConfig
 from .quantize import in_a_block
 from .sharding import check_divisible

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ..images.crop import box_region, crop, crop_mask
+from ..images.geometry import Box, CropPlan, Extent, plan_crop, plan_pair
+from ..images.masks import Region, bounds
 from ..matching.alignment import align, apply_alignment
 from ..matching.color import match_light
-from ..pictures.crop import box_region, crop, crop_mask
-from ..pictures.geometry import Box, CropPlan, Extent, plan_crop, plan_pair
-from ..pictures.masks import Region, bounds
-from ..recipes import Recipe
+from ..recipes.recipe import Recipe
 
 
 def ordered_pictures(

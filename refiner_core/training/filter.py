@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..matching.registration import blur
 from .config import DataSettings
-from .views import Pixels
+from .dataset import Pixels
 
 _BLUR = 2.0  # px: finer detail does not count in the agreement
 

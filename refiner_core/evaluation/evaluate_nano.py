@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from ..data.scenes import Scene, make_scene
+from ..data.worker_pool import worker_pool
 from ..nano import NANO_WEIGHTS
-from ..processes import worker_pool
-from ..recipes import NANO
+from ..recipes.recipe import NANO
 from ..repair.pipeline import refine
 from ..repair.request import RefineOptions, RefineRequest
 from ..scoring.pixels import masked_psnr, masked_ssim
@@ -47,7 +47,7 @@ def _ssim(image: np.ndarray, scene: Scene) -> float:
 
 
 def _evaluate(job: tuple[int, str, bool, int | None]) -> Row | None:
-    from ..nano.engine import load_nano
+    from ..nano.nano_engine import load_nano
 
     seed, weights, rough, steps = job
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .geometry import Box, CropPlan, Extent
-from .images import resize, to_dtype, to_float
+from .image_io import resize, to_dtype, to_float
 from .masks import Region, feather, widen
 
 Blend = Literal["feather", "multiband"]

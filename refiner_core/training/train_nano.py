@@ -24,20 +24,20 @@ from ..data.stages.procedural import (
     ProceduralPair,
     ProceduralSelect,
 )
-from ..devices import pick_device
-from ..models.engine import CoreEngine
+from ..images.image_io import atomic_path
+from ..models.core_engine import CoreEngine
+from ..models.devices import pick_device
 from ..nano.codec import BlockCodec
-from ..nano.engine import load_nano
 from ..nano.initialisation import initialise, nano_config
-from ..pictures.images import atomic_path
+from ..nano.nano_engine import load_nano
 from ..weights.files import save_weights
 from .compare import Comparison, held_out_scenes, measure, paired, table
 from .config import GRPO_PRESETS, SFT_PRESETS, GrpoConfig, SftConfig
 from .export import fingerprint
 from .policy import Policy, VelocityNet
-from .run import train_grpo, train_sft
 from .session import open_session
 from .settings import build, merged
+from .train import train_grpo, train_sft
 
 _SIDE = 256  # px: square root of a drawn picture's area; its detail is as large as nano's crops
 _WINDOW = 64  # px: side of the squares the codec is fitted to

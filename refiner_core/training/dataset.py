@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models.kontext import Conditioning
-from ..recipes import Recipe
+from ..recipes.recipe import Recipe
 
 Shape = tuple[tuple[int, int], ...]
 

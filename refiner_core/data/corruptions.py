@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from .details import Texture, alternative
+from .textures import Texture, alternative
 
 Misprint = Callable[[np.random.Generator, Texture, float], Image.Image]
 

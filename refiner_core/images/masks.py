@@ -10,7 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from .geometry import Box, Extent
-from .images import all_finite
+from .image_io import all_finite
 
 MAX_REGIONS = 64
 

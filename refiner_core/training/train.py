@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from .config import GrpoConfig, RunSettings, SftConfig
+from .distributed import Workers
 from .grpo import GrpoTrainer
 from .reward import make_reward
 from .session import BEST, REFINER, Session, open_session
 from .sft import SftTrainer
-from .workers import Workers
 
 _LOG_EVERY = 10
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..images.crop import ring
+from ..images.geometry import CropPlan
+from ..images.masks import Region
 from ..matching.color import measure_gain, ring_error
 from ..matching.registration import grid, register, warp
-from ..pictures.crop import ring
-from ..pictures.geometry import CropPlan
-from ..pictures.masks import Region
 
 _DRIFT_LEAST = 0.5  # px at the model's size: less is not worth a resampling
 _DRIFT_MOST = 0.06  # of the crop's side: more is not drift but another picture

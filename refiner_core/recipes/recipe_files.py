@@ -16,8 +16,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from .pictures.geometry import KONTEXT_BUCKETS, NANO_BUCKETS, QWEN_BUCKETS, Buckets, Extent
-from .recipes import RECIPES, Family, Fast, Layout, Recipe, Sight, get_recipe
+from ..images.geometry import KONTEXT_BUCKETS, NANO_BUCKETS, QWEN_BUCKETS, Buckets, Extent
+from .recipe import RECIPES, Family, Fast, Layout, Recipe, Sight, get_recipe
 
 SUFFIXES = (".json", ".toml")
 _NAMED_BUCKETS = {"kontext": KONTEXT_BUCKETS, "qwen": QWEN_BUCKETS, "nano": NANO_BUCKETS}

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from ...matching import homography as hom
-from ..details import Texture
-from ..photograph import Bend, Projection, Shot, project
+from ..render import Bend, Projection, Shot, project
 from ..scenes import Light, draw_background, draw_pose
+from ..textures import Texture
 
 _ASPECTS = ((1, 1), (4, 3), (3, 4), (3, 2), (16, 9))
 

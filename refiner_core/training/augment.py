@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..repair.views import prefill, spread_share
+from ..repair.model_inputs import prefill, spread_share
+from .dataset import Pixels, Shape, View, Views, latent_region
 from .prepare import Encoder
-from .views import Pixels, Shape, View, Views, latent_region
 
 _GAIN = 0.12  # spread of the logarithm of a channel's gain
 

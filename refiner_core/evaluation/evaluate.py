@@ -21,12 +21,12 @@ from torch import Tensor
 
 from .. import __version__
 from ..data.triplets import Triplet, encode_png
+from ..data.worker_pool import worker_pool
+from ..images.image_io import atomic_path, load_picture, to_dtype, to_float
 from ..interfaces import Engine
 from ..load import load_engine
 from ..nano import NANO_WEIGHTS
-from ..pictures.images import atomic_path, load_picture, to_dtype, to_float
-from ..processes import worker_pool
-from ..recipes import NANO
+from ..recipes.recipe import NANO
 from ..repair.pipeline import refine
 from ..repair.request import RefineOptions, RefineRequest
 from .baselines import PastedReference, pasted_reference

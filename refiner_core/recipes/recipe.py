@@ -9,8 +9,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from . import flow
-from .pictures.geometry import KONTEXT_BUCKETS, NANO_BUCKETS, QWEN_BUCKETS, Buckets, Extent
+from .. import flow
+from ..images.geometry import KONTEXT_BUCKETS, NANO_BUCKETS, QWEN_BUCKETS, Buckets, Extent
 
 # The architecture of the transformer.
 Family = Literal["flux", "qwen-edit", "flux2"]

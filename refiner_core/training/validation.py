@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models.engine import Codec
+from ..models.core_engine import Codec
 from ..models.kontext import Conditioning
-from ..recipes import Recipe
+from ..recipes.recipe import Recipe
 from ..sampling import draw_noise, sample
 from ..scoring.pixels import edge_error, masked_psnr, masked_ssim
+from .dataset import View, Views, stack
 from .policy import Policy
-from .views import View, Views, stack
 
 _HEIGHT = 160
 _ROWS = 8

@@ -1,0 +1,1 @@
+"""Images, masks and crops: everything about pixels and nothing about models."""

@@ -1,1 +1,0 @@
-"""Pixels: files, masks, boxes, crops, in whole numbers and tensors. No model is known here."""

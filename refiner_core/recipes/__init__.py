@@ -1,0 +1,1 @@
+"""Recipes: how a trained refiner has to be run."""
