@@ -40,7 +40,7 @@ def test_every_field_can_be_written(tmp_path: Path) -> None:
         "prompt": "fix the {subject}", "guidance": 2.5, "steps": 20, "shift": None,
         "text_tokens": 512, "buckets": "kontext", "context": 1.5, "align": False,
         "latent_factor": 8, "settles": True, "prefill": 0, "remainder": 0, "family": "flux",
-        "layout": "index",
+        "layout": "index", "attention": "both ways",
         "sight": "detail", "references": [1, 1], "one_size": True, "cfg": 1, "negative": "",
         "fast": {"steps": 8, "cfg": 1}, "triggers": [["reference", "IMG1"]], "dropped": ["<[^>]*>"],
         "note": "",
@@ -74,6 +74,9 @@ def test_every_field_can_be_written(tmp_path: Path) -> None:
         ({"sight": "detail"}, "go together"),
         ({"dropped": ["("]}, "no regular expression"),
         ({"references": [2, 1]}, "least and the most"),
+        ({"attention": "sideways"}, "attention must be one of both ways, one way"),
+        ({"attention": "one way", "layout": "offset"}, 'layout "index", got "flux" and "offset"'),
+        ({"attention": "one way", "family": "flux2"}, 'family "flux".*got "flux2"'),
     ],
 )
 def test_refused(tmp_path: Path, change: dict[str, Any], says: str) -> None:

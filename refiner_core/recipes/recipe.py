@@ -17,6 +17,10 @@ Family = Literal["flux", "qwen-edit", "flux2"]
 # Where the clean tokens stand: one index each; the same with the clean tokens' own time 0 (Qwen
 # 2511); or all at index 1 beside or below one another (stock Kontext).
 Layout = Literal["index", "index_timestep_zero", "offset"]
+# Who attends to whom: every token to every token (OmniRefiner), or the clean tokens only to clean
+# tokens. One way, they are modulated by their own time, 0, so that their keys and values are the
+# same at every step and are computed once.
+Attention = Literal["both ways", "one way"]
 # What goes with the tokens: text; text whose trigger words a detail encoder fills from the
 # pictures; text encoded together with the pictures.
 Sight = Literal["text", "detail", "vision"]
@@ -49,6 +53,7 @@ class Recipe:
     may hold "mask", the region as a black and white picture. `references` the least and the most it
     takes. `one_size` plans draft and reference at one common bucket. `cfg` above 1 runs the model a
     second time on the `negative` prompt. `fast` replaces steps and cfg under an accelerator LoRA.
+    `attention` whether the clean tokens also attend to the noisy ones and the text.
     `triggers` the words (role, word) that a detail encoder fills. `dropped` patterns that are taken
     out of prompts. `note` what a user should know before choosing it.
     """
@@ -71,6 +76,7 @@ class Recipe:
     remainder: float = 0.0
     family: Family = "flux"
     layout: Layout = "index"
+    attention: Attention = "both ways"
     sight: Sight = "text"
     references: tuple[int, int] = (1, 3)
     one_size: bool = False

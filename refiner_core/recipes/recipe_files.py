@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from ..images.geometry import KONTEXT_BUCKETS, NANO_BUCKETS, QWEN_BUCKETS, Buckets, Extent
-from .recipe import RECIPES, Family, Fast, Layout, Recipe, Sight, get_recipe
+from .recipe import RECIPES, Attention, Family, Fast, Layout, Recipe, Sight, get_recipe
 
 SUFFIXES = (".json", ".toml")
 _NAMED_BUCKETS = {"kontext": KONTEXT_BUCKETS, "qwen": QWEN_BUCKETS, "nano": NANO_BUCKETS}
@@ -157,7 +157,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "buckets": _buckets, "context": _number(1, 100), "align": _switch,
     "latent_factor": _number(1, 64, True), "settles": _switch, "prefill": _number(0, 1),
     "remainder": _number(0, 1),
-    "family": _choice(Family), "layout": _choice(Layout), "sight": _choice(Sight),
+    "family": _choice(Family), "layout": _choice(Layout), "attention": _choice(Attention),
+    "sight": _choice(Sight),
     "references": _references, "one_size": _switch, "cfg": _number(1, 100), "negative": _text,
     "fast": _maybe(_fast), "triggers": _triggers, "dropped": _patterns, "note": _text,
 }  # fmt: skip
@@ -249,6 +250,11 @@ def _check_whole(path: Path, recipe: Recipe) -> None:
         raise ValueError(f'{path}: triggers and sight "detail" go together.')
     if (recipe.sight == "vision") != (recipe.family == "qwen-edit"):
         raise ValueError(f'{path}: sight "vision" and family "qwen-edit" go together.')
+    if recipe.attention == "one way" and (recipe.family, recipe.layout) != ("flux", "index"):
+        raise ValueError(
+            f'{path}: attention "one way" needs family "flux" and layout "index", got '
+            f'"{recipe.family}" and "{recipe.layout}".'
+        )
 
 
 def find_recipe(name: str) -> Recipe:
