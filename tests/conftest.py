@@ -1,8 +1,23 @@
-"""Says at the end of a run how many ComfyUI and browser tests ran, and why any were skipped."""
+"""Marks the tests by folder, and says at the end how many ComfyUI and browser tests ran."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+_COMFYUI = Path(__file__).parent / "comfyui"
+_BROWSER = Path(__file__).parent / "browser"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs a ComfyUI is marked `comfyui`, and whatever needs a page `browser` as well."""
+    for item in items:
+        if _BROWSER in item.path.parents:
+            item.add_marker("browser")
+        if {_COMFYUI, _BROWSER} & set(item.path.parents):
+            item.add_marker("comfyui")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
