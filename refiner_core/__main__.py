@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from . import __version__
 from .commands import (
     animate,
-    bench,
     convert,
     data,
     demo,
@@ -31,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"omnirefiner {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (
-        demo, refine, score, evaluate, inspect, data, train, merge, convert, animate, bench,
+        demo, refine, score, evaluate, inspect, data, train, merge, convert, animate,
     ):  # fmt: skip
         module.add_parser(commands)
     return top

@@ -322,9 +322,3 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         main([*command, "--stage", "paint"])
     assert os.listdir(tmp_path) == ["set"]
-
-
-def test_bench_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "data", "--sizes", "64", "--count", "4"]) == 0
-    printed = capsys.readouterr().out
-    assert "64 px" in printed and printed.count("triplets/s on one core") == 2

@@ -82,16 +82,3 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "needs --data DIR and --out DIR" in capsys.readouterr().err
     assert main(["train", "grpo", "--preset", "nano", "--print-config"]) == 0
     assert 'algorithm = "nft"' in capsys.readouterr().out
-
-
-def test_bench_train_runs_both_stages_in_miniature(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--model", "tiny", "--batch", "2", "--rounds", "1", "--device", "cpu"]
-    assert main(["bench", "train", *arguments]) == 0
-    title, _, *rows = capsys.readouterr().out.splitlines()
-    assert "tiny" in title and "CPU" in title
-    assert [row.split()[1] for row in rows] == ["SFT", "GRPO"]
-    for row in rows:
-        seconds, samples = (float(v) for v in row.split()[3:5])
-        assert seconds > 0 and samples == pytest.approx(2 / seconds, rel=0.6)
-    assert main(["bench", "train", "--batch", "1"]) == 2
-    assert "--batch of 2" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`omnirefiner bench train`: what a step of either stage costs, beside what its arithmetic must."""
+"""Benchmark `train`: time and memory of a training step of both stages, with random weights."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from torch import Tensor
 from .measuring import median_seconds
 
 if TYPE_CHECKING:
-    from ..models.core_engine import CoreEngine
-    from ..training.config import GrpoConfig, SftConfig
-    from ..training.dataset import Shape, View
+    from refiner_core.models.core_engine import CoreEngine
+    from refiner_core.training.config import GrpoConfig, SftConfig
+    from refiner_core.training.dataset import Shape, View
 
 _SIDES = {"tiny": [64], "nano": [128], "kontext": [512, 1024]}
 
 
-def add_subject(subjects: Any) -> None:
-    """Add the subject's options."""
-    p = subjects.add_parser("train", help="seconds and memory of a training step, random weights")
+def add_parser(names: Any) -> None:
+    """Add the benchmark's options."""
+    p = names.add_parser("train", help="seconds and memory of a training step, random weights")
     p.add_argument(
-        "--model", choices=tuple(_SIDES),
+        "--model",
+        choices=tuple(_SIDES),
         help="default: nano on a CPU, kontext (11.9 G random weights, bf16, LoRA) on a GPU",
-    )  # fmt: skip
-    p.add_argument("--sides", type=int, nargs="+", metavar="PX", help="default: by the model")
-    p.add_argument("--batch", type=int, default=4, help="samples a step; default: %(default)s")
-    p.add_argument("--rounds", type=int, default=3, help="timed steps, the median counts")
+    )
+    p.add_argument(
+        "--sides", type=int, nargs="+", metavar="PX", help="default: depends on the model"
+    )
+    p.add_argument("--batch", type=int, default=4, help="samples per step; default: %(default)s")
+    p.add_argument("--rounds", type=int, default=3, help="timed steps; the median is reported")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.set_defaults(run=run)
 
@@ -63,7 +66,7 @@ class _RandomViews:
         return 2
 
     def __getitem__(self, index: int) -> View:
-        from ..training.dataset import Pixels, View, latent_region
+        from refiner_core.training.dataset import Pixels, View, latent_region
 
         mask = torch.zeros_like(self._pictures[0][:, :1])
         side = mask.shape[-1]
@@ -78,9 +81,9 @@ def _random_engine(kind: str, device: torch.device) -> CoreEngine:
     """Random weights of a model's size, on the device, in the type that they are trained in."""
     from diffusers import FluxTransformer2DModel
 
-    from ..models.core_engine import CoreEngine
-    from ..nano.nano_engine import load_nano
-    from ..recipes.recipe import OMNIREFINER
+    from refiner_core.models.core_engine import CoreEngine
+    from refiner_core.nano.nano_engine import load_nano
+    from refiner_core.recipes.recipe import OMNIREFINER
 
     if kind == "nano":
         return load_nano(device)
@@ -107,8 +110,8 @@ def _random_engine(kind: str, device: torch.device) -> CoreEngine:
 
 def _settings(kind: str, batch: int) -> tuple[SftConfig, GrpoConfig]:
     """Settings of both stages: the presets', with one group of `batch` samples an epoch."""
-    from ..training.config import GRPO_PRESETS, SFT_PRESETS, GrpoConfig, SftConfig
-    from ..training.settings import build, merged
+    from refiner_core.training.config import GRPO_PRESETS, SFT_PRESETS, GrpoConfig, SftConfig
+    from refiner_core.training.settings import build, merged
 
     preset = "nano" if kind == "nano" else "kontext-80gb"
     run = {"batch": batch, "micro_batch": batch if kind == "nano" else 1}
@@ -130,13 +133,13 @@ class _Work:
 
 
 def _stages(kind: str, side: int, batch: int, device: torch.device) -> list[_Work]:
-    from ..images.geometry import Extent
-    from ..training.grpo import GrpoTrainer
-    from ..training.memory_estimate import forward_flops, step_flops
-    from ..training.policy import Policy, VelocityNet
-    from ..training.reward import make_reward
-    from ..training.session import make_trainable
-    from ..training.sft import SftTrainer
+    from refiner_core.images.geometry import Extent
+    from refiner_core.training.grpo import GrpoTrainer
+    from refiner_core.training.memory_estimate import forward_flops, step_flops
+    from refiner_core.training.policy import Policy, VelocityNet
+    from refiner_core.training.reward import make_reward
+    from refiner_core.training.session import make_trainable
+    from refiner_core.training.sft import SftTrainer
 
     engine = _random_engine(kind, device)
     recipe, (sft, grpo) = engine.recipe, _settings(kind, batch)
@@ -214,11 +217,11 @@ def run(chosen: argparse.Namespace) -> None:
     Raises:
         ValueError: numbers that cannot be measured with.
     """
-    from ..models.devices import pick_device
+    from refiner_core.models.devices import pick_device
 
     if chosen.batch < 2 or chosen.rounds < 1:
         raise ValueError(
-            f"bench train needs --batch of 2 and --rounds of 1 or more, got {chosen.batch} and "
+            f"The benchmark needs --batch of 2 and --rounds of 1 or more, got {chosen.batch} and "
             f"{chosen.rounds}."
         )
     device = pick_device(chosen.device)

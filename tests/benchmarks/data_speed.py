@@ -1,4 +1,4 @@
-"""`omnirefiner bench data`: what a procedural sample costs on one core, part by part."""
+"""Benchmark `data`: processor time of a procedural triplet on one core, by stage."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 
-def add_subject(subjects: Any) -> None:
-    """Add the subject's options."""
-    p = subjects.add_parser("data", help="procedural triplets a second and core, made and read")
+def add_parser(names: Any) -> None:
+    """Add the benchmark's options."""
+    p = names.add_parser("data", help="procedural triplets per second and core")
     p.add_argument(
         "--sizes", type=int, nargs="+", default=[256, 512], metavar="PX", help="default: 256 512"
     )
-    p.add_argument("--count", type=int, default=48, help="samples a size; default: %(default)s")
+    p.add_argument("--count", type=int, default=48, help="samples per size; default: %(default)s")
     p.set_defaults(run=run)
 
 
 class _Clock:
-    """Processor seconds by part: other programs on the machine do not count."""
+    """Processor seconds per stage, so that other programs on the machine do not count."""
 
     def __init__(self) -> None:
         self.spent: defaultdict[str, float] = defaultdict(float)
@@ -36,8 +36,8 @@ class _Clock:
 
 def _made(size: int, count: int, clock: _Clock) -> Iterator[Any]:
     """Triplets that pass all stages, out of `count` samples."""
-    from ..data.stages.interface import RejectedError, Sample, sample_seed
-    from ..data.stages.procedural import (
+    from refiner_core.data.stages.interface import RejectedError, Sample, sample_seed
+    from refiner_core.data.stages.procedural import (
         ProceduralDegrade,
         ProceduralMask,
         ProceduralPair,
@@ -58,7 +58,7 @@ def _made(size: int, count: int, clock: _Clock) -> Iterator[Any]:
 
 
 def _measure(size: int, count: int) -> None:
-    from ..data.shards import TripletSet, write_shard
+    from refiner_core.data.shards import TripletSet, write_shard
 
     list(_made(size, 2, _Clock()))  # fonts and photographs are loaded once a process
     clock = _Clock()

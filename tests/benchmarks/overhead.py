@@ -1,4 +1,4 @@
-"""`omnirefiner bench`: what the parts cost, side by side in one run."""
+"""Benchmark `overhead`: time spent around the transformer, and its scaling with picture size."""
 
 from __future__ import annotations
 
@@ -8,34 +8,24 @@ from typing import Any
 
 import torch
 
-from ..images.crop import crop, stitch, uncrop
-from ..images.geometry import KONTEXT_BUCKETS, Extent, plan_crop
-from ..images.masks import find_regions
-from . import bench_comfyui, bench_data, bench_dreamsim, bench_training
+from refiner_core.images.crop import crop, stitch, uncrop
+from refiner_core.images.geometry import KONTEXT_BUCKETS, Extent, plan_crop
+from refiner_core.images.masks import find_regions
+
 from .measuring import median_seconds, noise_picture
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command's options."""
-    p = commands.add_parser("bench", help="measure overhead, scaling with picture size, and peers")
-    p.add_argument("--rounds", type=int, default=5, help="timed runs, the median counts")
+def add_parser(names: Any) -> None:
+    """Add the benchmark's options."""
+    p = names.add_parser("overhead", help="time around the transformer, by picture size")
+    p.add_argument("--rounds", type=int, default=5, help="timed runs; the median is reported")
     p.set_defaults(run=run)
-    subjects = p.add_subparsers(dest="subject", metavar="SUBJECT")
-    found = subjects.add_parser("search", help="what the best of N gains, with nano, held out")
-    found.add_argument("--count", type=int, default=64, help="scenes; default: %(default)s")
-    found.add_argument("--candidates", type=int, default=8, help="N; default: %(default)s")
-    found.add_argument("--workers", type=int, default=2, help="processes; default: %(default)s")
-    found.set_defaults(run=run_search)
-    bench_dreamsim.add_subject(subjects)
-    bench_data.add_subject(subjects)
-    bench_comfyui.add_subject(subjects)
-    bench_training.add_subject(subjects)
 
 
 def _around_the_model(rounds: int) -> None:
-    from ..nano.nano_engine import load_nano
-    from ..repair.pipeline import refine
-    from ..repair.request import RefineOptions, RefineRequest
+    from refiner_core.nano.nano_engine import load_nano
+    from refiner_core.repair.pipeline import refine
+    from refiner_core.repair.request import RefineOptions, RefineRequest
 
     engine = load_nano()
     draft, mask = noise_picture(512)
@@ -52,9 +42,9 @@ def _around_the_model(rounds: int) -> None:
 
 
 def _whole_repair(rounds: int) -> None:
-    from ..nano.nano_engine import load_nano
-    from ..repair.pipeline import refine
-    from ..repair.request import RefineRequest
+    from refiner_core.nano.nano_engine import load_nano
+    from refiner_core.repair.pipeline import refine
+    from refiner_core.repair.request import RefineRequest
 
     engine = load_nano()
     print("\nThe whole repair of a 256 px region with nano, by picture size (uint8)")
@@ -70,7 +60,7 @@ def _whole_repair(rounds: int) -> None:
 
 
 def _picture_size(rounds: int) -> None:
-    print("\nPlan + crop + stitch of a 256 px region, by picture size (uint8)")
+    print("\nPlanning, crop and stitch of a 256 px region, by picture size (uint8)")
     print(
         f"{'picture':<12}{'find region s':>15}{'crop+uncrop s':>15}{'stitch in place s':>19}{'copy s':>9}"
     )
@@ -90,21 +80,8 @@ def _picture_size(rounds: int) -> None:
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Print the tables."""
+    """Print the three tables."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     _around_the_model(chosen.rounds)
     _picture_size(chosen.rounds)
     _whole_repair(chosen.rounds)
-
-
-def run_search(chosen: argparse.Namespace) -> None:
-    """Print what the search gains and costs."""
-    from ..evaluation.search_gain import measure_search, table
-
-    if chosen.count < 1 or chosen.candidates < 2:
-        raise ValueError(
-            f"bench search needs --count of 1 and --candidates of 2 or more, got {chosen.count} and "
-            f"{chosen.candidates}."
-        )
-    rows = measure_search(chosen.count, chosen.candidates, workers=chosen.workers)
-    print(table(rows, chosen.candidates))

@@ -1,27 +1,28 @@
-"""What the search for the best of N gains: against one run, and against its own price in steps.
+"""Study `search`: what best-of-N gains over one run, and over one run with as many steps.
 
 Everything runs nano on held-out procedural scenes; the target is known, and only used to measure.
 """
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..data.scenes import make_scene
-from ..data.worker_pool import worker_pool
-from ..images.image_io import to_float
-from ..models.core_engine import CoreEngine
-from ..repair.pipeline import refine
-from ..repair.request import RefineOptions, RefineRequest
-from ..scoring.pixels import edge_error, masked_psnr, masked_ssim
-from ..scoring.structural import StructuralScorer
-from .cases import mask_tensor, picture
-from .evaluate_nano import FIRST_SEED
-from .metrics import CEILING
+from refiner_core.data.scenes import make_scene
+from refiner_core.data.worker_pool import worker_pool
+from refiner_core.evaluation.cases import mask_tensor, picture
+from refiner_core.evaluation.evaluate_nano import FIRST_SEED
+from refiner_core.evaluation.metrics import CEILING
+from refiner_core.images.image_io import to_float
+from refiner_core.models.core_engine import CoreEngine
+from refiner_core.repair.pipeline import refine
+from refiner_core.repair.request import RefineOptions, RefineRequest
+from refiner_core.scoring.pixels import edge_error, masked_psnr, masked_ssim
+from refiner_core.scoring.structural import StructuralScorer
 
 SINGLE, LIGHT = "one run", "one run, half the prefill"
 BEST, STEPS = "best of N", "one run, as many steps"
@@ -51,7 +52,7 @@ def _measure(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> d
 
 
 def _compare(job: tuple[int, int]) -> Gain | None:
-    from ..nano.nano_engine import load_nano
+    from refiner_core.nano.nano_engine import load_nano
 
     seed, candidates = job
     scene = make_scene(seed, (320, 240), (0.3, 0.5), rough_masks=False, held_out=True)
@@ -127,3 +128,27 @@ def measure_search(
     jobs = [(first + i, candidates) for i in range(count)]
     with worker_pool(workers) as pool:
         return [r for r in pool.map(_compare, jobs, chunksize=2) if r is not None]
+
+
+def add_parser(names: Any) -> None:
+    """Add the study's options."""
+    p = names.add_parser("search", help="what best-of-N gains, with nano on held-out scenes")
+    p.add_argument("--count", type=int, default=64, help="scenes; default: %(default)s")
+    p.add_argument("--candidates", type=int, default=8, help="N; default: %(default)s")
+    p.add_argument("--workers", type=int, default=2, help="processes; default: %(default)s")
+    p.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Print the table.
+
+    Raises:
+        ValueError: too few scenes or candidates.
+    """
+    if chosen.count < 1 or chosen.candidates < 2:
+        raise ValueError(
+            f"--count must be at least 1 and --candidates at least 2, got {chosen.count} and "
+            f"{chosen.candidates}."
+        )
+    rows = measure_search(chosen.count, chosen.candidates, workers=chosen.workers)
+    print(table(rows, chosen.candidates))

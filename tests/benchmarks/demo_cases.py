@@ -1,22 +1,23 @@
-"""Makes the demo's cases: a word, a logo and a pattern, placed into real photographs.
+"""Study `demo-cases`: the demo's word, logo and pattern, rendered into real photographs.
 
-`python -m refiner_core.data.demo_cases DIR` writes `DIR/<case>/{draft,reference,target}.png` and the
+`python -m tests.benchmarks demo-cases DIR` writes `DIR/<case>/{draft,reference,target}.png` and the
 two masks. The photographs come with scikit-image and scikit-learn; see `demo_cases/CREDITS.md`.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from ..matching import homography as hom
-from .scenes import Light
-from .textures import font_files
+from refiner_core.data.scenes import Light
+from refiner_core.data.textures import font_files
+from refiner_core.matching import homography as hom
 
 Quad = tuple[tuple[float, float], tuple[float, float], tuple[float, float], tuple[float, float]]
 
@@ -34,8 +35,8 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class ShowCase:
-    """A case: the right and the wrong surface (flat pictures of one size) and both photographs."""
+class DemoCase:
+    """The right and the wrong surface (flat pictures of one size) and where they lie."""
 
     name: str
     right: Image.Image
@@ -55,7 +56,7 @@ def _photo(placement: Placement) -> Image.Image:
     return Image.fromarray(np.asarray(Image.open(path).convert("RGB"))).crop(placement.crop)
 
 
-def _shoot(
+def _render(
     surface: Image.Image, placement: Placement, soften: float
 ) -> tuple[Image.Image, Image.Image]:
     """The photograph with the surface in it, and the surface's outline as a mask."""
@@ -123,12 +124,12 @@ def _light(gain: tuple[float, float, float], gx: float, gy: float, offset: float
     return Light(np.array(gain), (gx, gy), offset)
 
 
-def cases() -> list[ShowCase]:
+def cases() -> list[DemoCase]:
     """The three cases."""
     right = ("#..o..#", ".#.o.#.", "..###..", "oo#.#oo", "..###..", ".#.o.#.", "#..o..#")
     wrong = ("..#.#..", "#.ooo.#", ".#...#.", "o..#..o", ".##.##.", "o.#.#.o", "#.o.o.#")
     return [
-        ShowCase(
+        DemoCase(
             "logo", _badge(5, 0.0, "R"), _badge(7, 0.3, "K"),
             Placement("skimage/data/rocket.jpg", (0, 0, 640, 427),
                       ((402, 148), (520, 162), (512, 276), (398, 268)),
@@ -138,7 +139,7 @@ def cases() -> list[ShowCase]:
                       _light((1.02, 0.98, 0.9), 0.25, -0.1)),
             0.5,
         ),
-        ShowCase(
+        DemoCase(
             "pattern", _tile(right), _tile(wrong),
             Placement("skimage/data/coffee.png", (0, 0, 600, 400),
                       ((28, 250), (146, 268), (128, 380), (6, 352)),
@@ -148,7 +149,7 @@ def cases() -> list[ShowCase]:
                       _light((0.9, 1.0, 1.02), -0.15, 0.2)),
             0.5,
         ),
-        ShowCase(
+        DemoCase(
             "word", _sign("TEMPLE"), _sign("TEPMLE"),
             Placement("sklearn/datasets/images/china.jpg", (0, 0, 640, 427),
                       ((430, 318), (590, 296), (594, 346), (434, 370)),
@@ -161,14 +162,14 @@ def cases() -> list[ShowCase]:
     ]  # fmt: skip
 
 
-def write_case(case: ShowCase, folder: Path) -> None:
+def write_case(case: DemoCase, folder: Path) -> None:
     """Render one case; outside the mask draft and target are equal."""
     folder.mkdir(parents=True, exist_ok=True)
-    target, mask = _shoot(case.right, case.scene, case.soften)
-    swapped, _ = _shoot(case.wrong, case.scene, case.soften + 0.6)
+    target, mask = _render(case.right, case.scene, case.soften)
+    swapped, _ = _render(case.wrong, case.scene, case.soften + 0.6)
     draft = target.copy()
     draft.paste(swapped, (0, 0), mask)
-    reference, reference_mask = _shoot(case.right, case.reference, 0.4)
+    reference, reference_mask = _render(case.right, case.reference, 0.4)
     pictures = {
         "draft": draft, "target": target, "mask": mask,
         "reference": reference, "reference_mask": reference_mask,
@@ -177,6 +178,14 @@ def write_case(case: ShowCase, folder: Path) -> None:
         picture.save(folder / f"{name}.png", optimize=True)
 
 
-if __name__ == "__main__":
-    for show_case in cases():
-        write_case(show_case, Path(sys.argv[1]) / show_case.name)
+def add_parser(names: Any) -> None:
+    """Add the study's options."""
+    p = names.add_parser("demo-cases", help="render the demo's cases again")
+    p.add_argument("out", metavar="DIR", help="gets one folder per case")
+    p.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Write every case."""
+    for case in cases():
+        write_case(case, Path(chosen.out) / case.name)

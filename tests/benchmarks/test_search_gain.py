@@ -1,12 +1,12 @@
-"""The table of `bench search`, on numbers that are known."""
+"""The table of the search study, on numbers that are known."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from refiner_core.__main__ import main
-from refiner_core.evaluation.search_gain import (
+from tests.benchmarks.__main__ import main
+from tests.benchmarks.search_gain import (
     BEST,
     LIGHT,
     RUNS,
@@ -43,5 +43,5 @@ def test_the_interval_holds_the_mean_and_narrows_with_cases() -> None:
 
 @pytest.mark.parametrize("arguments", [["--count", "0"], ["--candidates", "1"]])
 def test_nonsense_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "search", *arguments]) == 2
-    assert "1 and --candidates of 2 or more" in capsys.readouterr().err
+    assert main(["search", *arguments]) == 2
+    assert "--candidates" in capsys.readouterr().err

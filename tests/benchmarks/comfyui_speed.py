@@ -1,6 +1,6 @@
-"""`omnirefiner bench comfyui`: beside ComfyUI's own FLUX and another pack's crop and stitch.
+"""Benchmark `comfyui`: ComfyUI's own FLUX and another pack's crop and stitch for comparison.
 
-ComfyUI is no dependency of the core: this runs with ComfyUI's Python, in ComfyUI's folder.
+Run it with the Python of a ComfyUI installation: the core does not depend on ComfyUI.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..images.crop import crop, stitch, uncrop
-from ..images.geometry import KONTEXT_BUCKETS, Extent, plan_crop
-from ..images.masks import find_regions
+from refiner_core.images.crop import crop, stitch, uncrop
+from refiner_core.images.geometry import KONTEXT_BUCKETS, Extent, plan_crop
+from refiner_core.images.masks import find_regions
+
 from .measuring import median_seconds, noise_picture, peak_megabytes
 
 
-def add_subject(subjects: Any) -> None:
-    """Add the subject's options."""
-    p = subjects.add_parser(
-        "comfyui", help="beside ComfyUI (run with ComfyUI's Python, in ComfyUI's folder)"
-    )
-    p.add_argument("--rounds", type=int, default=5, help="timed runs, the median counts")
+def add_parser(names: Any) -> None:
+    """Add the benchmark's options."""
+    p = names.add_parser("comfyui", help="comparison with ComfyUI (run with ComfyUI's Python)")
+    p.add_argument("--comfyui", metavar="DIR", required=True, help="ComfyUI's folder")
+    p.add_argument("--rounds", type=int, default=5, help="timed runs; the median is reported")
     p.add_argument(
         "--crop-and-stitch", metavar="DIR", help="a checkout of ComfyUI-Inpaint-CropAndStitch"
     )
@@ -35,14 +35,15 @@ def run(chosen: argparse.Namespace) -> None:
     """Print the comparisons.
 
     Raises:
-        ValueError: ComfyUI cannot be imported from here.
+        ValueError: ComfyUI cannot be imported from the folder by this Python.
     """
-    sys.path.insert(0, "")
+    sys.path.insert(0, chosen.comfyui)
     try:
         importlib.import_module("comfy.cli_args").args.cpu = not torch.cuda.is_available()
     except ModuleNotFoundError as e:
         raise ValueError(
-            f"{e}: run this with ComfyUI's Python, in ComfyUI's folder, with this pack on PYTHONPATH."
+            f"{e}. Run this benchmark with ComfyUI's Python and name ComfyUI's folder with "
+            f"--comfyui, got {chosen.comfyui}."
         ) from e
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     _against_native_flux(chosen.rounds)
@@ -55,9 +56,9 @@ def _against_native_flux(rounds: int) -> None:
     """One velocity of nano, the same tokens through ComfyUI's FLUX and through the core."""
     from safetensors.torch import load_file
 
-    from ..models.kontext import Conditioning, velocity, zero_text
-    from ..nano import NANO_WEIGHTS
-    from ..nano.nano_engine import load_nano
+    from refiner_core.models.kontext import Conditioning, velocity, zero_text
+    from refiner_core.nano import NANO_WEIGHTS
+    from refiner_core.nano.nano_engine import load_nano
 
     core = load_nano().model
     state = {k: v for k, v in load_file(NANO_WEIGHTS).items() if not k.startswith("codec.")}

@@ -1,11 +1,11 @@
-"""Times one DreamSim, ours or the dreamsim package's, in a process of its own.
+"""Time one DreamSim, ours or that of the dreamsim package, in a process of its own.
 
-    python -m refiner_core.commands.dreamsim_timing ours FILE.safetensors BATCH ROUNDS
+    python -m tests.benchmarks.dreamsim_timing ours FILE.safetensors BATCH ROUNDS
     OTHER_PYTHON -c "import runpy ..." .../dreamsim_timing.py package RELEASE:VARIANT BATCH ROUNDS
 
-The second is run by the Python that has the package: nothing of this program is imported there.
-Prints JSON: the median seconds of a batch of pairs (by the clock, and of the processor, which other
-programs do not change), its peak of memory, and the distances.
+The second form is run by the Python that has the package and imports nothing of this project.
+Prints JSON: median seconds per batch of pairs (wall clock and processor time), memory before the
+runs and at their peak, and the distances.
 """
 
 import json
@@ -103,9 +103,12 @@ def measure(distance: Callable[[Any, Any], Any], batch: int, rounds: int) -> dic
                 times.append(time.perf_counter() - begun)
                 work.append(time.process_time() - worked)
     return {
-        "seconds": statistics.median(times), "cpu": statistics.median(work),
-        "resident": resident, "peak": peak.highest, "distances": found.tolist(),
-    }  # fmt: skip
+        "seconds": statistics.median(times),
+        "cpu": statistics.median(work),
+        "resident": resident,
+        "peak": peak.highest,
+        "distances": found.tolist(),
+    }
 
 
 def main() -> None:
