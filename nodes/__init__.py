@@ -1,4 +1,4 @@
-"""The nodes. The only code of the pack that imports ComfyUI."""
+"""The nodes, and the only code of the pack that imports ComfyUI."""
 
 from comfy_api.latest import ComfyExtension, io
 

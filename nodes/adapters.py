@@ -84,7 +84,9 @@ def _adapters(lora: ImageCriticLoRA) -> dict[str, WeightAdapterBase]:
         rows.setdefault(found[0], {})[found[1]] = (factor.a, factor.b)
     for name, parts in rows.items():
         if sorted(parts) != [0, 1, 2]:
-            raise ValueError(f"{lora.source} lacks query, key or value of {name}.")
+            raise ValueError(
+                f"The LoRA {lora.source} is incomplete: it has no query, key or value for {name}."
+            )
         out[f"diffusion_model.{name}"] = FusedRows(
             set(), tuple(t for i in range(3) for t in parts[i])
         )
@@ -100,9 +102,9 @@ def _weight(model: Any, module: str, lora: ImageCriticLoRA) -> Tensor:
         return comfy.utils.get_attr(model.model, f"{module}.weight")
     except AttributeError as e:
         raise ValueError(
-            f"{lora.source} changes {module}, which this model does not have: it is another model, or "
-            "quantised in a way that fuses its layers (Nunchaku). Load FLUX.1-Kontext with ComfyUI's "
-            "own loader or as GGUF."
+            f"The LoRA {lora.source} needs the layer {module}, which this model does not have. Either "
+            "it is not FLUX.1 Kontext, or its layers are fused (Nunchaku). Load FLUX.1 Kontext with "
+            "ComfyUI's own loader or as GGUF."
         ) from e
 
 
@@ -112,9 +114,10 @@ def _check_width(
     rows = adapter.weights[1].shape[0]
     if isinstance(adapter, AfterOutput) and weight.shape[0] != rows:
         raise ValueError(
-            f"{lora.source} changes what {module} returns, {rows} numbers, but this model's weight "
-            f"is {tuple(weight.shape)} of {weight.dtype}: it is another model, or quantised in a way "
-            "that packs its weights (bitsandbytes). Load FLUX.1-Kontext in bf16, fp8 or GGUF."
+            f"The LoRA {lora.source} needs {rows} output features in the layer {module}, but its "
+            f"weight in this model is {tuple(weight.shape)} of {weight.dtype}. Either the model is not "
+            "FLUX.1 Kontext, or its weights are packed (bitsandbytes). Load FLUX.1 Kontext in bf16, "
+            "fp8 or as GGUF."
         )
 
 

@@ -1,4 +1,4 @@
-"""Compare: two pictures in one view, at true pixel scale."""
+"""Compare: two images in one view, at their true pixel scale."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .layout import mask_to_core, to_core
 from .pictures import temp_picture
 from .types import CATEGORY
 
-MOST_SHOWN = 64  # pictures of a batch that the page is sent
+MOST_SHOWN = 64  # images of a batch that are sent to the page
 
 
 def _at(batch: Tensor, i: int) -> Tensor:
@@ -26,21 +26,33 @@ class Compare(io.ComfyNode):
             node_id="OmniRefiner_Compare",
             display_name="Compare",
             category=CATEGORY,
-            description="Before and after under one slider, pixel on pixel, with zoom, flip and an "
-            "optional overlay such as a heatmap.",
+            description="Compares two images with a slider, pixel by pixel, with zoom and an optional "
+            "overlay such as a heatmap.",
             search_aliases=["image compare", "before after", "slider", "difference", "ab"],
             inputs=[
-                io.Image.Input("a", tooltip="The picture on the left; one, or as many as b."),
-                io.Image.Input("b", tooltip="The picture on the right; one, or as many as a."),
-                io.Mask.Input("mask", optional=True,
-                    tooltip="What to outline, in a's pixels; one, or as many as pictures."),
-                io.Image.Input("overlay", optional=True,
-                    tooltip="Laid over both with adjustable strength, e.g. DreamSim Score's heatmap."),
+                io.Image.Input(
+                    "a", tooltip="The image on the left: one, or as many as there are in b."
+                ),
+                io.Image.Input(
+                    "b", tooltip="The image on the right: one, or as many as there are in a."
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Mask of the area to outline, in the size of image a: one mask, or one "
+                    "for each image.",
+                ),
+                io.Image.Input(
+                    "overlay",
+                    optional=True,
+                    tooltip="An image shown over both with adjustable opacity, for example the "
+                    "heatmap of DreamSim Score.",
+                ),
             ],
             outputs=[],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
@@ -49,7 +61,8 @@ class Compare(io.ComfyNode):
         n = max(len(a), len(b))
         if any(len(x) not in (1, n) for x in (a, b)):
             raise ValueError(
-                f"Compare got {len(a)} pictures as a and {len(b)} as b: give one or equally many."
+                f"Compare got {len(a)} images for a and {len(b)} for b. Connect the same number of "
+                "images to both, or a single image to one of them."
             )
         first, second, core_mask = to_core(a), to_core(b), mask_to_core(mask)
         third = None if overlay is None else to_core(overlay)

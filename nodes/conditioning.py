@@ -1,4 +1,4 @@
-"""What a recipe tells the model beside the noisy latent, in ComfyUI's conditioning."""
+"""ComfyUI conditioning for a recipe: the encoded prompt and the reference latents."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .types import Refiner
 
 
 class DetailPatcher:
-    """A detail encoder under ComfyUI's memory management: `patcher(image, embedding)`."""
+    """A detail encoder managed by ComfyUI, called as `patcher(image, embedding)`."""
 
     def __init__(self, encoder: DetailEncoder) -> None:
         device = mm.text_encoder_device()
@@ -35,7 +35,7 @@ class DetailPatcher:
 def reference_conditioning(
     conditioning: Any, latents: list[Tensor], guidance: float | None, layout: str = "index"
 ) -> Any:
-    """Conditioning with clean latents in the recipe's layout; by index the first is 1, ..."""
+    """Conditioning with reference latents in the recipe's layout; "index" counts them from 1."""
     values: dict[str, Any] = {"reference_latents": latents, "reference_latents_method": layout}
     if guidance is not None:
         values["guidance"] = guidance
@@ -43,7 +43,7 @@ def reference_conditioning(
 
 
 def encode_prompt(refiner: Refiner, prompt: str) -> Any:
-    """The refiner's text conditioning: ready-made if it has some, else the encoded prompt."""
+    """The conditioning that is connected to the refiner, or else the encoded prompt."""
     if refiner.conditioning is not None:
         return refiner.conditioning
     # ComfyUI pads T5 to 256 tokens; FLUX.1's own code and diffusers to 512, and so do trainers.
@@ -53,12 +53,12 @@ def encode_prompt(refiner: Refiner, prompt: str) -> Any:
 
 
 def _detail(refiner: Refiner, job: SamplingJob) -> Any:
-    """Text whose trigger words are told of their pictures (ImageCritic)."""
+    """Encoded text with the features of the images at their trigger words (ImageCritic)."""
     recipe, clip = refiner.recipe, refiner.clip
     if clip is None or refiner.detail is None:
-        lacks = "clip" if clip is None else "a detail encoder (Load Refiner, detail_encoder)"
+        missing = "a text encoder (clip)" if clip is None else "a detail encoder (detail_encoder)"
         raise ValueError(
-            f"The recipe {recipe.name} needs {lacks}: its text is told of the pictures."
+            f"The recipe {recipe.name} needs {missing}, which adds the images to the encoded prompt."
         )
     words = [word for _, word in recipe.triggers]
     tokenizer = clip.tokenizer.t5xxl.tokenizer
@@ -73,18 +73,18 @@ def _detail(refiner: Refiner, job: SamplingJob) -> Any:
 
 
 def _vision(refiner: Refiner, prompt: str, job: SamplingJob) -> Any:
-    """Text encoded together with the pictures, by ComfyUI's own node (Qwen-Image-Edit)."""
+    """The prompt encoded together with the images by ComfyUI's own node (Qwen-Image-Edit)."""
     if refiner.clip is None:
         raise ValueError(
-            f"The recipe {refiner.recipe.name} needs clip (Qwen2.5-VL): it looks at the pictures, so "
-            "ready conditioning will not do."
+            f"The recipe {refiner.recipe.name} needs the text encoder Qwen2.5-VL as clip: it encodes "
+            "the prompt together with the images, so connecting conditioning is not enough."
         )
     images = {f"image{i + 1}": p.movedim(1, -1) for i, p in enumerate(job.images)}
     return TextEncodeQwenImageEditPlus.execute(refiner.clip, prompt, **images).result[0]
 
 
 def condition(refiner: Refiner, job: SamplingJob) -> tuple[Any, Any]:
-    """Positive and negative conditioning of a job; the negative is empty without CFG."""
+    """Positive and negative conditioning of a job. Without CFG the negative is empty."""
     sight, layout = refiner.recipe.sight, refiner.recipe.layout
     if sight == "detail":
         text = _detail(refiner, job)

@@ -35,7 +35,7 @@ _FAMILIES = {
 
 
 def check_model(model: Any, recipe: Recipe, what: str) -> None:
-    """Refuse a MODEL of another family than the recipe's.
+    """Refuse a MODEL of a family that does not fit the recipe.
 
     Raises:
         ValueError: names the model's class and what was expected.
@@ -45,21 +45,21 @@ def check_model(model: Any, recipe: Recipe, what: str) -> None:
     kind, wanted, name = _FAMILIES[recipe.family]
     if not isinstance(inner, kind) or channels != wanted:
         raise ValueError(
-            f"{what} is a {type(inner).__name__} with {channels} latent channels. The recipe "
-            f"{recipe.name} needs {name} ({wanted} channels), which lays out references as tokens."
+            f"{what} is a {type(inner).__name__} model with {channels} latent channels, but the recipe "
+            f"{recipe.name} needs {name} with {wanted} latent channels. Load that model, or choose the "
+            "recipe that fits this one."
         )
     guided = inner.model_config.unet_config.get("guidance_embed", False)
     if recipe.family == "flux2" and guided != (recipe.guidance is not None):
-        has, other = ("[dev], which has a", "out") if guided else ("[klein], which has no", "")
-        take = "flux2-dev" if guided else "flux2-klein"
+        kind, fitting = ("[dev]", "flux2-dev") if guided else ("[klein]", "flux2-klein")
         raise ValueError(
-            f"{what} is FLUX.2 {has} guidance embedding. The recipe {recipe.name} is for weights "
-            f"with{other}; take {take}."
+            f"{what} is FLUX.2 {kind}, which does not fit the recipe {recipe.name}. Choose the recipe "
+            f"{fitting}."
         )
 
 
 def obeys_reference_method(model: Any, conditioning: Any, layout: str = "index") -> bool:
-    """Whether the model tells the recipe's layout from "offset" when it lays out two references.
+    """Whether the model distinguishes the recipe's layout of two references from "offset".
 
     Found out by running it on 4x4 latents: a wrapper that ignores the method gives the same twice.
     """
@@ -74,10 +74,18 @@ def obeys_reference_method(model: Any, conditioning: Any, layout: str = "index")
         sampler = comfy.samplers.sampler_object("euler")
         seen.append(
             comfy.sample.sample_custom(
-                model, x, 1.0, sampler, torch.tensor([1.0, 0.0]), positive, [],
-                torch.zeros_like(x), disable_pbar=True, seed=0,
+                model,
+                x,
+                1.0,
+                sampler,
+                torch.tensor([1.0, 0.0]),
+                positive,
+                [],
+                torch.zeros_like(x),
+                disable_pbar=True,
+                seed=0,
             ).float()
-        )  # fmt: skip
+        )
     return float((seen[0] - seen[1]).abs().max()) > 1e-5 * float(seen[0].abs().max() + 1e-8)
 
 
@@ -100,9 +108,12 @@ class ComfyEngine:
 
     def describe(self) -> dict[str, str]:
         return {
-            "kind": "ComfyUI", "weights": self.refiner.name, "sampler": self.sampler,
-            "scheduler": self.scheduler, "device": str(self.refiner.model.load_device),
-        }  # fmt: skip
+            "kind": "ComfyUI",
+            "weights": self.refiner.name,
+            "sampler": self.sampler,
+            "scheduler": self.scheduler,
+            "device": str(self.refiner.model.load_device),
+        }
 
     def encode(self, image: Tensor) -> Tensor:
         return self.refiner.vae.encode(image.movedim(1, -1))
@@ -121,9 +132,8 @@ class ComfyEngine:
         sigmas = comfy.samplers.calculate_sigmas(process, self.scheduler, asked).cpu()
         if len(sigmas) - 1 != asked and (job.begin or job.end is not None):
             raise ValueError(
-                f"The scheduler {self.scheduler} makes {len(sigmas) - 1} steps where {asked} were "
-                "asked for, so candidates cannot be dropped on the way. Set prune_at to 0 or take "
-                "another scheduler."
+                f"The scheduler {self.scheduler} makes {len(sigmas) - 1} steps instead of {asked}, so "
+                "candidates cannot be dropped early. Set prune_at to 0 or choose another scheduler."
             )
         return sigmas
 
@@ -139,9 +149,9 @@ class ComfyEngine:
         if layout != "offset" and not refiner.probed:
             if not obeys_reference_method(refiner.model, positive, layout):
                 raise ValueError(
-                    f"{refiner.name or 'This model'} ignores how references are laid out (it gave the "
-                    f'same for "{layout}" and "offset"), as Nunchaku\'s FLUX wrapper does. Load the '
-                    "model with ComfyUI's own loader or as GGUF instead."
+                    f"{refiner.name or 'This model'} ignores the reference latents method: its output "
+                    f'is the same with "{layout}" and "offset". Nunchaku\'s FLUX loader is known for '
+                    "this. Load the model with ComfyUI's own loader or as GGUF instead."
                 )
             refiner.probed = True
         model = refiner.model
@@ -159,10 +169,19 @@ class ComfyEngine:
         held = job.restrict is not None
         clean = draft if held else torch.zeros_like(draft)
         latent = comfy.sample.sample_custom(
-            model, self._noise(job, sigmas, draft, held), job.cfg, self._sampler(), sigmas,
-            positive, negative, clean, noise_mask=job.restrict, callback=callback,
-            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=job.seed,
-        )  # fmt: skip
+            model,
+            self._noise(job, sigmas, draft, held),
+            job.cfg,
+            self._sampler(),
+            sigmas,
+            positive,
+            negative,
+            clean,
+            noise_mask=job.restrict,
+            callback=callback,
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=job.seed,
+        )
         return latent if sigmas[-1] == 0 else self._state(latent, sigmas)
 
     def _noise(self, job: SamplingJob, sigmas: Tensor, draft: Tensor, held: bool) -> Tensor:
@@ -180,7 +199,7 @@ class ComfyEngine:
         return self.refiner.model.model.process_latent_in(latent) * (1 - sigmas[-1])
 
     def preview(self, x0: Tensor) -> Image.Image | None:
-        """A small picture of an estimate, or None if previews are switched off."""
+        """A small preview of an estimate, or None if previews are turned off."""
         x0 = self.refiner.model.model.process_latent_in(x0)
         own = getattr(self.refiner.vae, "preview", None)
         if own is not None:

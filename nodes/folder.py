@@ -1,4 +1,4 @@
-"""Load Folder: the pictures of a folder with their names, in order."""
+"""Load Folder: the images of a folder with their names, sorted by name."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ _ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 
 
 def input_folder(name: str) -> Path:
-    """A folder the user names: a full path, or inside ComfyUI's input folder."""
+    """The folder that a user entered: a full path, or a folder in ComfyUI's input folder."""
     return Path(folder_paths.get_input_directory()) / Path(name).expanduser()
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:
-    """Sorts picture 2 before picture 10."""
+    """Sort key that puts image2 before image10."""
     parts = re.findall(r"\d+|\D+", path.name.lower())
     return [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
 
 
 def pictures_in(folder: Path, most: int) -> list[Path]:
-    """The first `most` pictures of a folder by name; 0 = all.
+    """The first `most` images of a folder, sorted by name. 0 returns all of them.
 
     Raises:
-        ValueError: no such folder, or no pictures in it.
+        ValueError: the folder does not exist or contains no images.
     """
     if not folder.is_dir():
         raise ValueError(
-            f"There is no folder {folder}. Make it and put pictures in, or name another: one inside "
-            "ComfyUI's input folder, or a full path."
+            f"The folder {folder} does not exist. Enter the name of a folder inside ComfyUI's input "
+            "folder, or a full path."
         )
     found = [p for p in folder.iterdir() if p.suffix.lower() in _ENDINGS and p.is_file()]
     if not found:
         raise ValueError(
-            f"There are no pictures in {folder}: {', '.join(sorted(_ENDINGS))} are read."
+            f"The folder {folder} contains no images. Supported file types are "
+            f"{', '.join(sorted(_ENDINGS))}."
         )
     return sorted(found, key=_by_number)[: most or None]
 
@@ -52,23 +53,37 @@ class LoadFolder(io.ComfyNode):
             node_id="OmniRefiner_LoadFolder",
             display_name="Load Folder",
             category=SCORING,
-            description="The pictures of a folder one by one, with their names, in order of the "
-            "names. What is connected runs once for each.",
+            description="Loads the images of a folder with their file names, sorted by name. The "
+            "nodes that are connected run once for each image.",
             search_aliases=["load images from folder", "batch load", "directory", "dataset"],
             inputs=[
-                io.String.Input("folder", default="",
-                    tooltip="A folder inside ComfyUI's input folder, or a full path. Empty: the input "
-                    "folder itself. Folders inside it are not looked into."),
-                io.Int.Input("most", default=64, min=0, max=100000,
-                    tooltip="At most so many pictures, the first by name; 0 = all."),
+                io.String.Input(
+                    "folder",
+                    default="",
+                    tooltip="The folder to load images from: a folder inside ComfyUI's input folder, "
+                    "or a full path. If empty, the input folder itself is loaded. Subfolders are not "
+                    "searched.",
+                ),
+                io.Int.Input(
+                    "most",
+                    default=64,
+                    min=0,
+                    max=100000,
+                    tooltip="Maximum number of images to load, in the order of their names. 0 loads "
+                    "all of them.",
+                ),
             ],
             outputs=[
-                io.Image.Output(display_name="image", is_output_list=True,
-                    tooltip="The pictures, each of its own size."),
-                io.String.Output(display_name="name", is_output_list=True,
-                    tooltip="Their file names."),
+                io.Image.Output(
+                    display_name="image",
+                    is_output_list=True,
+                    tooltip="List of the loaded images, each in its own size.",
+                ),
+                io.String.Output(
+                    display_name="name", is_output_list=True, tooltip="List of the file names."
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(cls, folder: str, most: int) -> bool | str:

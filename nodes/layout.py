@@ -1,4 +1,4 @@
-"""ComfyUI's tensors to the core's and back: the one place where layouts change."""
+"""Converts tensors between ComfyUI's layout and the core's. No other module does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a running repair shows: its stage by name, and each step's estimate in its place."""
+"""Progress of a running repair: the name of the stage and a preview of every step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIDE = 768  # px of the live picture's longer side
 
 
 class LiveView:
-    """`interfaces.Progress` for a node: progress bar, previews, stage events, and stopping."""
+    """`interfaces.Progress` for a node: progress bar, previews, stage events and interruption."""
 
     def __init__(self, node: type[io.ComfyNode], engine: ComfyEngine) -> None:
         self.node, self.engine = node, engine
@@ -51,6 +51,11 @@ class LiveView:
 
 def _event(stage: Stage) -> dict[str, object]:
     return {
-        "stage": stage.name, "step": stage.step, "steps": stage.steps, "picture": stage.picture,
-        "pictures": stage.pictures, "region": stage.region, "regions": stage.regions,
-    }  # fmt: skip
+        "stage": stage.name,
+        "step": stage.step,
+        "steps": stage.steps,
+        "picture": stage.picture,
+        "pictures": stage.pictures,
+        "region": stage.region,
+        "regions": stage.regions,
+    }

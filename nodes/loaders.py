@@ -1,4 +1,4 @@
-"""Load Refiner and Refiner from Model."""
+"""Load Refiner, Refiner from Model and Refiner Parts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RECIPE_FOLDER = "omnirefiner_recipes"
 _CLIP_TYPES = {
     "flux": comfy.sd.CLIPType.FLUX,
     "qwen-edit": comfy.sd.CLIPType.QWEN_IMAGE,
-    "flux2": getattr(comfy.sd.CLIPType, "FLUX2", None),  # younger than our oldest ComfyUI
+    "flux2": getattr(comfy.sd.CLIPType, "FLUX2", None),  # missing in the oldest ComfyUI we support
 }
 _TYPES = {
     "default": None,
@@ -54,15 +54,15 @@ _register_folder()
 
 
 def recipe_choices() -> list[str]:
-    """The pack's recipes, and the user's own files in models/omnirefiner_recipes."""
+    """The pack's recipes and the recipe files in models/omnirefiner_recipes."""
     return [*RECIPES, *folder_paths.get_filename_list(RECIPE_FOLDER)]
 
 
 def chosen_recipe(name: str) -> Recipe:
-    """A choice as a recipe.
+    """The recipe that a combo box names.
 
     Raises:
-        ValueError: the user's file is not valid.
+        ValueError: the user's recipe file is not valid.
     """
     if name.lower().endswith(SUFFIXES):
         return read_recipe(folder_paths.get_full_path_or_raise(RECIPE_FOLDER, name))
@@ -70,9 +70,10 @@ def chosen_recipe(name: str) -> Recipe:
 
 
 def _shared_model(path: str, options: dict[str, Any]) -> Any:
-    """The model of `path` if another node has it loaded the same way: a clone shares its weights.
+    """A clone of the model if another node has loaded `path` with the same options, else None.
 
-    What is loaded may carry that node's LoRAs; the clone is of the model as it came from the file.
+    The clone shares the weights. It is made of the model as it came from the file, without LoRAs that
+    the other node has applied.
     """
     for loaded in mm.loaded_models():
         init = getattr(loaded, "cached_patcher_init", None)
@@ -84,7 +85,7 @@ def _shared_model(path: str, options: dict[str, Any]) -> Any:
 
 
 def load_diffusion_model(name: str, weight_dtype: str) -> Any:
-    """A FLUX model from models/diffusion_models, shared with other nodes where ComfyUI can."""
+    """A model from models/diffusion_models, shared with other nodes where possible."""
     path = file_path("diffusion_models", name)
     options: dict[str, Any] = {}
     if _TYPES[weight_dtype] is not None:
@@ -99,12 +100,11 @@ def _apply_lora(
     found = expect(path, slot, recipe.family)
     critic = found.recipes == ("imagecritic",)
     if critic != (recipe.sight == "detail" and slot == "refiner_lora"):
-        fix = f"It goes to refiner_lora of {found.recipes[0]}." if critic else (
-            "The recipe takes ImageCritic's own LoRA there; others go between ComfyUI's loader and "
-            "Refiner from Model."
-        )  # fmt: skip
+        fix = "Choose ImageCritic's own LoRA, and apply others before Refiner from Model."
+        if critic:
+            fix = f"It belongs in refiner_lora with the recipe {found.recipes[0]}."
         raise ValueError(
-            f"{slot}: {name} is {found.what}, which the recipe {recipe.name} cannot take here. {fix}"
+            f"{slot}: {name} is {found.what}, which does not fit the recipe {recipe.name}. {fix}"
         )
     if critic:
         return apply_imagecritic(model, read_imagecritic_lora(path), strength)
@@ -113,8 +113,8 @@ def _apply_lora(
     if _patch_count(patched) == _patch_count(model):
         sample = ", ".join(list(state)[:3])
         raise ValueError(
-            f"No key of the LoRA {name} fits this model; it is for another one. Its keys start with "
-            f"{sample} ({len(state)} in all)."
+            f"None of the {len(state)} keys of the LoRA {name} fits this model, so it was trained for "
+            f"another one. Its first keys are {sample}."
         )
     return patched
 
@@ -124,7 +124,7 @@ def _patch_count(model: Any) -> int:
 
 
 def inputs_of(recipe: Recipe) -> list[str]:
-    """The inputs of Load Refiner that a recipe reads."""
+    """Names of the inputs of Load Refiner that a recipe uses."""
     lora = ["refiner_lora", "lora_strength"]
     if recipe.name == NANO.name:
         return lora
@@ -135,6 +135,119 @@ def inputs_of(recipe: Recipe) -> list[str]:
     return [*loaded, *encoders, *detail, *fast]
 
 
+def _file_input(name: str, folder: str, tooltip: str, optional: bool = False) -> Any:
+    return io.Combo.Input(
+        name, options=choices(folder), default=NONE, optional=optional, tooltip=tooltip
+    )
+
+
+def _model_inputs() -> list[Any]:
+    return [
+        io.Combo.Input(
+            "recipe",
+            options=[NANO_CHOICE, *(n for n in recipe_choices() if n != NANO.name)],
+            default=NANO_CHOICE,
+            tooltip="The recipe says which model is used and how it is run. nano ships with the pack "
+            "and needs no files. omnirefiner is FLUX.1 Kontext with a refiner LoRA. imagecritic is "
+            "Kontext with ImageCritic's LoRA and detail encoder. kontext is Kontext without a LoRA, "
+            "as a baseline. refineanything is Qwen-Image-Edit-2511 with RefineAnything's LoRA. "
+            "flux2-klein and flux2-dev are FLUX.2. Recipe files in models/omnirefiner_recipes are "
+            "listed as well.",
+        ),
+        _file_input(
+            "diffusion_model",
+            "diffusion_models",
+            "The diffusion model of the recipe in models/diffusion_models: FLUX.1 Kontext, "
+            "Qwen-Image-Edit-2511 or FLUX.2. nano does not use it.",
+        ),
+        io.Combo.Input(
+            "weight_dtype",
+            options=list(_TYPES),
+            default="default",
+            tooltip="The data type of the diffusion model's weights in memory. fp8 needs half the "
+            "memory of a 16-bit model.",
+        ),
+        _file_input(
+            "clip_l",
+            "text_encoders",
+            "The text encoder clip_l in models/text_encoders, for the Kontext recipes. nano does not "
+            "use it.",
+        ),
+        _file_input(
+            "t5xxl",
+            "text_encoders",
+            "The text encoder t5xxl in models/text_encoders, for the Kontext recipes. nano does not "
+            "use it.",
+        ),
+        _file_input(
+            "vae",
+            "vae",
+            "The VAE of the model in models/vae: ae, qwen_image_vae or flux2-vae. nano does not use "
+            "it.",
+        ),
+        _file_input(
+            "refiner_lora",
+            "loras",
+            "The refiner LoRA in models/loras: one trained for this recipe, ImageCritic's LoRA or "
+            "RefineAnything's LoRA.",
+        ),
+        io.Float.Input(
+            "lora_strength",
+            default=1.0,
+            min=-4.0,
+            max=4.0,
+            step=0.05,
+            tooltip="How strongly the refiner LoRA modifies the model. 1 is the strength it was "
+            "trained with. This value can be negative.",
+        ),
+    ]
+
+
+def _optional_model_inputs() -> list[Any]:
+    return [
+        _file_input(
+            "text_encoder",
+            "text_encoders",
+            "The text encoder in models/text_encoders: Qwen2.5-VL for refineanything, Qwen3 for "
+            "flux2-klein, Mistral for flux2-dev. Other recipes do not use it.",
+            optional=True,
+        ),
+        _file_input(
+            "detail_encoder",
+            "clip_vision",
+            "ImageCritic's detail encoder in models/clip_vision. Only the recipe imagecritic uses it.",
+            optional=True,
+        ),
+        io.Combo.Input(
+            "detail_loading",
+            options=["auto", "assign", "add"],
+            default="auto",
+            optional=True,
+            tooltip="How the weights of the detail encoder are loaded. assign uses them as they are. "
+            "add adds them to randomly initialized weights (seed 0), as the published code does. auto "
+            "decides by looking at the file.",
+        ),
+        _file_input(
+            "accelerator_lora",
+            "loras",
+            "A LoRA that reduces the number of steps: Lightning for refineanything, FLUX.1 Turbo or "
+            "Hyper for the Kontext recipes. It sets CFG to 1 and the steps to the number in its file "
+            "name, or to 8 if the name has none.",
+            optional=True,
+        ),
+        io.Float.Input(
+            "accelerator_strength",
+            default=1.0,
+            min=0.0,
+            max=2.0,
+            step=0.005,
+            optional=True,
+            tooltip="How strongly the accelerator LoRA modifies the model. Its authors recommend 1 "
+            "for Lightning and Turbo, and 0.125 for Hyper.",
+        ),
+    ]
+
+
 class LoadRefiner(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -142,72 +255,49 @@ class LoadRefiner(io.ComfyNode):
             node_id="OmniRefiner_LoadRefiner",
             display_name="Load Refiner",
             category=CATEGORY,
-            description="Loads what a repair needs. The embedded nano needs no file; for "
-            "FLUX.1-Kontext choose its files below.",
+            description="Loads the model, text encoders, VAE and LoRA of a recipe as one refiner. "
+            "nano ships with the pack and needs no files.",
             search_aliases=["omnirefiner", "kontext refiner", "detail repair model"],
-            inputs=[
-                io.Combo.Input("recipe",
-                    options=[NANO_CHOICE, *(n for n in recipe_choices() if n != NANO.name)],
-                    default=NANO_CHOICE,
-                    tooltip="nano: small, embedded, no files. omnirefiner: Kontext with a refiner "
-                    "LoRA. imagecritic: Kontext with ImageCritic's LoRA and detail encoder. "
-                    "refineanything: Qwen-Image-Edit-2511 with its LoRA. kontext: Kontext as it is, "
-                    "not trained for two images. Files of your own: models/omnirefiner_recipes."),
-                io.Combo.Input("diffusion_model", options=choices("diffusion_models"), default=NONE,
-                    tooltip="The recipe's model from models/diffusion_models: FLUX.1-Kontext, "
-                    "Qwen-Image-Edit-2511 or FLUX.2; unused by nano."),
-                io.Combo.Input("weight_dtype", options=list(_TYPES), default="default",
-                    tooltip="How the model is kept in memory; fp8 halves it."),
-                io.Combo.Input("clip_l", options=choices("text_encoders"), default=NONE,
-                    tooltip="clip_l from models/text_encoders; unused by nano."),
-                io.Combo.Input("t5xxl", options=choices("text_encoders"), default=NONE,
-                    tooltip="t5xxl from models/text_encoders; unused by nano."),
-                io.Combo.Input("vae", options=choices("vae"), default=NONE,
-                    tooltip="The model's autoencoder from models/vae: ae, qwen_image_vae or flux2-vae; "
-                    "unused by nano."),
-                io.Combo.Input("refiner_lora", options=choices("loras"), default=NONE,
-                    tooltip="The refiner's LoRA from models/loras: Kontext's, ImageCritic's or "
-                    "RefineAnything's."),
-                io.Float.Input("lora_strength", default=1.0, min=-4.0, max=4.0, step=0.05,
-                    tooltip="Strength of the LoRA; 1 = as trained."),
-                io.Combo.Input("text_encoder", options=choices("text_encoders"), default=NONE,
-                    optional=True,
-                    tooltip="Qwen2.5-VL for refineanything, Qwen3 or Mistral for flux2; else unused."),
-                io.Combo.Input("detail_encoder", options=choices("clip_vision"), default=NONE,
-                    optional=True,
-                    tooltip="ImageCritic's detail_encoder from models/clip_vision; else unused."),
-                io.Combo.Input("detail_loading", options=["auto", "assign", "add"], default="auto",
-                    optional=True,
-                    tooltip="assign takes the detail encoder's weights, add adds them to random ones "
-                    "as published (seed 0); auto looks at the file."),
-                io.Combo.Input("accelerator_lora", options=choices("loras"), default=NONE,
-                    optional=True,
-                    tooltip="For fewer steps: Lightning for refineanything, Turbo or Hyper of FLUX.1 "
-                    "for Kontext. Sets the steps that its file name says, else 8, and CFG 1."),
-                io.Float.Input("accelerator_strength", default=1.0, min=0.0, max=2.0, step=0.005,
-                    optional=True,
-                    tooltip="Strength of the accelerator, as its maker says: Lightning and Turbo 1, "
-                    "Hyper-FLUX 0.125."),
+            inputs=[*_model_inputs(), *_optional_model_inputs()],
+            outputs=[
+                RefinerSocket.Output(
+                    display_name="refiner", tooltip="The refiner, for Reference Refine."
+                )
             ],
-            outputs=[RefinerSocket.Output(display_name="refiner")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(
-        cls, diffusion_model: str = NONE, clip_l: str = NONE, t5xxl: str = NONE, vae: str = NONE,
-        refiner_lora: str = NONE, text_encoder: str = NONE, detail_encoder: str = NONE,
+        cls,
+        diffusion_model: str = NONE,
+        clip_l: str = NONE,
+        t5xxl: str = NONE,
+        vae: str = NONE,
+        refiner_lora: str = NONE,
+        text_encoder: str = NONE,
+        detail_encoder: str = NONE,
         accelerator_lora: str = NONE,
-    ) -> bool:  # fmt: skip
-        """Let lost files pass: what is wrong here is marked at every input, `execute` tells of one."""
+    ) -> bool:
+        """Accept missing files: an error here marks every input, one in `execute` names the file."""
         return True
 
     @classmethod
     def execute(
-        cls, recipe: str, diffusion_model: str, weight_dtype: str, clip_l: str, t5xxl: str,
-        vae: str, refiner_lora: str, lora_strength: float, text_encoder: str = NONE,
-        detail_encoder: str = NONE, detail_loading: str = "auto", accelerator_lora: str = NONE,
+        cls,
+        recipe: str,
+        diffusion_model: str,
+        weight_dtype: str,
+        clip_l: str,
+        t5xxl: str,
+        vae: str,
+        refiner_lora: str,
+        lora_strength: float,
+        text_encoder: str = NONE,
+        detail_encoder: str = NONE,
+        detail_loading: str = "auto",
+        accelerator_lora: str = NONE,
         accelerator_strength: float = 1.0,
-    ) -> io.NodeOutput:  # fmt: skip
+    ) -> io.NodeOutput:
         if recipe == NANO_CHOICE:
             check_there({"refiner_lora": refiner_lora}, NANO.family)
             return io.NodeOutput(_with_lora(load_nano_refiner(), refiner_lora, lora_strength))
@@ -243,16 +333,18 @@ def _load_parts(
     check_model(model, recipe, files["diffusion_model"])
     clip = comfy.sd.load_clip(
         [file_path("text_encoders", n) for n in encoders],
-        folder_paths.get_folder_paths("embeddings"), _CLIP_TYPES[recipe.family],
-    )  # fmt: skip
+        folder_paths.get_folder_paths("embeddings"),
+        _CLIP_TYPES[recipe.family],
+    )
     state = comfy.utils.load_torch_file(file_path("vae", files["vae"]), safe_load=True)
     return Refiner(recipe, model, comfy.sd.VAE(sd=state), clip, name=files["diffusion_model"])
 
 
 def _accelerated(refiner: Refiner, lora: str, strength: float) -> Refiner:
-    """The refiner with an accelerator, which sets its steps and CFG.
+    """The refiner with an accelerator LoRA, which sets its steps and CFG.
 
-    It goes before the refiner's LoRA: ImageCritic's acts on what the layers return, others included.
+    It is applied before the refiner LoRA, because ImageCritic's acts on the outputs of the layers and
+    so has to see the other LoRAs.
     """
     if lora != NONE:
         recipe = refiner.recipe.accelerated(lightning_steps(lora))
@@ -270,6 +362,57 @@ def _with_lora(refiner: Refiner, lora: str, strength: float) -> Refiner:
     return refiner
 
 
+def _connected_inputs() -> list[Any]:
+    return [
+        io.Model.Input(
+            "model",
+            tooltip="The diffusion model of the recipe (FLUX.1 Kontext, Qwen-Image-Edit-2511 or "
+            "FLUX.2) from any loader.",
+        ),
+        io.Vae.Input("vae", tooltip="The VAE of the model."),
+        io.Combo.Input(
+            "recipe",
+            options=recipe_choices(),
+            default=OMNIREFINER.name,
+            tooltip="The recipe that the weights were trained for. It says how the model is run.",
+        ),
+        io.Clip.Input(
+            "clip",
+            optional=True,
+            tooltip="The text encoder, which encodes the prompt of Reference Refine.",
+        ),
+        io.Conditioning.Input(
+            "conditioning",
+            optional=True,
+            tooltip="Conditioning to use instead of a text encoder. The prompt of Reference Refine "
+            "is then ignored.",
+        ),
+        _file_input(
+            "refiner_lora",
+            "loras",
+            "ImageCritic's LoRA, which ComfyUI's LoRA loaders cannot read. Other LoRAs can also be "
+            "applied to the model before this node.",
+            optional=True,
+        ),
+        io.Float.Input(
+            "lora_strength",
+            default=1.0,
+            min=-4.0,
+            max=4.0,
+            step=0.05,
+            optional=True,
+            tooltip="How strongly the LoRA modifies the model. 1 is the strength it was trained "
+            "with. This value can be negative.",
+        ),
+        _file_input(
+            "detail_encoder",
+            "clip_vision",
+            "ImageCritic's detail encoder in models/clip_vision. Only the recipe imagecritic uses it.",
+            optional=True,
+        ),
+    ]
+
+
 class RefinerFromModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -277,39 +420,36 @@ class RefinerFromModel(io.ComfyNode):
             node_id="OmniRefiner_RefinerFromModel",
             display_name="Refiner from Model",
             category=STEPS,
-            description="Makes a refiner of models that are in the graph already: GGUF, other "
-            "LoRAs, torch.compile. Nothing is loaded twice.",
+            description="Makes a refiner from a model, VAE and text encoder that the workflow has "
+            "loaded already, for example a GGUF model, a model with other LoRAs or a compiled model. "
+            "Nothing is loaded twice.",
             search_aliases=["gguf refiner", "kontext model to refiner"],
-            inputs=[
-                io.Model.Input("model", tooltip="The recipe's model (FLUX.1-Kontext, "
-                    "Qwen-Image-Edit-2511 or FLUX.2), as any loader gives it."),
-                io.Vae.Input("vae", tooltip="The model's autoencoder."),
-                io.Combo.Input("recipe", options=recipe_choices(), default=OMNIREFINER.name,
-                    tooltip="How the weights were trained and so have to be run."),
-                io.Clip.Input("clip", optional=True,
-                    tooltip="Text encoders for the prompt on Reference Refine."),
-                io.Conditioning.Input("conditioning", optional=True,
-                    tooltip="Ready text conditioning instead of clip; the prompt is then unused."),
-                io.Combo.Input("refiner_lora", options=choices("loras"), default=NONE, optional=True,
-                    tooltip="ImageCritic's LoRA, whose names ComfyUI's loaders do not know; other "
-                    "LoRAs may also come with the model."),
-                io.Float.Input("lora_strength", default=1.0, min=-4.0, max=4.0, step=0.05,
-                    optional=True, tooltip="Strength of that LoRA; 1 = as trained."),
-                io.Combo.Input("detail_encoder", options=choices("clip_vision"), default=NONE,
-                    optional=True, tooltip="ImageCritic's, from models/clip_vision; else unused."),
+            inputs=_connected_inputs(),
+            outputs=[
+                RefinerSocket.Output(
+                    display_name="refiner", tooltip="The refiner, for Reference Refine."
+                )
             ],
-            outputs=[RefinerSocket.Output(display_name="refiner")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, model: Any, vae: Any, recipe: str, clip: Any = None, conditioning: Any = None,
-        refiner_lora: str = NONE, lora_strength: float = 1.0, detail_encoder: str = NONE,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model: Any,
+        vae: Any,
+        recipe: str,
+        clip: Any = None,
+        conditioning: Any = None,
+        refiner_lora: str = NONE,
+        lora_strength: float = 1.0,
+        detail_encoder: str = NONE,
+    ) -> io.NodeOutput:
         plan = chosen_recipe(recipe)
         check_model(model, plan, "The connected model")
         if clip is None and conditioning is None:
-            raise ValueError("Connect clip (to encode the prompt) or conditioning (ready-made).")
+            raise ValueError(
+                "Connect either clip, to encode the prompt, or conditioning that is already encoded."
+            )
         refiner = Refiner(plan, model, vae, clip, conditioning, "connected model")
         if plan.sight == "detail":
             check_files(plan, {"refiner_lora": refiner_lora, "detail_encoder": detail_encoder})
@@ -324,20 +464,29 @@ class RefinerParts(io.ComfyNode):
             node_id="OmniRefiner_RefinerParts",
             display_name="Refiner Parts",
             category=STEPS,
-            description="The model, autoencoder and encoded prompt of a refiner, for graphs that "
-            "sample with KSampler or another pack's sampler.",
+            description="Outputs the model, the VAE and the encoded prompt of a refiner, for "
+            "workflows that sample with KSampler or with another pack's sampler.",
             search_aliases=["unpack refiner", "refiner to model"],
             inputs=[
-                RefinerSocket.Input("refiner", tooltip="From Load Refiner or Refiner from Model."),
-                io.String.Input("prompt", default="", multiline=True,
-                    tooltip="Empty: the recipe's own. nano knows no text."),
+                RefinerSocket.Input(
+                    "refiner", tooltip="The refiner from Load Refiner or Refiner from Model."
+                ),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="Text that describes the repair. If empty, the recipe's own prompt is "
+                    "used. nano ignores it.",
+                ),
             ],
             outputs=[
-                io.Model.Output(display_name="model"),
-                io.Vae.Output(display_name="vae"),
-                io.Conditioning.Output(display_name="positive"),
+                io.Model.Output(display_name="model", tooltip="The diffusion model."),
+                io.Vae.Output(display_name="vae", tooltip="The VAE of the model."),
+                io.Conditioning.Output(
+                    display_name="positive", tooltip="The conditioning of the encoded prompt."
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, refiner: Refiner, prompt: str) -> io.NodeOutput:

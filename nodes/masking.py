@@ -1,6 +1,8 @@
-"""Mask Builder: says what is to be repaired."""
+"""Mask Builder: makes the mask of the region to repair."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -13,9 +15,74 @@ from .pictures import show_inputs, temp_mask
 from .types import CATEGORY, boxes_input
 
 
+def _image_inputs() -> list[Any]:
+    return [
+        io.Image.Input("image", tooltip="The draft that the mask is made for."),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="A mask to start from, for example one painted in the mask editor.",
+        ),
+        io.Image.Input(
+            "compare_with",
+            optional=True,
+            tooltip="A second image of the same scene. Areas where the two images differ are added "
+            "to the mask.",
+        ),
+        io.Image.Input(
+            "reference",
+            optional=True,
+            tooltip="The reference image that shows the correct detail. The second box of each pair "
+            "is drawn on it.",
+        ),
+    ]
+
+
+def _mask_inputs() -> list[Any]:
+    return [
+        io.Float.Input(
+            "threshold",
+            default=0.12,
+            min=0.01,
+            max=0.99,
+            step=0.01,
+            tooltip="Smallest difference to compare_with that is added to the mask, as a fraction of "
+            "the full brightness range.",
+        ),
+        io.Boolean.Input(
+            "align",
+            default=True,
+            tooltip="Aligns compare_with with the perspective and lighting of the image before they "
+            "are compared.",
+        ),
+        io.Int.Input(
+            "grow",
+            default=0,
+            min=-1024,
+            max=1024,
+            tooltip="Number of pixels to grow the mask and the boxes by. Negative values shrink them.",
+        ),
+        io.Boolean.Input(
+            "fill_holes", default=True, tooltip="Fills holes that the mask encloses completely."
+        ),
+        io.Int.Input(
+            "smallest",
+            default=16,
+            min=1,
+            max=1 << 24,
+            tooltip="Smallest area that is kept, in pixels. Smaller areas are removed from the mask.",
+        ),
+        io.Boolean.Input(
+            "invert",
+            default=False,
+            tooltip="Inverts the mask as the last step. No boxes are output in that case.",
+        ),
+    ]
+
+
 class MaskBuilder(io.ComfyNode):
-    # A run answered from ComfyUI's cache tells the page of the mask all the same. A schema's entry of
-    # this name would be an error in a ComfyUI that does not know it yet.
+    # Sends the mask to the page even if the result comes from ComfyUI's cache. As an entry of the
+    # schema it would be an error in versions of ComfyUI that do not know it.
     HAS_INTERMEDIATE_OUTPUT = True
 
     @classmethod
@@ -24,48 +91,59 @@ class MaskBuilder(io.ComfyNode):
             node_id="OmniRefiner_MaskBuilder",
             display_name="Mask Builder",
             category=CATEGORY,
-            description="Point at the details: draw boxes on draft and reference, add a painted mask "
-            "and the difference to another picture, grow, fill and clean. What is given adds up.",
-            search_aliases=["inpaint mask", "detail", "region", "box mask", "mask from difference",
-                "grow mask", "clean mask"],
+            description="Makes the mask of the region to repair. Combines boxes drawn on the draft and "
+            "the reference, a painted mask and the difference to another image, then grows, fills and "
+            "cleans the result.",
+            search_aliases=[
+                "inpaint mask",
+                "detail",
+                "region",
+                "box mask",
+                "mask from difference",
+                "grow mask",
+                "clean mask",
+            ],
             inputs=[
-                io.Image.Input("image", tooltip="The picture the mask belongs to: the draft."),
-                io.Mask.Input("mask", optional=True, tooltip="A painted mask to start from."),
-                io.Image.Input("compare_with", optional=True,
-                    tooltip="A second picture of the same thing: what differs becomes the mask."),
-                io.Image.Input("reference", optional=True,
-                    tooltip="The picture of the true detail, to draw the paired boxes on."),
-                io.Float.Input("threshold", default=0.12, min=0.01, max=0.99, step=0.01,
-                    tooltip="Difference to compare_with that counts, 0..1 of full scale."),
-                io.Boolean.Input("align", default=True,
-                    tooltip="Match pose and light of compare_with before comparing."),
-                io.Int.Input("grow", default=0, min=-1024, max=1024,
-                    tooltip="Grow (or shrink, below 0) mask and boxes, px."),
-                io.Boolean.Input("fill_holes", default=True, tooltip="Close enclosed holes."),
-                io.Int.Input("smallest", default=16, min=1, max=1 << 24,
-                    tooltip="Pieces of fewer pixels are dropped."),
-                io.Boolean.Input("invert", default=False,
-                    tooltip="Swap inside and outside, last; then no boxes are passed on."),
-                boxes_input("Boxes around the details, drawn in the node; box 1 of the image goes "
-                    "with box 1 of the reference."),
+                *_image_inputs(),
+                *_mask_inputs(),
+                boxes_input(
+                    "Boxes drawn in the node around the details. Box 1 of the image belongs to box 1 "
+                    "of the reference, box 2 to box 2."
+                ),
             ],
             outputs=[
-                io.Mask.Output(display_name="mask", tooltip="White = repair."),
-                io.Mask.Output(display_name="reference_mask",
-                    tooltip="The boxes on the reference; nothing without them."),
-                io.String.Output(display_name="boxes",
-                    tooltip="The pairs of boxes, for Reference Refine: each region gets its own "
-                    "part of the reference."),
+                io.Mask.Output(
+                    display_name="mask",
+                    tooltip="The mask of the region to repair. White areas are repaired.",
+                ),
+                io.Mask.Output(
+                    display_name="reference_mask",
+                    tooltip="Mask of the boxes drawn on the reference, or nothing if there are none.",
+                ),
+                io.String.Output(
+                    display_name="boxes",
+                    tooltip="The pairs of boxes, for Reference Refine, which then repairs every "
+                    "region from its own part of the reference.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, image: Tensor, threshold: float, align: bool, grow: int, fill_holes: bool,
-        smallest: int, invert: bool, mask: Tensor | None = None,
-        compare_with: Tensor | None = None, reference: Tensor | None = None, boxes: str = "",
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        image: Tensor,
+        threshold: float,
+        align: bool,
+        grow: int,
+        fill_holes: bool,
+        smallest: int,
+        invert: bool,
+        mask: Tensor | None = None,
+        compare_with: Tensor | None = None,
+        reference: Tensor | None = None,
+        boxes: str = "",
+    ) -> io.NodeOutput:
         picture, given = to_core(image).cpu()[:1], mask_to_core(mask)
         other = None if compare_with is None else to_core(compare_with).cpu()[:1]
         detail = other if reference is None else to_core(reference).cpu()[:1]

@@ -1,4 +1,4 @@
-"""The embedded nano as ComfyUI model objects: a native FLUX model and a VAE of 4x4 blocks."""
+"""nano as ComfyUI model objects: a native FLUX model, and a VAE of 4x4 pixel blocks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .types import Refiner
 
 
 class NanoVAE:
-    """The nano's codec in the shape of a VAE: `encode(IMAGE)`, `decode(latent)`.
+    """nano's codec with the interface of a VAE: `encode(IMAGE)` and `decode(latent)`.
 
     Latents are in FLUX's raw scale, so that ComfyUI's own (z - shift) * scale gives the network
     what it was trained on, also behind a stock KSampler.
@@ -54,7 +54,7 @@ class NanoVAE:
         return self.codec.decode(z).clamp(0, 1).movedim(1, -1).to(mm.intermediate_device())
 
     def preview(self, x0: Tensor) -> Image.Image:
-        """A picture of the network's estimate (already in its own scale)."""
+        """Preview of the network's estimate, which is in the scale of the network."""
         pixels = self.codec.decode(x0[:1].float().to(self.codec.mean.device)).clamp(0, 1)
         return Image.fromarray((pixels[0].movedim(0, -1) * 255).byte().cpu().numpy())
 
@@ -70,14 +70,16 @@ def _load_transformer(**options: Any) -> Any:
         _read(codec=False), model_options={"dtype": torch.float32}, **options
     )
     if model is None:
-        raise RuntimeError("This ComfyUI does not recognise the embedded model; update ComfyUI.")
+        raise RuntimeError(
+            "This version of ComfyUI does not recognize the nano model. Update ComfyUI."
+        )
     # How ComfyUI makes a second, independent copy, as training needs one.
     model.cached_patcher_init = (_load_transformer, ())
     return model
 
 
 def load_nano_refiner() -> Refiner:
-    """The embedded refiner under ComfyUI's model management, loaded by ComfyUI's own loader."""
+    """The nano refiner, loaded by ComfyUI's own loader and managed by ComfyUI."""
     codec, model = BlockCodec(), _load_transformer()
     codec.load_state_dict(_read(codec=True))
     width = model.model.model_config.unet_config["context_in_dim"]

@@ -1,4 +1,4 @@
-"""Pictures for the page: files in ComfyUI's temp folder, and the events that name them."""
+"""Images for the page: files in ComfyUI's temp folder, and the events that announce them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POINTING, COMPARING = 1024, 4096
 
 
 def temp_picture(image: Tensor, side: int = COMPARING) -> dict[str, Any]:
-    """Write the first of B 3 H W to the temp folder, no side over `side` px.
+    """Write the first image of B 3 H W to the temp folder, scaled down to at most `side` px.
 
     Returns what the page needs: `filename`, `subfolder`, `type` for /view, and the true `width` and
     `height`.
@@ -28,7 +28,7 @@ def temp_picture(image: Tensor, side: int = COMPARING) -> dict[str, Any]:
 
 
 def temp_mask(mask: Tensor, side: int = POINTING) -> dict[str, Any]:
-    """The same for the first of B 1 H W."""
+    """The same for the first mask of B 1 H W."""
     shown = to_pillow(mask[:1].expand(-1, 3, -1, -1), side).convert("L")
     return _write(shown, mask.shape[-1], mask.shape[-2])
 
@@ -39,14 +39,18 @@ def _write(shown: Image.Image, width: int, height: int) -> dict[str, Any]:
     name = f"omnirefiner_{uuid.uuid4().hex[:16]}.png"
     shown.save(os.path.join(folder, name), compress_level=1)
     return {
-        "filename": name, "subfolder": "", "type": "temp", "width": width, "height": height,
-    }  # fmt: skip
+        "filename": name,
+        "subfolder": "",
+        "type": "temp",
+        "width": width,
+        "height": height,
+    }
 
 
 def tell_page(node: type[io.ComfyNode], event: str, data: dict[str, Any]) -> None:
-    """Send `omnirefiner.<event>` about a node that is running to the page that started it.
+    """Send the event `omnirefiner.<event>` about a running node to the page that queued it.
 
-    Does nothing for a node that is called outside a running prompt.
+    Does nothing if the node is called outside a running prompt.
     """
     server = getattr(PromptServer, "instance", None)
     if server is None or node.hidden is None:
@@ -59,8 +63,8 @@ def tell_page(node: type[io.ComfyNode], event: str, data: dict[str, Any]) -> Non
 def show_inputs(
     node: type[io.ComfyNode], draft: Tensor, reference: Tensor | None
 ) -> dict[str, Any]:
-    """Send scaled previews of what a node was given, at once: boxes can be drawn on them even if
-    the run then fails. Returns them for the node's own output.
+    """Send scaled previews of a node's input images before the repair starts, so that boxes can be
+    drawn on them even if the repair fails. Returns the previews for the node's own output.
     """
     data = {"draft": temp_picture(draft, POINTING)}
     if reference is not None:

@@ -21,28 +21,283 @@ from .nano import load_nano_refiner
 from .pictures import show_inputs, temp_picture
 from .types import CATEGORY, Refiner, RefinerSocket, ScorerSocket, boxes_input
 
-MOST_SHOWN = 64  # pictures of a batch that the page is sent
+MOST_SHOWN = 64  # images of a batch that are sent to the page
 SWITCH = {"recipe": None, "on": True, "off": False}
 
 
 def _common_size(crops: list[Tensor]) -> Tensor:
-    """The crops of the first crop's size as one batch (regions may have other buckets)."""
+    """The crops that have the size of the first one, as a batch (sizes differ between regions)."""
     return torch.cat([c for c in crops if c.shape == crops[0].shape])
 
 
 def _shown(inputs: dict[str, Any], request: RefineRequest, result: RefineResult) -> dict[str, Any]:
-    """What the page draws: the pictures before and after, where each was repaired, the report."""
+    """What the page shows: images before and after, their repaired regions and the report."""
     pairs = []
     for i, after in enumerate(result.image[:MOST_SHOWN]):
         before = request.draft[min(i, len(request.draft) - 1)]
         regions = [r for r in result.report["regions"] if r["picture"] == i]
         pairs.append(
             {
-                "before": temp_picture(before[None]), "after": temp_picture(after[None]),
+                "before": temp_picture(before[None]),
+                "after": temp_picture(after[None]),
                 "regions": [{"crop": r["crop"], "region": r["region"]} for r in regions],
             }
-        )  # fmt: skip
+        )
     return {"inputs": inputs, "pairs": pairs, "report": result.report}
+
+
+def _image_inputs() -> list[Any]:
+    return [
+        io.Image.Input(
+            "draft",
+            tooltip="The image to repair. Images of a batch are repaired one after another.",
+        ),
+        RefinerSocket.Input(
+            "refiner",
+            optional=True,
+            tooltip="The refiner from Load Refiner or Refiner from Model. If not connected, nano is "
+            "used, the small refiner that ships with the pack.",
+        ),
+        io.Image.Input(
+            "reference",
+            optional=True,
+            tooltip="The reference image that shows the correct detail: one image for all drafts, or "
+            "one for each draft. All recipes except refineanything need a reference.",
+        ),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="The region of the draft that may change. Use it instead of boxes, or together "
+            "with boxes to limit them to its shape. Separate areas are repaired one after another.",
+        ),
+        io.Mask.Input(
+            "reference_mask",
+            optional=True,
+            tooltip="Mask of the detail in the reference. It should cover the same surface as the "
+            "mask of the draft.",
+        ),
+        io.Image.Input(
+            "reference_2",
+            optional=True,
+            tooltip="A second image of the detail, for example from another angle.",
+        ),
+        io.Image.Input("reference_3", optional=True, tooltip="A third image of the detail."),
+    ]
+
+
+def _sampling_inputs() -> list[Any]:
+    return [
+        io.String.Input(
+            "prompt",
+            default="",
+            multiline=True,
+            tooltip="Text that describes the repair. If empty, the recipe's own prompt is used. nano "
+            "ignores it.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=True,
+            tooltip="The random seed used for creating the noise. The noise is the same on every "
+            "device.",
+        ),
+        io.Int.Input(
+            "steps",
+            default=0,
+            min=0,
+            max=1000,
+            tooltip="The number of sampling steps. 0 uses the recipe's value (4 for nano, 28 for "
+            "Kontext).",
+        ),
+        io.Float.Input(
+            "guidance",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            advanced=True,
+            tooltip="The guidance scale. For refineanything this is the CFG scale. 0 uses the "
+            "recipe's value (2.5 for Kontext).",
+        ),
+        io.Combo.Input(
+            "sampler",
+            options=[OWN_SAMPLER, *comfy.samplers.SAMPLER_NAMES],
+            default=OWN_SAMPLER,
+            advanced=True,
+            tooltip="The algorithm used when sampling: the pack's own Euler sampler or any of "
+            "ComfyUI's samplers.",
+        ),
+        io.Combo.Input(
+            "scheduler",
+            options=[RECIPE_SCHEDULE, *comfy.samplers.SCHEDULER_NAMES],
+            default=RECIPE_SCHEDULE,
+            advanced=True,
+            tooltip="The noise schedule. The option recipe is the schedule that the weights were "
+            "trained with.",
+        ),
+    ]
+
+
+def _region_inputs() -> list[Any]:
+    return [
+        io.Float.Input(
+            "context",
+            default=0.0,
+            min=0.0,
+            max=10.0,
+            step=0.05,
+            advanced=True,
+            tooltip="Size of the crop relative to the size of the region. 1 means no surroundings. 0 "
+            "uses the recipe's value.",
+        ),
+        io.Float.Input(
+            "megapixels",
+            default=0.0,
+            min=0.0,
+            max=16.0,
+            step=0.005,
+            round=0.001,
+            tooltip="Size at which the model processes the crop, in megapixels. 0 uses the recipe's "
+            "value.",
+            advanced=True,
+        ),
+        io.Int.Input(
+            "grow",
+            default=0,
+            min=-1024,
+            max=1024,
+            tooltip="Number of pixels to grow the region by. Negative values shrink it.",
+        ),
+        io.Int.Input(
+            "feather",
+            default=6,
+            min=0,
+            max=1024,
+            tooltip="Width of the soft edge inside the region, in pixels. Pixels outside the region "
+            "are never changed.",
+        ),
+        io.Float.Input(
+            "model_mask",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            advanced=True,
+            tooltip="How strongly sampling is held to the draft outside the region. 0 does not hold "
+            "it at all, 1 holds it completely.",
+        ),
+        io.Combo.Input(
+            "blend",
+            options=["feather", "multiband"],
+            default="feather",
+            tooltip="How the repaired crop is blended into the draft: with a single soft edge "
+            "(feather), or with a wider edge for coarse tones than for fine detail (multiband).",
+            advanced=True,
+        ),
+    ]
+
+
+def _correction_inputs() -> list[Any]:
+    return [
+        io.Float.Input(
+            "color_match",
+            default=-1.0,
+            min=-1.0,
+            max=1.0,
+            step=0.05,
+            advanced=True,
+            tooltip="How much of the model's color shift is removed, from 0 to 1. The shift is "
+            "measured outside the region. -1 uses the recipe's value (1 for Kontext, 0 for nano).",
+        ),
+        io.Combo.Input(
+            "fix_drift",
+            options=list(SWITCH),
+            default="recipe",
+            advanced=True,
+            tooltip="Removes the small shift and zoom that edit models add. They are measured outside "
+            "the region. The option recipe turns this on for Kontext and off for nano.",
+        ),
+        io.Combo.Input(
+            "align_reference",
+            options=list(SWITCH),
+            default="recipe",
+            advanced=True,
+            tooltip="Aligns the reference with the perspective and lighting of the draft before "
+            "sampling. The option recipe turns this on for nano and off for Kontext.",
+        ),
+    ]
+
+
+def _candidate_inputs() -> list[Any]:
+    return [
+        io.Int.Input(
+            "candidates",
+            default=1,
+            min=1,
+            max=64,
+            optional=True,
+            tooltip="Number of candidates to sample, with consecutive seeds that start at seed. The "
+            "best one by the scorer is kept.",
+        ),
+        io.Int.Input(
+            "keep",
+            default=1,
+            min=1,
+            max=64,
+            optional=True,
+            advanced=True,
+            tooltip="Number of candidates that are sampled to the last step. The others are dropped "
+            "earlier, which saves time.",
+        ),
+        io.Int.Input(
+            "prune_at",
+            default=-1,
+            min=-1,
+            max=1000,
+            optional=True,
+            advanced=True,
+            tooltip="Number of steps after which the worse half of the candidates is dropped, again "
+            "and again. 0 never drops any. -1 uses a quarter of the steps.",
+        ),
+        ScorerSocket.Input(
+            "scorer",
+            optional=True,
+            tooltip="The scorer that compares the candidates. If not connected, MS-SSIM + edges is "
+            "used, which needs no weights.",
+        ),
+    ]
+
+
+def _options(
+    prompt: str,
+    steps: int,
+    guidance: float,
+    context: float,
+    megapixels: float,
+    color_match: float,
+    fix_drift: str,
+    align_reference: str,
+    prune_at: int = -1,
+    **same: Any,
+) -> RefineOptions:
+    """The settings of the widgets. Where 0 or -1 stands for the recipe's value, the core takes None.
+
+    `same` holds the settings that mean the same in both: seed, grow, feather and others.
+    """
+    return RefineOptions(
+        prompt=prompt.strip() or None,
+        steps=steps or None,
+        guidance=guidance or None,
+        context=context or None,
+        megapixels=megapixels or None,
+        color_match=None if color_match < 0 else color_match,
+        drift=SWITCH[fix_drift],
+        align=SWITCH[align_reference],
+        prune_at=None if prune_at < 0 else prune_at,
+        **same,
+    )
 
 
 class ReferenceRefine(io.ComfyNode):
@@ -52,108 +307,76 @@ class ReferenceRefine(io.ComfyNode):
             node_id="OmniRefiner_ReferenceRefine",
             display_name="Reference Refine",
             category=CATEGORY,
-            description="Puts the true detail of the reference into the draft, inside the mask. "
-            "Outside it every pixel keeps its exact value.",
-            search_aliases=["omnirefiner", "repair", "inpaint", "detail", "restore", "logo",
-                "fix logo", "repair logo", "text fix", "fix text", "lettering", "face detail"],
+            description="Repairs a detail of the draft with the correct detail from the reference. "
+            "Only the marked region changes: every pixel outside it keeps its exact value.",
+            search_aliases=[
+                "omnirefiner",
+                "repair",
+                "inpaint",
+                "detail",
+                "restore",
+                "logo",
+                "fix logo",
+                "repair logo",
+                "text fix",
+                "fix text",
+                "lettering",
+                "face detail",
+            ],
             inputs=[
-                io.Image.Input("draft", tooltip="The picture to repair; a batch goes one by one."),
-                RefinerSocket.Input("refiner", optional=True,
-                    tooltip="From Load Refiner or Refiner from Model. Unconnected: nano, the small "
-                    "model that comes with the pack."),
-                io.Image.Input("reference", optional=True,
-                    tooltip="A picture of the true detail: one for all drafts, or one each. Needed, "
-                    "except by the recipe refineanything."),
-                io.Mask.Input("mask", optional=True,
-                    tooltip="What may change, in the draft, instead of boxes or to narrow them down. "
-                    "Separate pieces are repaired one after the other."),
-                io.Mask.Input("reference_mask", optional=True,
-                    tooltip="The detail in the reference. Outline the same surface as in the draft."),
-                io.Image.Input("reference_2", optional=True, tooltip="Another view of the detail."),
-                io.Image.Input("reference_3", optional=True, tooltip="A third view of the detail."),
-                io.String.Input("prompt", default="", multiline=True,
-                    tooltip="Empty: the recipe's own. nano knows no text."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                    tooltip="Noise seed; the same seed gives the same picture on any device."),
-                io.Int.Input("steps", default=0, min=0, max=1000,
-                    tooltip="Sampling steps; 0 = the recipe's (nano 4, Kontext 28)."),
-                io.Float.Input("guidance", default=0.0, min=0.0, max=100.0, step=0.1,
-                    advanced=True,
-                    tooltip="Guidance embedding; 0 = the recipe's (Kontext 2.5)."),
-                io.Combo.Input("sampler", options=[OWN_SAMPLER, *comfy.samplers.SAMPLER_NAMES],
-                    default=OWN_SAMPLER, advanced=True,
-                    tooltip="The pack's own or any of ComfyUI's."),
-                io.Combo.Input("scheduler", options=[RECIPE_SCHEDULE, *comfy.samplers.SCHEDULER_NAMES],
-                    default=RECIPE_SCHEDULE, advanced=True,
-                    tooltip="recipe = as the weights were trained."),
-                io.Float.Input("context", default=0.0, min=0.0, max=10.0, step=0.05,
-                    advanced=True,
-                    tooltip="Crop size over region size, 1 = no surroundings; 0 = the recipe's."),
-                io.Float.Input("megapixels", default=0.0, min=0.0, max=16.0, step=0.005, round=0.001,
-                    tooltip="Area the model works at, in 10^6 px; 0 = the recipe's.", advanced=True),
-                io.Int.Input("grow", default=0, min=-1024, max=1024,
-                    tooltip="Grow (or shrink) the mask, px."),
-                io.Int.Input("feather", default=6, min=0, max=1024,
-                    tooltip="Blend width inside the mask's edge, px. Never reaches outside."),
-                io.Float.Input("model_mask", default=0.0, min=0.0, max=1.0, step=0.05, advanced=True,
-                    tooltip="Hold sampling to the draft outside the region, 0 = free, 1 = firm."),
-                io.Combo.Input("blend", options=["feather", "multiband"], default="feather",
-                    tooltip="How the repair is blended in.", advanced=True),
-                io.Float.Input("color_match", default=-1.0, min=-1.0, max=1.0, step=0.05, advanced=True,
-                    tooltip="Take out the model's colour cast, measured outside the region, 0..1; "
-                    "-1 = the recipe's (Kontext 1, nano 0)."),
-                io.Combo.Input("fix_drift", options=list(SWITCH), default="recipe", advanced=True,
-                    tooltip="Take out shift and zoom, measured outside the region; recipe = on for "
-                    "Kontext, off for nano."),
-                io.Combo.Input("align_reference", options=list(SWITCH), default="recipe", advanced=True,
-                    tooltip="Bring the reference into the draft's pose and light first; recipe = "
-                    "on for nano, off for Kontext."),
-                io.Int.Input("candidates", default=1, min=1, max=64, optional=True,
-                    tooltip="Begin so many repairs (seeds from seed on) and return the best; 1 = one "
-                    "plain run. Each dropped early costs a part of a run."),
-                io.Int.Input("keep", default=1, min=1, max=64, optional=True, advanced=True,
-                    tooltip="How many candidates run to the end, 1 to candidates."),
-                io.Int.Input("prune_at", default=-1, min=-1, max=1000, optional=True, advanced=True,
-                    tooltip="Drop the worse half of the candidates every so many steps; 0 = never, "
-                    "-1 = every quarter of the steps."),
-                ScorerSocket.Input("scorer", optional=True,
-                    tooltip="Tells candidates apart; unconnected: MS-SSIM + edges (no weights)."),
-                boxes_input("Boxes around the details, drawn in the node: box 1 of the draft takes "
-                    "its detail from box 1 of the reference. A mask narrows a box down."),
+                *_image_inputs(),
+                *_sampling_inputs(),
+                *_region_inputs(),
+                *_correction_inputs(),
+                *_candidate_inputs(),
+                boxes_input(
+                    "Boxes drawn in the node around the details. Box 1 of the draft is repaired from "
+                    "box 1 of the reference, box 2 from box 2. A connected mask limits the boxes to "
+                    "its shape."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The repaired draft."),
-                io.Image.Output(display_name="crop", tooltip="The repaired crop as the model made it."),
-                io.Mask.Output(display_name="changed", tooltip="What was allowed to change."),
-                io.String.Output(display_name="report", tooltip="What was done, as JSON."),
+                io.Image.Output(
+                    display_name="crop", tooltip="The repaired crop as the model generated it."
+                ),
+                io.Mask.Output(
+                    display_name="changed",
+                    tooltip="Mask of the pixels that were allowed to change.",
+                ),
+                io.String.Output(
+                    display_name="report", tooltip="Report of the repair as JSON text."
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, draft: Tensor, prompt: str, seed: int, steps: int,
-        guidance: float, sampler: str, scheduler: str, context: float, megapixels: float, grow: int,
-        feather: int, model_mask: float, blend: Any, color_match: float, fix_drift: str,
-        align_reference: str, refiner: Refiner | None = None, mask: Tensor | None = None,
-        reference_mask: Tensor | None = None, reference: Tensor | None = None,
-        reference_2: Tensor | None = None, reference_3: Tensor | None = None, boxes: str = "",
-        candidates: int = 1, keep: int = 1, prune_at: int = -1, scorer: Scorer | None = None,
-    ) -> io.NodeOutput:  # fmt: skip
-        # 0 stands for "the recipe's" in widgets, which cannot be empty.
-        options = RefineOptions(
-            prompt=prompt.strip() or None, seed=seed, steps=steps or None, guidance=guidance or None,
-            context=context or None, megapixels=megapixels or None, grow=grow, feather=feather,
-            model_mask=model_mask, blend=blend, drift=SWITCH[fix_drift],
-            color_match=None if color_match < 0 else color_match, align=SWITCH[align_reference],
-            candidates=candidates, keep=keep, prune_at=None if prune_at < 0 else prune_at,
-        )  # fmt: skip
+        cls,
+        draft: Tensor,
+        sampler: str,
+        scheduler: str,
+        refiner: Refiner | None = None,
+        mask: Tensor | None = None,
+        reference_mask: Tensor | None = None,
+        reference: Tensor | None = None,
+        reference_2: Tensor | None = None,
+        reference_3: Tensor | None = None,
+        boxes: str = "",
+        scorer: Scorer | None = None,
+        **settings: Any,
+    ) -> io.NodeOutput:
         views = [r for r in (reference, reference_2, reference_3) if r is not None]
         request = RefineRequest(
-            to_core(draft).cpu(), tuple(to_core(v).cpu() for v in views), mask_to_core(mask),
-            (mask_to_core(reference_mask),) if views else (), options, parse_boxes(boxes),
-        )  # fmt: skip
+            to_core(draft).cpu(),
+            tuple(to_core(v).cpu() for v in views),
+            mask_to_core(mask),
+            (mask_to_core(reference_mask),) if views else (),
+            _options(**settings),
+            parse_boxes(boxes),
+        )
         shown = show_inputs(cls, request.draft, request.references[0] if views else None)
         engine = ComfyEngine(refiner or load_nano_refiner(), sampler, scheduler)
         result = refine(engine, request, LiveView(cls, engine), scorer)

@@ -1,4 +1,4 @@
-"""What the page asks this pack for: scaled pictures before a run, recipes' sizes and inputs."""
+"""HTTP routes for the page: scaled images before a run, and the sizes and inputs of recipes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CASE_PICTURES = {"draft", "reference", "target"}
 
 
 def add_routes() -> None:
-    """Add the pack's routes to the server that is starting; without a server there are none."""
+    """Add the pack's routes to the server, if there is one."""
     server = getattr(PromptServer, "instance", None)
     if server is None:
         return
@@ -46,8 +46,8 @@ def _sizes(recipe: Any) -> dict[str, Any]:
 
 
 async def _picture(request: web.Request) -> web.Response:
-    """A picture of ComfyUI's folders or of an Example Case, no side over 1024 px; its true size in
-    `X-Picture-Size`.
+    """An image from ComfyUI's folders or from an Example Case, scaled down to at most 1024 px. The
+    header `X-Picture-Size` holds its full size.
     """
     case, name = request.query.get("case"), request.query.get("name")
     path = _path(request.query)
@@ -57,15 +57,15 @@ async def _picture(request: web.Request) -> web.Response:
         elif path is not None and os.path.isfile(path):
             data, size = await asyncio.to_thread(_scaled, path)
         else:
-            return web.json_response({"error": "There is no such picture."}, status=404)
+            return web.json_response({"error": "The image was not found."}, status=404)
     except (OSError, Image.DecompressionBombError) as e:
-        return web.json_response({"error": f"The picture cannot be read: {e}"}, status=415)
+        return web.json_response({"error": f"The image cannot be read: {e}"}, status=415)
     headers = {"X-Picture-Size": str(size), "Cache-Control": "no-cache"}
     return web.Response(body=data, content_type="image/jpeg", headers=headers)
 
 
 def _path(query: Any) -> str | None:
-    """The file a query names, or None for one outside ComfyUI's folders."""
+    """The file that a query names, or None if it is outside ComfyUI's folders."""
     kind, filename = query.get("type", "input"), query.get("filename", "")
     if kind not in _FOLDERS or not filename:
         return None

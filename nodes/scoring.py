@@ -25,11 +25,11 @@ from .types import SCORING, ScorerSocket
 FOLDER = "dreamsim"
 NO_FILE = "DreamSim (no file in models/dreamsim yet)"
 _PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
-_PICTURE_BYTES = 25 << 20  # activations a picture in float32, measured for the ensemble
+_PICTURE_BYTES = 25 << 20  # activations per image in float32, measured for the ensemble
 
 
 def register_folder() -> None:
-    """Make models/dreamsim known, beside any that extra_model_paths.yaml names."""
+    """Register models/dreamsim in addition to the folders in extra_model_paths.yaml."""
     own = os.path.join(folder_paths.models_dir, FOLDER)
     folder_paths.add_model_folder_path(FOLDER, own)
     paths, _ = folder_paths.folder_names_and_paths[FOLDER]
@@ -40,7 +40,7 @@ register_folder()
 
 
 class ManagedDreamSim(DreamSimScorer):
-    """DreamSim whose weights ComfyUI moves: to the device when it scores, away when others need room."""
+    """DreamSim managed by ComfyUI: loaded to the device to score, unloaded when memory is needed."""
 
     def __init__(self, patcher: Any) -> None:
         super().__init__(patcher.model)
@@ -63,11 +63,12 @@ class ManagedDreamSim(DreamSimScorer):
 
 def _missing(name: str) -> str:
     return (
-        f"There is no DreamSim file {name!r} in {' or '.join(folder_paths.get_folder_paths(FOLDER))}. "
-        f"Download {release_url('ensemble')} and DINO's weights (the converter names them), run "
+        f"The DreamSim file {name!r} was not found in "
+        f"{' or '.join(folder_paths.get_folder_paths(FOLDER))}. Choose {StructuralScorer.name!r}, "
+        f"which needs no file, or download {release_url('ensemble')} and the weights of DINO, run "
         "`omnirefiner convert dreamsim dreamsim_ensemble_checkpoint.zip "
-        "dreamsim_ensemble.safetensors --dtype fp16 --backbone dino_vitbase16_pretrain.pth`, and put "
-        f"the result there. Or choose {StructuralScorer.name!r}, which needs no file."
+        "dreamsim_ensemble.safetensors --dtype fp16 --backbone dino_vitbase16_pretrain.pth`, and move "
+        "the converted file to that folder. The help page of DreamSim Score explains every step."
     )
 
 
@@ -76,7 +77,7 @@ def _choices() -> list[str]:
 
 
 def _patcher(path: str, dtype: torch.dtype) -> Any:
-    """The file's network under model management, shared with nodes that have it loaded."""
+    """The model of the file, managed by ComfyUI and shared with nodes that have loaded it."""
     for loaded in mm.loaded_models():
         if isinstance(loaded.model, DreamSim) and loaded.model.source == (path, dtype):
             return loaded.clone()
@@ -87,10 +88,10 @@ def _patcher(path: str, dtype: torch.dtype) -> Any:
 
 
 def load_scorer(name: str, precision: str) -> MapScorer:
-    """The scorer a combo names.
+    """The scorer that a combo box names.
 
     Raises:
-        ValueError: a DreamSim file that is not there; says how to get it.
+        ValueError: the DreamSim file does not exist. Says how to get it.
     """
     if name == StructuralScorer.name:
         return StructuralScorer()
@@ -102,11 +103,22 @@ def load_scorer(name: str, precision: str) -> MapScorer:
 
 def _scorer_inputs() -> list[Any]:
     return [
-        io.Combo.Input("metric", options=_choices(), default=StructuralScorer.name,
-            tooltip="A DreamSim file from models/dreamsim, or the score that needs no weights."),
-        io.Combo.Input("precision", options=list(_PRECISIONS), default="float32", advanced=True,
-            tooltip="float16 halves DreamSim's memory and moves its numbers by about 0.001."),
-    ]  # fmt: skip
+        io.Combo.Input(
+            "metric",
+            options=_choices(),
+            default=StructuralScorer.name,
+            tooltip="The metric to use: a DreamSim file in models/dreamsim, or MS-SSIM + edges, which "
+            "needs no weights.",
+        ),
+        io.Combo.Input(
+            "precision",
+            options=list(_PRECISIONS),
+            default="float32",
+            advanced=True,
+            tooltip="The precision of DreamSim's weights. float16 needs half the memory and changes "
+            "the distances by about 0.001.",
+        ),
+    ]
 
 
 def _known(metric: str) -> bool | str:
@@ -121,11 +133,17 @@ class LoadScorer(io.ComfyNode):
             node_id="OmniRefiner_LoadScorer",
             display_name="Load Scorer",
             category=SCORING,
-            description="What compares pictures: DreamSim from models/dreamsim, or structure and "
-            "edges, which need no weights. For DreamSim Score and for choosing among candidates.",
+            description="Loads a scorer that measures how different two images are: DreamSim, or "
+            "MS-SSIM + edges, which needs no weights. Use it with DreamSim Score, Pick Best and the "
+            "candidates of Reference Refine.",
             search_aliases=["load dreamsim", "perceptual metric"],
             inputs=_scorer_inputs(),
-            outputs=[ScorerSocket.Output(display_name="scorer")],
+            outputs=[
+                ScorerSocket.Output(
+                    display_name="scorer",
+                    tooltip="The scorer, for DreamSim Score, Pick Best and Reference Refine.",
+                )
+            ],
         )
 
     @classmethod
@@ -137,6 +155,55 @@ class LoadScorer(io.ComfyNode):
         return io.NodeOutput(load_scorer(metric, precision))
 
 
+def _score_inputs() -> list[Any]:
+    return [
+        io.Image.Input("image_a", tooltip="An image or a batch of images."),
+        io.Image.Input(
+            "image_b",
+            tooltip="The image to compare with: one for all images, or as many as there are in "
+            "image_a.",
+        ),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="Mask of the area to compare, in the size of image_a. If not connected, the whole "
+            "images are compared.",
+        ),
+        *_scorer_inputs(),
+        io.Combo.Input(
+            "sizes",
+            options=list(SIZE_POLICIES),
+            default="refuse",
+            tooltip="What to do when the images differ in size. refuse stops with an error. stretch "
+            "resizes image_b to the size of image_a (for DreamSim, whole images are resized to its "
+            "square input). crop scales image_b to cover image_a and cuts off what is left over.",
+        ),
+        io.Float.Input(
+            "heat_scale",
+            default=0.0,
+            min=0.0,
+            max=2.0,
+            step=0.01,
+            advanced=True,
+            tooltip="The local distance that is drawn in the hottest color. 0 uses the largest "
+            "distance of each image.",
+        ),
+        ScorerSocket.Input(
+            "scorer",
+            optional=True,
+            tooltip="The scorer from Load Scorer. If connected, it is used instead of metric, and its "
+            "weights stay loaded between runs.",
+        ),
+        io.String.Input(
+            "name",
+            default="",
+            optional=True,
+            force_input=True,
+            tooltip="Text to put in front of the result, for example the file name from Load Folder.",
+        ),
+    ]
+
+
 class DreamSimScore(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -144,35 +211,30 @@ class DreamSimScore(io.ComfyNode):
             node_id="OmniRefiner_DreamSimScore",
             display_name="DreamSim Score",
             category=SCORING,
-            description="How far apart pictures are, and where; 0 = the same. Batches are compared "
-            "pair by pair, or one with all.",
-            search_aliases=["dreamsim", "image similarity", "compare images", "perceptual distance"],
+            description="Measures how different two images are and where they differ. 0 means that "
+            "they are identical. Batches are compared pair by pair, and a single image is compared "
+            "with every image of a batch.",
+            search_aliases=[
+                "dreamsim",
+                "image similarity",
+                "compare images",
+                "perceptual distance",
+            ],
             is_output_node=True,
-            inputs=[
-                io.Image.Input("image_a", tooltip="A picture, or a batch."),
-                io.Image.Input("image_b", tooltip="What it is compared with: one, or as many."),
-                io.Mask.Input("mask", optional=True,
-                    tooltip="Only this counts, in image_a's frame. Without it the whole pictures."),
-                *_scorer_inputs(),
-                io.Combo.Input("sizes", options=list(SIZE_POLICIES), default="refuse",
-                    tooltip="If the sizes differ. refuse: stop with an error. stretch: image_b is "
-                    "resized to image_a's size (whole pictures for DreamSim: each squeezed to its "
-                    "square, as DreamSim does anyway). crop: image_b is scaled to cover image_a and "
-                    "cut centrally."),
-                io.Float.Input("heat_scale", default=0.0, min=0.0, max=2.0, step=0.01, advanced=True,
-                    tooltip="Local distance drawn hottest, 0..2; 0 = each picture's own largest."),
-                ScorerSocket.Input("scorer", optional=True,
-                    tooltip="From Load Scorer, instead of metric: keeps the weights between runs."),
-                io.String.Input("name", default="", optional=True, force_input=True,
-                    tooltip="Written in front of the text, such as Load Folder's name."),
-            ],
+            inputs=_score_inputs(),
             outputs=[
-                io.Float.Output(display_name="distance", tooltip="The mean over the pairs, 0 = same."),
-                io.Float.Output(display_name="similarity", tooltip="1 - distance."),
-                io.Image.Output(display_name="heatmap", tooltip="Where they differ, over image_a."),
-                io.String.Output(display_name="text", tooltip="The numbers as a line."),
+                io.Float.Output(
+                    display_name="distance",
+                    tooltip="The mean distance of all pairs. 0 means identical.",
+                ),
+                io.Float.Output(display_name="similarity", tooltip="1 minus the distance."),
+                io.Image.Output(
+                    display_name="heatmap",
+                    tooltip="Heatmap of the differences, drawn over image_a.",
+                ),
+                io.String.Output(display_name="text", tooltip="The distances as text."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(cls, metric: str) -> bool | str:
@@ -180,10 +242,17 @@ class DreamSimScore(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image_a: Tensor, image_b: Tensor, metric: str, precision: str, sizes: SizePolicy,
-        heat_scale: float, mask: Tensor | None = None, scorer: MapScorer | None = None,
+        cls,
+        image_a: Tensor,
+        image_b: Tensor,
+        metric: str,
+        precision: str,
+        sizes: SizePolicy,
+        heat_scale: float,
+        mask: Tensor | None = None,
+        scorer: MapScorer | None = None,
         name: str = "",
-    ) -> io.NodeOutput:  # fmt: skip
+    ) -> io.NodeOutput:
         bar = comfy.utils.ProgressBar(max(len(image_a), len(image_b)))
 
         def progress(done: int, total: int) -> None:
@@ -192,9 +261,14 @@ class DreamSimScore(io.ComfyNode):
 
         a, b = to_core(image_a).cpu(), to_core(image_b).cpu()
         result = compare(
-            scorer or load_scorer(metric, precision), a, b, mask_to_core(mask),
-            sizes=sizes, heatmap=True, progress=progress,
-        )  # fmt: skip
+            scorer or load_scorer(metric, precision),
+            a,
+            b,
+            mask_to_core(mask),
+            sizes=sizes,
+            heatmap=True,
+            progress=progress,
+        )
         assert result.heat is not None
         drawn = from_core(draw_heat(a, result.heat, heat_scale))
         text = " · ".join(part for part in (name, result.summary()) if part)

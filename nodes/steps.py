@@ -1,4 +1,4 @@
-"""The repair taken apart, so that KSampler or another pack's sampler can do the middle."""
+"""The repair in separate nodes, for sampling with KSampler or another pack's sampler."""
 
 from __future__ import annotations
 
@@ -20,6 +20,58 @@ from .layout import from_core, mask_from_core, mask_to_core, to_core
 from .types import STEPS, RefineCrop, RefineCropSocket
 
 
+def _crop_inputs() -> list[Any]:
+    return [
+        io.Image.Input("draft", tooltip="The image to repair. Batches are not supported."),
+        io.Image.Input(
+            "reference",
+            tooltip="The reference image that shows the correct detail. Batches are not supported.",
+        ),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="Mask of the detail in the draft. If not connected, the whole image is the "
+            "region.",
+        ),
+        io.Mask.Input(
+            "reference_mask",
+            optional=True,
+            tooltip="Mask of the detail in the reference. If not connected, the whole image is used.",
+        ),
+        io.Combo.Input(
+            "recipe",
+            options=list(RECIPES),
+            default="omnirefiner",
+            tooltip="The recipe of the refiner that will repair the crop. It says which sizes the "
+            "model was trained on.",
+        ),
+        io.Float.Input(
+            "context",
+            default=1.5,
+            min=1.0,
+            max=10.0,
+            step=0.05,
+            tooltip="Size of the crop relative to the size of the region. 1 means no surroundings.",
+        ),
+        io.Float.Input(
+            "megapixels",
+            default=0.0,
+            min=0.0,
+            max=16.0,
+            step=0.005,
+            round=0.001,
+            tooltip="Size of the crop in megapixels. 0 uses the recipe's value.",
+        ),
+        io.Int.Input(
+            "grow",
+            default=0,
+            min=-1024,
+            max=1024,
+            tooltip="Number of pixels to grow the mask by. Negative values shrink it.",
+        ),
+    ]
+
+
 class CropForRefine(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -27,39 +79,41 @@ class CropForRefine(io.ComfyNode):
             node_id="OmniRefiner_CropForRefine",
             display_name="Crop for Refine",
             category=STEPS,
-            description="Cuts draft and reference to what an edit model wants: a bucket's exact "
-            "size, never stretched. Stitch puts the result back.",
+            description="Crops the region of the draft and of the reference to a size that the model "
+            "was trained on, without stretching them. Stitch puts the repaired crop back.",
             search_aliases=["inpaint crop", "kontext crop", "bucket crop"],
-            inputs=[
-                io.Image.Input("draft", tooltip="One picture."),
-                io.Image.Input("reference", tooltip="One picture of the true detail."),
-                io.Mask.Input("mask", optional=True, tooltip="The detail in the draft."),
-                io.Mask.Input("reference_mask", optional=True, tooltip="The detail in the reference."),
-                io.Combo.Input("recipe", options=list(RECIPES), default="omnirefiner",
-                    tooltip="Whose resolutions to use."),
-                io.Float.Input("context", default=1.5, min=1.0, max=10.0, step=0.05,
-                    tooltip="Crop size over region size, 1 = no surroundings."),
-                io.Float.Input("megapixels", default=0.0, min=0.0, max=16.0, step=0.005, round=0.001,
-                    tooltip="Area of the crop in 10^6 px; 0 = the recipe's."),
-                io.Int.Input("grow", default=0, min=-1024, max=1024, tooltip="Grow the mask, px."),
-            ],
+            inputs=_crop_inputs(),
             outputs=[
-                io.Image.Output(display_name="draft_crop"),
-                io.Image.Output(display_name="reference_crop"),
-                io.Mask.Output(display_name="crop_mask", tooltip="The region in the crop."),
-                RefineCropSocket.Output(display_name="refine_crop", tooltip="For Stitch."),
+                io.Image.Output(display_name="draft_crop", tooltip="The crop of the draft."),
+                io.Image.Output(
+                    display_name="reference_crop", tooltip="The crop of the reference."
+                ),
+                io.Mask.Output(
+                    display_name="crop_mask", tooltip="Mask of the region within the crop."
+                ),
+                RefineCropSocket.Output(
+                    display_name="refine_crop",
+                    tooltip="The draft and the position of the crop, for Stitch.",
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, draft: Tensor, reference: Tensor, recipe: str, context: float, megapixels: float,
-        grow: int, mask: Tensor | None = None, reference_mask: Tensor | None = None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        draft: Tensor,
+        reference: Tensor,
+        recipe: str,
+        context: float,
+        megapixels: float,
+        grow: int,
+        mask: Tensor | None = None,
+        reference_mask: Tensor | None = None,
+    ) -> io.NodeOutput:
         if len(draft) != 1 or len(reference) != 1:
             raise ValueError(
-                f"Crop for Refine takes one draft and one reference, got {len(draft)} and "
-                f"{len(reference)}. Reference Refine takes batches."
+                f"Crop for Refine needs exactly one draft and one reference, got {len(draft)} and "
+                f"{len(reference)}. Use Reference Refine for batches."
             )
         image, chosen = to_core(draft).cpu(), get_recipe(recipe)
         size = Extent(image.shape[-1], image.shape[-2])
@@ -74,12 +128,19 @@ class CropForRefine(io.ComfyNode):
         view, report = reference_view(other, other_mask, seen, inside, own, aligned=chosen.align)
         shown = prefill(seen, view, inside, chosen.prefill) if chosen.align else seen
         return io.NodeOutput(
-            from_core(shown), from_core(view), mask_from_core(inside),
+            from_core(shown),
+            from_core(view),
+            mask_from_core(inside),
             RefineCrop(
-                image, seen, view, region, plan, chosen.remainder if chosen.align else 0.0,
+                image,
+                seen,
+                view,
+                region,
+                plan,
+                chosen.remainder if chosen.align else 0.0,
                 {"crop": list(plan.box), "reference": report},
             ),
-        )  # fmt: skip
+        )
 
 
 class RefineConditioning(io.ComfyNode):
@@ -89,22 +150,37 @@ class RefineConditioning(io.ComfyNode):
             node_id="OmniRefiner_RefineConditioning",
             display_name="Refine Conditioning",
             category=STEPS,
-            description="Lays draft and reference out for the model: positions by index, draft 1, "
-            "reference 2. Feed any sampler with it, cfg 1, denoise 1.",
+            description="Adds the draft and the reference to the conditioning as reference latents, "
+            "draft first, with the index method. Use it with any sampler at cfg 1 and denoise 1.",
             search_aliases=["reference latent", "kontext two images"],
             inputs=[
-                io.Conditioning.Input("positive", tooltip="The encoded prompt."),
-                io.Vae.Input("vae", tooltip="The FLUX autoencoder."),
-                io.Image.Input("draft_crop", tooltip="From Crop for Refine."),
-                io.Image.Input("reference_crop", tooltip="From Crop for Refine."),
-                io.Float.Input("guidance", default=2.5, min=0.0, max=100.0, step=0.1,
-                    tooltip="Guidance embedding, 2.5 for refiners."),
+                io.Conditioning.Input(
+                    "positive", tooltip="The conditioning of the encoded prompt."
+                ),
+                io.Vae.Input("vae", tooltip="The VAE of the model."),
+                io.Image.Input("draft_crop", tooltip="The crop of the draft from Crop for Refine."),
+                io.Image.Input(
+                    "reference_crop", tooltip="The crop of the reference from Crop for Refine."
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=2.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="The guidance scale. Kontext refiners are trained with 2.5.",
+                ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive"),
-                io.Latent.Output(display_name="latent", tooltip="Empty, of the crop's size."),
+                io.Conditioning.Output(
+                    display_name="positive",
+                    tooltip="The conditioning with both images as reference latents.",
+                ),
+                io.Latent.Output(
+                    display_name="latent", tooltip="An empty latent of the size of the crop."
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
@@ -122,38 +198,75 @@ class Stitch(io.ComfyNode):
             node_id="OmniRefiner_Stitch",
             display_name="Stitch",
             category=STEPS,
-            description="Puts a repaired crop back: drift and colour cast taken out, blended inside "
-            "the mask, every pixel outside exactly as it was.",
+            description="Stitches a repaired crop back into the draft. Drift and color shift are "
+            "corrected, and every pixel outside the mask keeps its exact value.",
             search_aliases=["inpaint stitch", "uncrop", "paste back"],
             inputs=[
-                RefineCropSocket.Input("refine_crop", tooltip="From Crop for Refine."),
-                io.Image.Input("image", tooltip="The repaired crop."),
-                io.Int.Input("feather", default=6, min=0, max=1024,
-                    tooltip="Blend width inside the mask's edge, px."),
-                io.Combo.Input("blend", options=["feather", "multiband"], default="feather",
-                    tooltip="How the repair is blended in."),
-                io.Boolean.Input("fix_drift", default=True, tooltip="Take out shift and zoom."),
-                io.Float.Input("color_match", default=1.0, min=0.0, max=1.0, step=0.05,
-                    tooltip="Take out the colour cast, 0..1."),
-                io.Vae.Input("vae", optional=True,
-                    tooltip="nano's codec loses fine print: with it, what it loses is given back."),
+                RefineCropSocket.Input("refine_crop", tooltip="The crop from Crop for Refine."),
+                io.Image.Input(
+                    "image", tooltip="The repaired crop, in the size that Crop for Refine gave it."
+                ),
+                io.Int.Input(
+                    "feather",
+                    default=6,
+                    min=0,
+                    max=1024,
+                    tooltip="Width of the soft edge inside the mask, in pixels.",
+                ),
+                io.Combo.Input(
+                    "blend",
+                    options=["feather", "multiband"],
+                    default="feather",
+                    tooltip="How the repaired crop is blended into the draft: with a single soft edge "
+                    "(feather), or with a wider edge for coarse tones than for fine detail "
+                    "(multiband).",
+                ),
+                io.Boolean.Input(
+                    "fix_drift",
+                    default=True,
+                    tooltip="Removes the small shift and zoom that edit models add. They are measured "
+                    "outside the mask.",
+                ),
+                io.Float.Input(
+                    "color_match",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much of the model's color shift is removed, from 0 to 1. The shift "
+                    "is measured outside the mask.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Only for nano: connect its VAE to restore the fine detail of the "
+                    "reference that this VAE cannot encode.",
+                ),
             ],
             outputs=[
-                io.Image.Output(display_name="image"),
-                io.String.Output(display_name="report", tooltip="What was done, as JSON."),
+                io.Image.Output(display_name="image", tooltip="The repaired draft."),
+                io.String.Output(
+                    display_name="report", tooltip="Report of the repair as JSON text."
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, refine_crop: RefineCrop, image: Tensor, feather: int, blend: Any, fix_drift: bool,
-        color_match: float, vae: Any = None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        refine_crop: RefineCrop,
+        image: Tensor,
+        feather: int,
+        blend: Any,
+        fix_drift: bool,
+        color_match: float,
+        vae: Any = None,
+    ) -> io.NodeOutput:
         c, result = refine_crop, to_core(image).cpu().float()
         if result.shape[-2:] != c.seen.shape[-2:]:
             raise ValueError(
-                f"The image to stitch is {result.shape[-1]}x{result.shape[-2]} but the crop was "
-                f"{c.plan.target}. Pass on what the sampler made of this very crop."
+                f"The image to stitch is {result.shape[-1]}x{result.shape[-2]}, but the crop is "
+                f"{c.plan.target}. Connect the image that was sampled from this crop."
             )
         if vae is not None and c.remainder:
             coded = to_core(vae.decode(vae.encode(from_core(c.view)))).cpu()

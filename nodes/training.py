@@ -1,4 +1,4 @@
-"""Train Refiner (SFT): a refiner LoRA from a folder of triplets, without a shell."""
+"""Train Refiner (SFT): trains a refiner LoRA on a folder of triplets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _SAVE_EVERY = 50
 
 
 class _NativeNet(nn.Module):
-    """ComfyUI's FLUX in the shape that training calls."""
+    """ComfyUI's FLUX model with the interface that training calls."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -55,13 +55,19 @@ class _NativeNet(nn.Module):
         c = conditioning.repeat(len(x))
         guidance = None if c.guidance is None else x.new_full((len(x),), c.guidance)
         return self.model(
-            x, t, c.text, c.pooled, guidance, ref_latents=list(c.references),
-            ref_latents_method=conditioning.layout, transformer_options={},
-        )  # fmt: skip
+            x,
+            t,
+            c.text,
+            c.pooled,
+            guidance,
+            ref_latents=list(c.references),
+            ref_latents_method=conditioning.layout,
+            transformer_options={},
+        )
 
 
 class _Encoder:
-    """What preparing views asks of an engine, in the scale the network sees."""
+    """The engine interface that data preparation needs, in the scale of the network."""
 
     def __init__(self, refiner: Refiner, model: Any) -> None:
         self.recipe, self.source = refiner.recipe, {"weights": refiner.name}
@@ -82,7 +88,7 @@ def _own_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 @contextlib.contextmanager
 def _adapted(net: nn.Module, rank: int, seed: int, device: Any) -> Iterator[Trainable]:
-    """A fresh LoRA beside the linear layers of all blocks, for the time of the block."""
+    """Adds a new LoRA to the linear layers of all blocks, and removes it again at the end."""
     generator = torch.Generator().manual_seed(seed)
     learning: dict[str, nn.Parameter] = {}
     # ComfyUI's blocks add into their input, which a norm's gradient still needs: it gets its own.
@@ -108,7 +114,7 @@ def _adapted(net: nn.Module, rank: int, seed: int, device: Any) -> Iterator[Trai
 
 
 def _free_path(name: str) -> Path:
-    """A file in models/loras that does not exist yet."""
+    """A path in models/loras that is not taken yet."""
     folder = Path(folder_paths.get_folder_paths("loras")[0])
     path = folder / f"{name}.safetensors"
     number = 2
@@ -119,15 +125,15 @@ def _free_path(name: str) -> Path:
 
 def _check_name(name: str) -> str:
     if not name.strip() or Path(name).name != name or name.startswith("."):
-        raise ValueError(f"lora_name must be a plain file name without a folder, got {name!r}.")
+        raise ValueError(f"lora_name must be a file name without a folder, got {name!r}.")
     return name.removesuffix(".safetensors")
 
 
 def _check_recipe(recipe: Recipe) -> None:
     if recipe.family != "flux" or recipe.sight != "text":
         raise ValueError(
-            f"The recipe {recipe.name} cannot be trained here: only FLUX.1 refiners that see text and "
-            "clean latents can (nano, omnirefiner, kontext). Choose one of them in Load Refiner."
+            f"The recipe {recipe.name} cannot be trained with this node. Choose nano, omnirefiner or "
+            "kontext in Load Refiner."
         )
 
 
@@ -143,7 +149,7 @@ def _settings(refiner: Refiner, steps: int, rank: int, rate: float, batch: int, 
 
 
 class _Run:
-    """One training: data on disk, a model of its own for the time, and what it shows meanwhile."""
+    """A training run: its prepared data, its own copy of the model and its previews."""
 
     def __init__(self, refiner: Refiner, data: TripletSet, config: SftConfig, name: str) -> None:
         self.refiner, self.config, self.name = refiner, config, name
@@ -166,9 +172,15 @@ class _Run:
             source = f"{data.folder.resolve()}/{self.facts['data_manifest']}/{part}/{chosen}"
             place = self.out / "cache" / fingerprint(self.encoder, settings, source, True)
             names = prepare(
-                data, chosen, self.encoder, settings, place, Workers(), pixels=True,
+                data,
+                chosen,
+                self.encoder,
+                settings,
+                place,
+                Workers(),
+                pixels=True,
                 needed=part == "train",
-            )  # fmt: skip
+            )
             parts.append(PreparedViews(place, recipe.order, names))
         text = TextCache(self._encode_text, recipe.text_tokens, self.out / "cache" / "texts")
         for prompt in sorted({"", *parts[0].prompts(), *parts[1].prompts()}):
@@ -176,7 +188,7 @@ class _Run:
         return parts[0], parts[1], text
 
     def train(self, preview_every: int) -> tuple[Path, np.ndarray]:
-        """Train to the end or to an interruption; the LoRA's path and a picture of held-out cases."""
+        """Train until the end or an interruption. Returns the LoRA's path and an image of examples."""
         with torch.inference_mode(False), torch.enable_grad():
             # Weights that ComfyUI read in inference mode cannot take part in a gradient.
             patcher = self.refiner.model.clone(force_deepcopy=True)
@@ -209,8 +221,9 @@ class _Run:
                 found = load_checkpoint(checkpoint, trainable, trainer.optimizer)
                 if found.get("views") != facts["views"]:
                     raise ValueError(
-                        f"The unfinished training {self.name!r} is of another refiner or folder of "
-                        f"triplets. Choose another lora_name, or delete {checkpoint} to begin anew."
+                        f"The unfinished training run {self.name!r} belongs to another refiner or "
+                        f"folder of triplets. Choose another lora_name, or delete {checkpoint} to "
+                        "start again."
                     )
                 trainer.step = found["step"]
             picture = self._look(policy)
@@ -259,6 +272,64 @@ class _Run:
         return path
 
 
+def _inputs() -> list[Any]:
+    return [
+        RefinerSocket.Input("refiner", tooltip="The refiner that the LoRA is trained for."),
+        io.String.Input(
+            "folder",
+            default="triplets",
+            tooltip="The folder with the training triplets as omnirefiner data build writes them: a "
+            "folder inside ComfyUI's input folder, or a full path.",
+        ),
+        io.String.Input(
+            "lora_name",
+            default="my-refiner",
+            tooltip="Name of the LoRA file in models/loras. A number is added if the file exists.",
+        ),
+        io.Int.Input(
+            "steps", default=300, min=1, max=100000, tooltip="The number of training steps."
+        ),
+        io.Int.Input(
+            "batch",
+            default=4,
+            min=1,
+            max=64,
+            tooltip="Number of triplets for each training step. They are processed one at a time.",
+        ),
+        io.Int.Input(
+            "rank",
+            default=16,
+            min=1,
+            max=256,
+            tooltip="The rank of the LoRA. A higher rank can learn more and makes a larger file.",
+        ),
+        io.Float.Input(
+            "learning_rate",
+            default=1e-4,
+            min=1e-7,
+            max=1e-1,
+            step=1e-6,
+            round=1e-7,
+            tooltip="The learning rate. 0.0001 is a good start for Kontext.",
+        ),
+        io.Int.Input(
+            "preview_every",
+            default=50,
+            min=0,
+            max=100000,
+            tooltip="Number of steps between previews of the held-out examples. 0 shows only the "
+            "first and the last one.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0x7FFFFFFF,
+            tooltip="The random seed of the initial weights, the noise and the order of the triplets.",
+        ),
+    ]
+
+
 class TrainRefiner(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -266,41 +337,36 @@ class TrainRefiner(io.ComfyNode):
             node_id="OmniRefiner_TrainRefiner",
             display_name="Train Refiner (SFT)",
             category=TRAINING,
-            description="Trains a refiner LoRA on a folder of triplets and writes it to models/loras.",
+            description="Trains a refiner LoRA on triplets of draft, reference and target, and saves "
+            "it to models/loras.",
             search_aliases=["train omnirefiner lora", "fine-tune refiner"],
             is_output_node=True,
-            inputs=[
-                RefinerSocket.Input("refiner", tooltip="What the LoRA is trained on."),
-                io.String.Input("folder", default="triplets",
-                    tooltip="Folder of triplet shards (omnirefiner data build), absolute or inside "
-                    "ComfyUI's input folder."),
-                io.String.Input("lora_name", default="my-refiner",
-                    tooltip="Name of the file in models/loras; a number is added if it exists."),
-                io.Int.Input("steps", default=300, min=1, max=100000,
-                    tooltip="Updates in all, 1 to 100000."),
-                io.Int.Input("batch", default=4, min=1, max=64,
-                    tooltip="Triplets an update, one at a time in memory, 1 to 64."),
-                io.Int.Input("rank", default=16, min=1, max=256,
-                    tooltip="Rank of the LoRA, 1 to 256: how much it can learn."),
-                io.Float.Input("learning_rate", default=1e-4, min=1e-7, max=1e-1, step=1e-6, round=1e-7,
-                    tooltip="Step size, 1e-7 to 0.1. Kontext: 1e-4."),
-                io.Int.Input("preview_every", default=50, min=0, max=100000,
-                    tooltip="Steps between previews of held-out cases; 0 = only first and last."),
-                io.Int.Input("seed", default=0, min=0, max=0x7FFFFFFF,
-                    tooltip="Seed of start, noise and order."),
-            ],
+            inputs=_inputs(),
             outputs=[
-                io.String.Output(display_name="lora_name", tooltip="The file in models/loras."),
-                io.Image.Output(display_name="held_out",
-                    tooltip="Reference, draft, repaired, truth of cases that were not trained on."),
+                io.String.Output(
+                    display_name="lora_name", tooltip="File name of the LoRA in models/loras."
+                ),
+                io.Image.Output(
+                    display_name="held_out",
+                    tooltip="Examples that were not used for training: reference, draft, repaired "
+                    "draft and target.",
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, refiner: Refiner, folder: str, lora_name: str, steps: int, batch: int, rank: int,
-        learning_rate: float, preview_every: int, seed: int,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        refiner: Refiner,
+        folder: str,
+        lora_name: str,
+        steps: int,
+        batch: int,
+        rank: int,
+        learning_rate: float,
+        preview_every: int,
+        seed: int,
+    ) -> io.NodeOutput:
         name = _check_name(lora_name)
         _check_recipe(refiner.recipe)
         config = _settings(refiner, steps, rank, learning_rate, batch, seed)

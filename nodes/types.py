@@ -1,4 +1,4 @@
-"""The pack's own sockets and what travels through them."""
+"""The pack's own socket types and the values they carry."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ ScorerSocket = io.Custom("SCORER")  # carries a `refiner_core.scoring.interface.
 
 
 def boxes_input(tooltip: str) -> io.String.Input:
-    """The widget `boxes`: text (see `refiner_core.images.boxes`) that the page lets a user draw.
+    """The widget `boxes`, drawn by the user and stored as text (see `refiner_core.images.boxes`).
 
-    Always a node's last input, so that workflows saved before it was there keep their values.
+    It is always the last input of a node, so that older workflows keep their values.
     """
     return io.String.Input(
         "boxes",
         default="",
         optional=True,
-        tooltip=f"{tooltip} As text: JSON with fractions of width and height, 0..1.",
+        tooltip=f"{tooltip} The value is JSON text with coordinates as fractions of the image size.",
         extra_dict={"widgetType": "OMNIREFINER_REGIONS"},
     )

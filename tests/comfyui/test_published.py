@@ -114,43 +114,56 @@ def test_a_file_that_a_workflow_names_and_is_not_there(published: Any) -> None:
     name = "Qwen-Image-Edit-2511-Lightning-8steps-V1.0-bf16.safetensors"
     graph = published_repair(QWEN | {"accelerator_lora": name})
     said = published.error(published.wait(published.queue(graph)))
-    assert (
-        f"accelerator_lora: {name} is not in models/loras. Expected there: an accelerator" in said
-    )
-    assert "Lightning for Qwen-Image-Edit-2511" in said and "press R, or choose another" in said
+    for word in ("accelerator_lora", name, "models/loras", "Qwen-Image-Edit-2511"):
+        assert word in said
     unused = published_repair(FLUX | {"recipe": "kontext", "text_encoder": "gone.safetensors"})
     ran(published, unused)
 
 
 @pytest.mark.parametrize(
-    ("files", "message"),
+    ("files", "named"),
     [
-        (QWEN | {"text_encoder": "none"}, "refineanything needs text_encoder (Qwen2.5-VL"),
-        (FLUX | {"recipe": "kontext", "t5xxl": "none"}, "kontext needs t5xxl (FLUX.1's T5"),
-        (CRITIC | {"detail_encoder": "none"}, "imagecritic needs detail_encoder (ImageCritic's"),
-        (CRITIC | {"refiner_lora": "half.safetensors"}, "half.safetensors is cut off:"),
-        (QWEN | {"accelerator_lora": "half.safetensors"}, "half.safetensors is cut off:"),
-        (QWEN | {"text_encoder": "half_t5.safetensors"}, "half_t5.safetensors is cut off:"),
-        (FLUX | {"recipe": "kontext", "refiner_lora": QWEN["refiner_lora"]},
-         "refiner_lora: tiny_refineany.safetensors is a LoRA for Qwen-Image, but a LoRA for "
-         "FLUX.1-Kontext was expected"),
-        (CRITIC | {"detail_encoder": "swapped.safetensors"},
-         "detail_encoder: swapped.safetensors is ImageCritic's LoRA for FLUX.1-Kontext, but a detail "
-         "encoder for FLUX.1-Kontext was expected. It goes to refiner_lora."),
-        (QWEN | {"diffusion_model": "tiny_flux.safetensors"}, "tiny_flux.safetensors is FLUX.1"),
-        (KLEIN | {"diffusion_model": DEV["diffusion_model"]},
-         "tiny_flux2_dev.safetensors is FLUX.2 [dev], which goes with flux2-dev, not with flux2-klein."),
-        (DEV | {"text_encoder": KLEIN["text_encoder"]},
-         "text_encoder: tiny_qwen_3_4b.safetensors is Qwen3, which goes with flux2-klein, not with"),
-        (CRITIC | {"accelerator_lora": CRITIC["refiner_lora"]},
-         "cannot take here. It goes to refiner_lora of imagecritic."),
-        (CRITIC | {"refiner_lora": "tiny_omnirefiner.safetensors"},
-         "others go between ComfyUI's loader and Refiner from Model."),
-        (KLEIN | {"accelerator_lora": "tiny_omnirefiner.safetensors"},
-         "The recipe flux2-klein takes no accelerator LoRA; choose none."),
+        (QWEN | {"text_encoder": "none"}, ["refineanything", "text_encoder", "Qwen2.5-VL"]),
+        (FLUX | {"recipe": "kontext", "t5xxl": "none"}, ["kontext", "t5xxl", "FLUX.1"]),
+        (CRITIC | {"detail_encoder": "none"}, ["imagecritic", "detail_encoder", "ImageCritic"]),
+        (CRITIC | {"refiner_lora": "half.safetensors"}, ["refiner_lora", "half.safetensors"]),
+        (QWEN | {"accelerator_lora": "half.safetensors"}, ["accelerator_lora", "half.safetensors"]),
+        (QWEN | {"text_encoder": "half_t5.safetensors"}, ["text_encoder", "half_t5.safetensors"]),
+        (
+            FLUX | {"recipe": "kontext", "refiner_lora": QWEN["refiner_lora"]},
+            ["refiner_lora", "tiny_refineany.safetensors", "Qwen-Image", "FLUX.1"],
+        ),
+        (
+            CRITIC | {"detail_encoder": "swapped.safetensors"},
+            ["detail_encoder", "swapped.safetensors", "ImageCritic's LoRA", "refiner_lora"],
+        ),
+        (
+            QWEN | {"diffusion_model": "tiny_flux.safetensors"},
+            ["diffusion_model", "tiny_flux.safetensors", "FLUX.1"],
+        ),
+        (
+            KLEIN | {"diffusion_model": DEV["diffusion_model"]},
+            ["diffusion_model", "tiny_flux2_dev.safetensors", "flux2-dev", "flux2-klein"],
+        ),
+        (
+            DEV | {"text_encoder": KLEIN["text_encoder"]},
+            ["text_encoder", "tiny_qwen_3_4b.safetensors", "Qwen3", "flux2-klein"],
+        ),
+        (
+            CRITIC | {"accelerator_lora": CRITIC["refiner_lora"]},
+            ["accelerator_lora", CRITIC["refiner_lora"], "refiner_lora", "imagecritic"],
+        ),
+        (
+            CRITIC | {"refiner_lora": "tiny_omnirefiner.safetensors"},
+            ["refiner_lora", "tiny_omnirefiner.safetensors", "imagecritic", "Refiner from Model"],
+        ),
+        (
+            KLEIN | {"accelerator_lora": "tiny_omnirefiner.safetensors"},
+            ["flux2-klein", "accelerator LoRA"],
+        ),
     ],
-)  # fmt: skip
-def test_bad_files_are_named(published: Any, files: dict[str, Any], message: str) -> None:
+)
+def test_bad_files_are_named(published: Any, files: dict[str, Any], named: list[str]) -> None:
     models = published.base / "models"
     for source, copy in (
         ("loras/tiny_imagecritic", "loras/half"), ("text_encoders/tiny_t5xxl", "text_encoders/half_t5"),
@@ -160,4 +173,4 @@ def test_bad_files_are_named(published: Any, files: dict[str, Any], message: str
     lora = (models / "loras/tiny_imagecritic.safetensors").read_bytes()
     (models / "clip_vision/swapped.safetensors").write_bytes(lora)
     said = published.error(published.wait(published.queue(published_repair(files))))
-    assert message in said
+    assert said and [word for word in named if word not in said] == [], said

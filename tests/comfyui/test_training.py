@@ -148,7 +148,7 @@ def test_an_interrupted_training_goes_on_and_leaves_comfyui_as_it_was(server: An
         write_triplets(server.base / "input" / "others")
     other = train_graph("cut", folder="others", **settings)
     message = server.error(server.wait(server.queue(other)))
-    assert "'cut' is of another refiner or folder" in message
+    assert "'cut'" in message and str(place) in message
     assert read_facts(place)["step"] == done
 
     server.run(train_graph("cut", **settings))
@@ -192,5 +192,5 @@ def test_the_node_trains_a_lora_that_load_refiner_loads(server: Any) -> None:
     message = server.error(server.wait(server.queue(graph)))
     assert "nowhere" in message
     train["inputs"] |= {"folder": "triplets", "lora_name": "../x"}
-    assert "plain file name" in server.error(server.wait(server.queue(graph)))
+    assert "../x" in server.error(server.wait(server.queue(graph)))
     assert not list(path.parent.glob("mine-2*"))
