@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..refiner_core.commands.demo import CASES, Case, load_case
-from ..refiner_core.images.image_io import to_float
+from ..refiner_core.images.tensors import to_float
 from .layout import from_core, mask_from_core
 from .types import CATEGORY
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..refiner_core.images.image_io import load_picture, to_float
+from ..refiner_core.images.image_io import load_picture
+from ..refiner_core.images.tensors import to_float
 from .layout import from_core
 from .types import SCORING
 

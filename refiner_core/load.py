@@ -17,11 +17,11 @@ from .nano import NANO_WEIGHTS
 from .nano.nano_engine import load_nano
 from .recipes.recipe import IMAGECRITIC, KONTEXT, NANO, OMNIREFINER, Recipe
 from .recipes.recipe_files import find_recipe
-from .weights.files import check_weights_path, read_header
 from .weights.imagecritic_keys import is_imagecritic
 from .weights.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
 from .weights.inspection import expect
 from .weights.lora import apply_lora, parse_lora_argument, read_lora
+from .weights.safetensors_io import check_weights_path, read_header
 from .weights.transformer import count_parameters, load_transformer, transformer_folder
 
 LoraArgument = str | tuple[str | Path, float]

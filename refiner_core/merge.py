@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .nano import NANO_WEIGHTS
 from .nano.nano_engine import load_codec, load_nano
-from .weights.files import check_weights_path, read_header, save_weights
 from .weights.lora import apply_lora, parse_lora_argument, read_lora
+from .weights.safetensors_io import check_weights_path, read_header, save_weights
 from .weights.transformer import diffusers_to_bfl, load_transformer
 
 Layout = Literal["bfl", "diffusers"]

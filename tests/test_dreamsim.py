@@ -24,7 +24,7 @@ from refiner_core.scoring.dreamsim_files import load_dreamsim, read_variant, sav
 from refiner_core.scoring.dreamsim_release import convert_release
 from refiner_core.scoring.preparation import prepare_exact, prepare_image, prepare_smooth
 from refiner_core.scoring.structural import StructuralScorer
-from refiner_core.weights.files import read_header
+from refiner_core.weights.safetensors_io import read_header
 from tests.dreamsim_release import FULL, LAYOUTS, TINY, sample_pictures, write_release
 
 HERE = Path(__file__).parent

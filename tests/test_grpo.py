@@ -41,7 +41,7 @@ from refiner_core.training.rollout import case_order, place_window, roll_out
 from refiner_core.training.settings import build, merged
 from refiner_core.training.train import Patience
 from refiner_core.training.trainable import Trainable
-from refiner_core.weights.files import read_header
+from refiner_core.weights.safetensors_io import read_header
 from tests.tiny_training import final, tiny_run
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from refiner_core.data.scenes import Scene, make_scene
 from refiner_core.images.boxes import BoxPair, RelativeBox
 from refiner_core.images.geometry import Box, Extent
-from refiner_core.images.image_io import to_dtype
+from refiner_core.images.tensors import to_dtype
 from refiner_core.interfaces import SamplingJob, Stage
 from refiner_core.matching.color import match_light
 from refiner_core.matching.registration import warp

@@ -34,7 +34,7 @@ from refiner_core.training.timestep_sampling import draw_times
 from refiner_core.training.train import train_sft
 from refiner_core.training.trainable import LORA_TARGETS, Trainable, add_lora, continue_lora
 from refiner_core.training.validation import repair
-from refiner_core.weights import files
+from refiner_core.weights import safetensors_io
 from refiner_core.weights.lora import apply_lora, read_lora
 from tests.tiny_training import (
     PROGRAM,
@@ -276,7 +276,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(
         Path(path).write_bytes(before[: len(before) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(safetensors_io, "save_file", full)
     more = settings(run={"max_steps": 3})
     with pytest.raises(OSError, match="No space left"):
         train_sft(more, tiny_session(more, tmp_path))

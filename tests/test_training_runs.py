@@ -34,7 +34,7 @@ from refiner_core.training.settings import build, merged
 from refiner_core.training.sft import SftTrainer, without_references
 from refiner_core.training.tracker import Journal
 from refiner_core.training.train import Interruption, train_grpo, train_sft
-from refiner_core.weights import files
+from refiner_core.weights import safetensors_io
 from refiner_core.weights.lora import read_lora
 from tests.dreamsim_release import LAYOUTS, TINY, write_release
 from tests.tiny_training import (
@@ -143,14 +143,14 @@ def test_a_full_disk_is_said_as_one_whatever_is_written(
 ) -> None:
     config = sft(run={"max_steps": 1})
     train_sft(config, tiny_session(config, tmp_path))
-    write = files.save_file
+    write = safetensors_io.save_file
 
     def full(tensors: Any, path: Path, metadata: Any) -> None:
         if full.name in Path(path).name:
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         write(tensors, path, metadata)
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(safetensors_io, "save_file", full)
     for full.name in ("checkpoint.safetensors", "refiner.safetensors"):
         before = (tmp_path / full.name).read_bytes()
         more = sft(run={"max_steps": 3})

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..images.geometry import Box, Extent
-from ..images.image_io import atomic_path, check_output
+from ..storage.output_files import atomic_path, check_output
 
 _GAP = 6  # px between the picture and its enlarged detail
 _WIPE, _HOLD = 18, 12  # frames

@@ -37,8 +37,8 @@ def run_dreamsim(chosen: argparse.Namespace) -> None:
     """
     import torch
 
-    from ..images.image_io import check_output
     from ..scoring.dreamsim_release import TEACHER, convert_release
+    from ..storage.output_files import check_output
 
     out = check_output(chosen.out, chosen.overwrite)
     if out.suffix != ".safetensors":

@@ -117,7 +117,7 @@ def run_show(chosen: argparse.Namespace) -> None:
     from ..data.contact_sheet import contact_sheet, spread
     from ..data.shards import TripletSet, read_lines
     from ..data.statistics import statistics_page
-    from ..images.image_io import atomic_path
+    from ..storage.output_files import atomic_path
 
     if chosen.count < 1:
         raise ValueError(f"--count must be at least 1, got {chosen.count}.")

@@ -13,8 +13,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..images.image_io import Picture, atomic_path, load_mask, load_picture, save_picture
+from ..images.image_io import Picture, load_mask, load_picture, save_picture
 from ..scoring.pixels import masked_psnr
+from ..storage.output_files import atomic_path
 
 CASES = Path(__file__).parent.parent / "demo_cases"
 _GAP, _TITLE = 8, 22

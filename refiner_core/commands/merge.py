@@ -26,8 +26,8 @@ def add_parser(commands: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Merge and write."""
-    from ..images.image_io import check_output
     from ..merge import merge
+    from ..storage.output_files import check_output
 
     out = check_output(chosen.out, chosen.overwrite)
     count = merge(chosen.base, chosen.lora, out, chosen.layout, chosen.dtype)

@@ -10,15 +10,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..images.image_io import (
-    Picture,
-    atomic_path,
-    check_output,
-    check_picture_output,
-    load_mask,
-    load_picture,
-    save_picture,
-)
+from ..images.image_io import Picture, check_picture_output, load_mask, load_picture, save_picture
+from ..storage.output_files import atomic_path, check_output
 from .model_options import add_model_options, model_arguments
 
 

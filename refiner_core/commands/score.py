@@ -67,9 +67,8 @@ def run(chosen: argparse.Namespace) -> None:
         load_mask,
         load_picture,
         save_picture,
-        to_dtype,
-        to_float,
     )
+    from ..images.tensors import to_dtype, to_float
     from ..scoring.comparison import compare, draw_heat
 
     out = check_picture_output(chosen.heatmap, chosen.overwrite) if chosen.heatmap else None

@@ -29,7 +29,7 @@ def add_parser(kinds: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Train the variants and print the tables; also in OUT/ablation.md."""
-    from ..images.image_io import atomic_path
+    from ..storage.output_files import atomic_path
     from ..training.ablation import Budget, ablate, describe
 
     least = {"max_steps": 1, "batch": 1, "epochs": 0, "count": 2, "workers": 1, "seed": 0}

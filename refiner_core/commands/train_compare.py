@@ -28,8 +28,8 @@ def add_parser(kinds: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Measure both and print the table."""
-    from ..images.image_io import atomic_path
     from ..load import load_engine
+    from ..storage.output_files import atomic_path
     from ..training.compare import framed, held_out_scenes, measure, paired, table
 
     if chosen.count < 2:

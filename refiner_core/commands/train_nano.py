@@ -133,7 +133,7 @@ def _check(chosen: argparse.Namespace) -> None:
     sft_config(nowhere, Path(), max(1, chosen.max_steps), parse_assignments(chosen.sft_set))
     grpo_config(nowhere, Path(), max(1, chosen.grpo_steps), parse_assignments(chosen.grpo_set))
     if chosen.start:
-        from ..weights.files import read_header
+        from ..weights.safetensors_io import read_header
 
         if "codec.mean" not in read_header(chosen.start, "--start file")[0]:
             raise ValueError(f"--start {chosen.start} is no nano: it carries no codec.")
@@ -145,7 +145,7 @@ def run(chosen: argparse.Namespace) -> None:
 
     import torch
 
-    from ..images.image_io import atomic_path
+    from ..storage.output_files import atomic_path
 
     _check(chosen)
     if chosen.threads:
@@ -196,7 +196,7 @@ def _draw(out: Path, stages: list[str]) -> None:
 
 def _evaluate(chosen: argparse.Namespace, out: Path, stages: dict[str, Path], setup: Setup) -> None:
     from ..data.shards import TripletSet
-    from ..images.image_io import atomic_path
+    from ..storage.output_files import atomic_path
     from ..training.train_nano import evaluate_stages, model_card
 
     found = evaluate_stages(stages, out / "evaluation.json", chosen.evaluate, setup)

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..images.image_io import atomic_path
-from ..weights.fingerprints import sha256
+from ..storage.checksums import sha256
+from ..storage.output_files import atomic_path
 from .plan import Build
 from .shards import (
     read_samples,

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, overload
 
 import numpy as np
 
-from ..images.image_io import atomic_path
+from ..storage.output_files import atomic_path
 from .triplets import Triplet, check, check_id, decode, encode
 
 MANIFEST = "manifest.jsonl"

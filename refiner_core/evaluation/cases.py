@@ -22,7 +22,8 @@ from torch import Tensor
 from ..data.shards import TripletSet
 from ..data.stages.files import read_listing
 from ..data.triplets import Triplet, check
-from ..images.image_io import load_mask, load_picture, to_dtype, to_float
+from ..images.image_io import load_mask, load_picture
+from ..images.tensors import to_dtype, to_float
 
 _PLAIN = {n: f"{n}.png" for n in ("draft", "reference", "mask", "target", "reference_mask")}
 _CRITIC = {

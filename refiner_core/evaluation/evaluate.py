@@ -22,13 +22,15 @@ from torch import Tensor
 from .. import __version__
 from ..data.triplets import Triplet, encode_png
 from ..data.worker_pool import worker_pool
-from ..images.image_io import atomic_path, load_picture, to_dtype, to_float
+from ..images.image_io import load_picture
+from ..images.tensors import to_dtype, to_float
 from ..interfaces import Engine
 from ..load import load_engine
 from ..nano import NANO_WEIGHTS
 from ..recipes.recipe import NANO
 from ..repair.pipeline import refine
 from ..repair.request import RefineOptions, RefineRequest
+from ..storage.output_files import atomic_path
 from .baselines import PastedReference, pasted_reference
 from .cases import Cases, open_cases
 from .files import sha256, triplet_digest

@@ -8,9 +8,9 @@ from functools import cache
 import numpy as np
 
 from ..data.triplets import PICTURES, Triplet
-from ..weights import fingerprints as digests
+from ..storage import checksums
 
-sha256 = cache(digests.sha256)  # read once a process
+sha256 = cache(checksums.sha256)  # read once a process
 
 
 def triplet_digest(triplet: Triplet) -> str:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..data.triplets import Triplet
 from ..images.geometry import Box
-from ..images.image_io import to_float
 from ..images.masks import bounds
+from ..images.tensors import to_float
 from ..scoring.dreamsim import DreamSimScorer
 from ..scoring.dreamsim_files import load_dreamsim
 from ..scoring.interface import Scorer

@@ -15,9 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.triplets import Triplet
-from ..images.image_io import atomic_path, load_picture, to_dtype, to_float
+from ..images.image_io import load_picture
+from ..images.tensors import to_dtype, to_float
 from ..scoring.comparison import draw_heat
 from ..scoring.pixels import difference_heat
+from ..storage.output_files import atomic_path
 from .evaluate import ALIGNED, DRAFT, REFINED, Outcome
 from .metrics import Case, Column, cut, region_box
 from .plots import bars, scatter

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..images.image_io import atomic_path
+from ..storage.output_files import atomic_path
 from .evaluate import REFINED, Outcome
 from .metrics import Column
 

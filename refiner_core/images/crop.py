@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .geometry import Box, CropPlan, Extent
-from .image_io import resize, to_dtype, to_float
-from .masks import Region, feather, widen
+from .masks import Region, dilate, feather
+from .tensors import resize, to_dtype, to_float
 
 Blend = Literal["feather", "multiband"]
 
@@ -129,7 +129,7 @@ def ring(region: Region, plan: CropPlan) -> Tensor:
     """
     mask = crop_mask(region, plan)
     margin = max(1, round(0.04 * min(plan.target)))
-    near = widen(mask, margin)
+    near = dilate(mask, margin)
     inside = torch.zeros_like(mask)
     i, s = plan.inside, plan.scale
     y0, y1 = round((i.y0 - plan.box.y0) * s), round((i.y1 - plan.box.y0) * s)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+MAX_SIDE = 16384  # longest side of a picture that is supported, px
+
 
 class Extent(NamedTuple):
     """Width and height in pixels."""

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -21,11 +19,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.nn import functional as F
 
-from .geometry import Extent
+from ..storage.output_files import atomic_path, check_output
+from .geometry import MAX_SIDE, Extent
+from .tensors import composite, to_float
 
-MAX_SIDE = 16384
+WHITE = 1.0
 _LOSSLESS = (".png", ".tif", ".tiff", ".webp")
 
 
@@ -45,46 +44,27 @@ class Picture:
     def extent(self) -> Extent:
         return Extent(self.pixels.shape[-1], self.pixels.shape[-2])
 
+    @property
+    def transparent(self) -> bool:
+        """Whether any pixel is less than opaque."""
+        return self.alpha is not None and bool((to_float(self.alpha) < 1).any())
 
-def to_float(pixels: Tensor) -> Tensor:
-    """Any stored type to float32 in [0, 1]."""
-    if pixels.dtype == torch.uint8:
-        return pixels.float() / 255
-    if pixels.dtype == torch.uint16:
-        return pixels.float() / 65535
-    return pixels.float()
+    def composited(self, background: float = WHITE) -> Picture:
+        """The picture as a viewer shows it: laid over a uniform background, without alpha.
 
+        A note names the background if any pixel was less than opaque. References, pictures that
+        are scored and pictures for training are read like this; a draft keeps its alpha.
 
-def to_dtype(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float pixels in [0, 1] to a stored type, rounded."""
-    if dtype in (torch.uint8, torch.uint16):
-        top = 255 if dtype == torch.uint8 else 65535
-        return (pixels.clamp(0, 1) * top).round().to(dtype)
-    return pixels.to(dtype)
-
-
-def resize(image: Tensor, size: Extent) -> Tensor:
-    """Float images B C H W to `size`, bicubic with antialiasing; the same size is returned as is."""
-    if image.shape[-2:] == (size.height, size.width):
-        return image
-    return F.interpolate(
-        image, (size.height, size.width), mode="bicubic", antialias=True, align_corners=False
-    )
-
-
-def all_finite(x: Tensor) -> bool:
-    """Whether no value is NaN or infinite; one pass without a mask of the tensor's size."""
-    return bool(torch.isfinite(torch.stack(torch.aminmax(x))).all()) if x.numel() else True
-
-
-def check_finite(image: Tensor, name: str) -> None:
-    """Raise ValueError if a float image carries NaN or infinity."""
-    if image.is_floating_point() and not all_finite(image):
-        bad = int((~torch.isfinite(image)).sum())
-        raise ValueError(
-            f"The {name} has {bad} values that are NaN or infinite. An earlier node or program "
-            "produced a broken picture (often a VAE in fp16); repair that first."
-        )
+        Args:
+            background: the value of every channel behind the picture, in [0, 1].
+        """
+        if self.alpha is None:
+            return self
+        if not self.transparent:
+            return Picture(self.pixels, None, self.notes)
+        shade = {0.0: "black", 1.0: "white"}.get(background, f"{background:.0%} grey")
+        note = f"transparent pixels composited over {shade}"
+        return Picture(composite(self.pixels, self.alpha, background), None, (*self.notes, note))
 
 
 def load_picture(path: str | Path, name: str = "picture") -> Picture:
@@ -201,25 +181,6 @@ def load_mask(path: str | Path, name: str = "mask") -> Tensor:
     return mask
 
 
-def check_output(path: str | Path, overwrite: bool) -> Path:
-    """Refuse an output path that could not or should not be written, before any work is done.
-
-    Raises:
-        ValueError: it exists (without `overwrite`), is a folder, its folder is missing or not
-            writable, or its format would change pixels.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"The output {path} is a folder; name a file in it.")
-    if path.exists() and not overwrite:
-        raise ValueError(f"The output {path} exists; pass --overwrite to replace it.")
-    if not path.parent.is_dir():
-        raise ValueError(f"The output's folder {path.parent} does not exist.")
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"The output's folder {path.parent} is not writable.")
-    return path
-
-
 def check_picture_output(path: str | Path, overwrite: bool) -> Path:
     """`check_output`, and the format must keep every pixel."""
     path = check_output(path, overwrite)
@@ -229,23 +190,6 @@ def check_picture_output(path: str | Path, overwrite: bool) -> Path:
             "pixels outside the region."
         )
     return path
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | Path) -> Generator[Path, None, None]:
-    """A temporary path beside `path` that takes its place when the block ends without error."""
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_picture(picture: Picture, path: str | Path, overwrite: bool = False) -> None:

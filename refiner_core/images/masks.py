@@ -10,7 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from .geometry import Box, Extent
-from .image_io import all_finite
+from .tensors import all_finite
 
 MAX_REGIONS = 64
 
@@ -65,7 +65,7 @@ def grow(mask: Tensor, pixels: float) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(out, np.float32))[None, None]
 
 
-def widen(mask: Tensor, reach: int) -> Tensor:
+def dilate(mask: Tensor, reach: int) -> Tensor:
     """The largest value of `1 1 H W` within a square of `2 * reach + 1` pixels around each pixel."""
     m = ndimage.maximum_filter(mask[0, 0].cpu().numpy(), 2 * reach + 1, mode="nearest")
     return torch.from_numpy(m)[None, None]

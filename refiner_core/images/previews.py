@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .geometry import CropPlan, Extent
-from .image_io import resize, to_float
+from .tensors import resize, to_float
 
 
 def fitted(size: Extent, side: int) -> Extent:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..images.masks import widen
+from ..images.masks import dilate
 from .homography import from_points
 from .outline import is_upright, mask_box_corners, quadrilateral
 from .patch_ncc import Agreement, climb
@@ -172,7 +172,7 @@ def _witnesses(mask: Tensor) -> Tensor:
     """
     ys, xs = (mask[0, 0] > 0.5).nonzero(as_tuple=True)
     reach = max(2, round(_RING * min(float(ys.max() - ys.min()), float(xs.max() - xs.min()))))
-    return widen(mask, reach) - 0.5 * mask
+    return dilate(mask, reach) - 0.5 * mask
 
 
 def align(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..images.masks import bounds, widen
+from ..images.masks import bounds, dilate
 from .registration import blur
 
 _GAIN_LIMITS = (0.6, 1.6)
@@ -138,4 +138,4 @@ def _at_most(x: Tensor, side: int) -> Tensor:
 def _with_rim(mask: Tensor) -> Tensor:
     """The mask, a tenth of its shorter side wider all around."""
     box = bounds(mask)
-    return mask if box is None else widen(mask, max(1, round(_RIM * min(box.extent))))
+    return mask if box is None else dilate(mask, max(1, round(_RIM * min(box.extent))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..images.image_io import to_float
+from ..images.tensors import to_float
 from .color import match_light
 from .registration import blur, register, warp
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..weights.files import read_weights
+from ..weights.safetensors_io import read_weights
 
 Loading = Literal["assign", "add"]
 _HEAD = 64  # CLIP's width of an attention head

@@ -25,7 +25,7 @@ from transformers import (
     T5TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue] made at import time
 )
 
-from ..weights.files import check_weights_path, read_folder, read_weights
+from ..weights.safetensors_io import check_weights_path, read_folder, read_weights
 from ..weights.transformer import count_parameters, fill
 from .triggers import tokenize_triggers
 

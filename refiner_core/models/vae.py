@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ..weights.files import read_folder, read_weights
+from ..weights.safetensors_io import read_folder, read_weights
 from ..weights.transformer import fill
 
 SCALE, SHIFT = 0.3611, 0.1159

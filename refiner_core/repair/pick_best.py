@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..images.crop import crop, crop_mask
 from ..images.geometry import Extent
-from ..images.image_io import check_finite
 from ..images.masks import find_regions, whole_region
+from ..images.tensors import check_finite
 from ..recipes.recipe import OMNIREFINER
 from ..scoring.interface import Scorer
 from ..scoring.structural import StructuralScorer

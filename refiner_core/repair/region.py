@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..images.crop import crop, crop_mask, stitch_into, uncrop
 from ..images.geometry import CropPlan, Extent
-from ..images.image_io import check_finite
 from ..images.masks import Region
+from ..images.tensors import check_finite
 from ..interfaces import Engine, Progress, SamplingJob, Stage
 from ..scoring.interface import Scorer
 from ..scoring.structural import StructuralScorer

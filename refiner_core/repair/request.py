@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..images.boxes import BoxPair, box_regions, reference_box_mask
 from ..images.crop import Blend
-from ..images.geometry import Box, Buckets, Extent, plan_crop
-from ..images.image_io import MAX_SIDE, check_finite
+from ..images.geometry import MAX_SIDE, Box, Buckets, Extent, plan_crop
 from ..images.masks import Region, find_regions, whole_region
+from ..images.tensors import check_finite
 
 MAX_CANDIDATES = 64
 _SMALLEST_REFERENCE = 8  # px: less than one token of any recipe

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..images.geometry import Extent
-from ..images.image_io import resize
+from ..images.tensors import resize
 from .dreamsim import DreamSimScorer
 from .interface import MapScorer, check_pictures
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..weights.files import fill, read_header, read_weights, save_weights
+from ..weights.safetensors_io import fill, read_header, read_weights, save_weights
 from .dreamsim import VARIANTS, DreamSim, Variant, tower_config
 from .vit import HEAD, ViTConfig
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..weights.files import read_weights
-from ..weights.fingerprints import sha256
+from ..storage.checksums import sha256
+from ..weights.safetensors_io import read_weights
 from .dreamsim import VARIANTS, Family, Variant
 from .dreamsim_files import save_dreamsim
 from .vit import resample_positions

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..images.image_io import check_finite
+from ..images.tensors import check_finite
 
 
 class Scorer(Protocol):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..images.image_io import to_float
+from ..images.tensors import to_float
 
 _RADIUS, _SIGMA = 5, 1.5  # Wang et al. 2004: an 11x11 Gaussian window
 _C1, _C2 = 0.01**2, 0.03**2

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..images.crop import crop
 from ..images.geometry import Box, Buckets, Extent, plan_crop
-from ..images.image_io import resize, to_dtype
 from ..images.masks import bounds
+from ..images.tensors import resize, to_dtype
 from .interface import only_inside
 
 

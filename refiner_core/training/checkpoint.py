@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..weights.files import save_weights
+from ..weights.safetensors_io import save_weights
 from .trainable import Trainable
 
 

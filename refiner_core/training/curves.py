@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..images.image_io import atomic_path
+from ..storage.output_files import atomic_path
 
 _SHOWN = ("loss", "held_out/", "reward/")
 _COLUMNS = 3

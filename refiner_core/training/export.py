@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..models.core_engine import CoreEngine
-from ..weights.files import save_weights
 from ..weights.lora import save_lora
+from ..weights.safetensors_io import save_weights
 from .trainable import Trainable
 
 _BLOCKS, _BLOCK = 64, 1 << 16

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from ..data.shards import TripletSet
 from ..data.worker_pool import worker_pool
-from ..images.image_io import atomic_path
 from ..models.core_engine import TextEncoder
 from ..recipes.recipe import Recipe
 from ..repair.model_inputs import prefill
-from ..weights.files import save_weights
+from ..storage.output_files import atomic_path
+from ..weights.safetensors_io import save_weights
 from .config import DataSettings
 from .crop_triplet import frame
 from .dataset import Pixels, Shape, View, latent_region

@@ -24,13 +24,13 @@ from ..data.stages.procedural import (
     ProceduralPair,
     ProceduralSelect,
 )
-from ..images.image_io import atomic_path
 from ..models.core_engine import CoreEngine
 from ..models.devices import pick_device
 from ..nano.codec import BlockCodec
 from ..nano.initialisation import initialise, nano_config
 from ..nano.nano_engine import load_nano
-from ..weights.files import save_weights
+from ..storage.output_files import atomic_path
+from ..weights.safetensors_io import save_weights
 from .compare import Comparison, held_out_scenes, measure, paired, table
 from .config import GRPO_PRESETS, SFT_PRESETS, GrpoConfig, SftConfig
 from .export import fingerprint

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .files import read_weights
 from .imagecritic_keys import KEY
 from .lora import Factor, LoRA, apply_lora
+from .safetensors_io import read_weights
 
 _PATHS = {"q": "to_q", "k": "to_k", "v": "to_v", "proj": "to_out.0"}
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .files import check_weights_path, read_header, read_weights, save_weights
 from .keys import SWAPPED, diffusers_modules, split_rows, swap_halves, unflatten
+from .safetensors_io import check_weights_path, read_header, read_weights, save_weights
 
 _FACTOR = re.compile(
     r"(?P<module>.+?)[._]lora(?:_linear_layer)?"

@@ -16,9 +16,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from .files import fill, folder_files, read_folder, read_header, read_weights
 from .inspection import architecture
 from .keys import bfl_to_diffusers, diffusers_to_bfl, is_bfl, strip_prefix
+from .safetensors_io import fill, folder_files, read_folder, read_header, read_weights
 
 __all__ = [
     "bfl_to_diffusers",

@@ -17,7 +17,7 @@ from refiner_core.data.worker_pool import worker_pool
 from refiner_core.evaluation.cases import mask_tensor, picture
 from refiner_core.evaluation.evaluate_nano import FIRST_SEED
 from refiner_core.evaluation.metrics import CEILING
-from refiner_core.images.image_io import to_float
+from refiner_core.images.tensors import to_float
 from refiner_core.models.core_engine import CoreEngine
 from refiner_core.repair.pipeline import refine
 from refiner_core.repair.request import RefineOptions, RefineRequest

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...images.image_io import load_mask, load_picture, to_dtype, to_float
+from ...images.image_io import load_mask, load_picture
+from ...images.tensors import to_dtype, to_float
 from .interface import RejectedError, Sample
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..images.image_io import atomic_path
+from ..storage.output_files import atomic_path
 
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _FP8 = {
