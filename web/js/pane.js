@@ -67,6 +67,7 @@ export class Pane {
     if (this.size[0] !== size[0] || this.size[1] !== size[1]) this.viewport.fit();
     this.picture = picture;
     this.size = this.viewport.size = size;
+    this.canvas.dataset.shows = picture ? size.join("x") : "";
     this.redraw();
   }
 

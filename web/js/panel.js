@@ -36,15 +36,16 @@ export class Panel {
   /**
    * @param {any} node
    * @param {PanelKind} kind
-   * @param {() => void} changed
+   * @param {() => void} changed Called when the user changed the boxes.
    */
   constructor(node, kind, changed) {
     this.node = node;
+    this.changed = changed;
     this.picker =
       kind.inputs &&
       new Picker(node, kind.inputs, () => {
         if (!this.live.running) this.live.end(""); // what was said of the last run is dealt with
-        changed();
+        this.changed();
       });
     const labels = /** @type {[string, string]} */ (kind.labels.map((l) => say(l)));
     this.viewer = kind.result ? new Viewer(labels) : null;
@@ -72,8 +73,32 @@ export class Panel {
       this.livePicture,
       this.live.root,
     );
+    /** @type {HTMLElement | null} what had the focus when the node went */
+    this.focused = null;
     this.open(this.pages[0][0]);
-    this.timer = this.picker ? setInterval(() => this.look(), 700) : undefined;
+  }
+
+  /**
+   * @param {any} node The node whose panel this is from now on.
+   * @param {() => void} changed
+   */
+  bind(node, changed) {
+    this.node = node;
+    this.changed = changed;
+    if (this.picker) this.picker.node = node;
+  }
+
+  /** The node is gone: nothing is taken from the user until `resume`. */
+  rest() {
+    const active = document.activeElement;
+    this.focused = active instanceof HTMLElement && this.root.contains(active) ? active : null;
+    this.root.inert = true;
+  }
+
+  resume() {
+    this.root.inert = false;
+    this.focused?.focus({ preventScroll: true });
+    this.look();
   }
 
   makeTabs() {
@@ -158,7 +183,7 @@ export class Panel {
   }
 
   dispose() {
-    clearInterval(this.timer);
+    this.root.inert = true;
     this.picker?.dispose();
     this.viewer?.dispose();
   }

@@ -95,7 +95,9 @@ export class Picker {
   }
 
   set value(text) {
-    this.text = typeof text === "string" ? text : "";
+    const next = typeof text === "string" ? text : "";
+    if (next !== this.text) this.panes.draft.mask = null; // it was made of other boxes
+    this.text = next;
     this.pairs = parsePairs(this.text) ?? [];
     this.selected = Math.min(this.selected, this.pairs.length - 1);
     this.redraw();
