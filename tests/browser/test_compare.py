@@ -90,7 +90,7 @@ def test_an_overlay_has_the_strength_that_was_set(
 ) -> None:
     comfy = open_comfy(vue=vue)
     compare_graph(comfy, overlay=True)
-    strength = comfy.page.get_by_label("Strength of the overlay, 0 to 1").first
+    strength = comfy.page.get_by_label("Opacity of the overlay, from 0 to 1").first
     for opacity in (0.0, 0.25, 0.5, 1.0):
         strength.fill(f"{opacity:g}")
         comfy.settle(200)

@@ -123,7 +123,7 @@ def test_templates_and_comparisons_run(comfy: Comfy) -> None:
     assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
     comfy.settle(1000)
     assert comfy.page.locator(".omnirefiner-count").last.inner_text() == "1 / 2"
-    assert comfy.page.get_by_label("Strength of the overlay, 0 to 1").last.is_visible()
+    assert comfy.page.get_by_label("Opacity of the overlay, from 0 to 1").last.is_visible()
     comfy.shot(f"neighbours-template-{name_of(comfy)}")
     assert comfy.errors == []
 
