@@ -85,16 +85,16 @@ def _vision(refiner: Refiner, prompt: str, job: SamplingJob) -> Any:
 
 def condition(refiner: Refiner, job: SamplingJob) -> tuple[Any, Any]:
     """Positive and negative conditioning of a job. Without CFG the negative is empty."""
-    sight, layout = refiner.recipe.sight, refiner.recipe.layout
-    if sight == "detail":
+    kind, layout = refiner.recipe.conditioning, refiner.recipe.layout
+    if kind == "detail":
         text = _detail(refiner, job)
-    elif sight == "vision":
+    elif kind == "vision":
         text = _vision(refiner, job.prompt, job)
     else:
         text = encode_prompt(refiner, job.prompt)
     latents = list(job.references)
     positive = reference_conditioning(text, latents, job.guidance, layout)
-    if job.cfg <= 1 or sight != "vision":
+    if job.cfg <= 1 or kind != "vision":
         return positive, []
     negative = _vision(refiner, refiner.recipe.negative, job)
     return positive, reference_conditioning(negative, latents, job.guidance, layout)

@@ -99,7 +99,7 @@ def _apply_lora(
     path = file_path("loras", name)
     found = expect(path, slot, recipe.family)
     critic = found.recipes == ("imagecritic",)
-    if critic != (recipe.sight == "detail" and slot == "refiner_lora"):
+    if critic != (recipe.conditioning == "detail" and slot == "refiner_lora"):
         fix = "Choose ImageCritic's own LoRA, and apply others before Refiner from Model."
         if critic:
             fix = f"It belongs in refiner_lora with the recipe {found.recipes[0]}."
@@ -130,8 +130,8 @@ def inputs_of(recipe: Recipe) -> list[str]:
         return lora
     loaded = ["diffusion_model", "weight_dtype", "vae", *lora]
     encoders = ["clip_l", "t5xxl"] if recipe.family == "flux" else ["text_encoder"]
-    detail = ["detail_encoder", "detail_loading"] if recipe.sight == "detail" else []
-    fast = ["accelerator_lora", "accelerator_strength"] if recipe.fast else []
+    detail = ["detail_encoder", "detail_loading"] if recipe.conditioning == "detail" else []
+    fast = ["accelerator_lora", "accelerator_strength"] if recipe.distilled else []
     return [*loaded, *encoders, *detail, *fast]
 
 
@@ -306,13 +306,13 @@ class LoadRefiner(io.ComfyNode):
         if plan.family != "flux":
             encoders = {"text_encoder": text_encoder}
         files = {"diffusion_model": diffusion_model, **encoders, "vae": vae}
-        if plan.sight == "detail":
+        if plan.conditioning == "detail":
             files |= {"refiner_lora": refiner_lora, "detail_encoder": detail_encoder}
         loras = {"refiner_lora": refiner_lora, "accelerator_lora": accelerator_lora}
         check_there(files | loras, plan.family)
         check_files(plan, files)
         refiner = _load_parts(plan, files, list(encoders.values()), weight_dtype)
-        if plan.sight == "detail":
+        if plan.conditioning == "detail":
             refiner.detail = _detail_patcher(detail_encoder, detail_loading)
         refiner = _accelerated(refiner, accelerator_lora, accelerator_strength)
         return io.NodeOutput(_with_lora(refiner, refiner_lora, lora_strength))
@@ -451,7 +451,7 @@ class RefinerFromModel(io.ComfyNode):
                 "Connect either clip, to encode the prompt, or conditioning that is already encoded."
             )
         refiner = Refiner(plan, model, vae, clip, conditioning, "connected model")
-        if plan.sight == "detail":
+        if plan.conditioning == "detail":
             check_files(plan, {"refiner_lora": refiner_lora, "detail_encoder": detail_encoder})
             refiner.detail = _detail_patcher(detail_encoder)
         return io.NodeOutput(_with_lora(refiner, refiner_lora, lora_strength))

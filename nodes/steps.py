@@ -126,7 +126,7 @@ class CropForRefine(io.ComfyNode):
         plan, own = plan_views((size, region.box), other, other_mask, chosen, context, area)
         seen, inside = crop(image, plan), crop_mask(region, plan)
         view, report = reference_view(other, other_mask, seen, inside, own, aligned=chosen.align)
-        shown = prefill(seen, view, inside, chosen.prefill) if chosen.align else seen
+        shown = prefill(seen, view, inside, chosen.reference_blend) if chosen.align else seen
         return io.NodeOutput(
             from_core(shown),
             from_core(view),
@@ -137,7 +137,7 @@ class CropForRefine(io.ComfyNode):
                 view,
                 region,
                 plan,
-                chosen.remainder if chosen.align else 0.0,
+                chosen.codec_residual if chosen.align else 0.0,
                 {"crop": list(plan.box), "reference": report},
             ),
         )

@@ -130,7 +130,7 @@ def _check_name(name: str) -> str:
 
 
 def _check_recipe(recipe: Recipe) -> None:
-    if recipe.family != "flux" or recipe.sight != "text":
+    if recipe.family != "flux" or recipe.conditioning != "text":
         raise ValueError(
             f"The recipe {recipe.name} cannot be trained with this node. Choose nano, omnirefiner or "
             "kontext in Load Refiner."

@@ -110,7 +110,7 @@ def _check_here(recipe: Recipe, detail_encoder: str | Path | None) -> None:
             f"The recipe {recipe.name} is for {recipe.family}, which the command line cannot run: "
             "use Load Refiner in ComfyUI."
         )
-    if (recipe.sight == "detail") != (detail_encoder is not None):
+    if (recipe.conditioning == "detail") != (detail_encoder is not None):
         needs = "needs" if detail_encoder is None else "takes no"
         raise ValueError(
             f"The recipe {recipe.name} {needs} detail encoder (--detail-encoder FILE)."

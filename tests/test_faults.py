@@ -87,7 +87,7 @@ def test_the_model_sees_no_stretch_and_all_of_the_region(
         width, height = map(int, seen.split("x"))
         assert width * (y1 - y0) == height * (x1 - x0), "one scale for both directions"
     shapes = {engine.jobs[0].image(role).shape for role in ("draft", "reference")}
-    assert len(shapes) == 1 or not recipe.one_size, "ImageCritic needs both at one size"
+    assert len(shapes) == 1 or not recipe.shared_bucket, "ImageCritic needs both at one size"
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED, ids=lambda r: r.name)

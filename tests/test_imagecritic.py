@@ -190,7 +190,7 @@ def test_recipes_as_published() -> None:
     assert IMAGECRITIC.order == ("reference", "draft") and IMAGECRITIC.indices == (1, 2)
     assert (IMAGECRITIC.steps, IMAGECRITIC.guidance, IMAGECRITIC.cfg) == (28, 3.5, 1.0)
     # Under CFG the published pipeline looks for the trigger words in the negative prompt.
-    assert IMAGECRITIC.guided(7.0) == (7.0, 1.0), "guidance is the embedding's, never CFG"
+    assert IMAGECRITIC.resolve_guidance(7.0) == (7.0, 1.0), "guidance is the embedding's, never CFG"
     assert REFINEANYTHING.order == ("draft", "reference", "mask")
     assert (REFINEANYTHING.steps, REFINEANYTHING.cfg) == (28, 4.0)
     quick = REFINEANYTHING.accelerated(lightning_steps("X-Lightning-4steps-V1.0-bf16.safetensors"))

@@ -82,7 +82,7 @@ def test_remainder_brings_a_coarse_codec_nearer_to_the_truth(nano: CoreEngine, s
     scene = scene_of(seed, (320, 240), degradation="noise", rough_masks=False)
     errors = []
     for remainder in (0.0, 1.0):
-        engine = replace(nano, recipe=replace(NANO, remainder=remainder))
+        engine = replace(nano, recipe=replace(NANO, codec_residual=remainder))
         out = refine(engine, request_of(scene, RefineOptions())).image
         on = scene.mask > 0
         errors.append(
@@ -98,7 +98,7 @@ def test_remainder_brings_a_coarse_codec_nearer_to_the_truth(nano: CoreEngine, s
 class Plain:
     """The draft comes back as it went in, at full resolution, changed by `spoil` in the decoder."""
 
-    recipe: Recipe = replace(NANO, settles=True)
+    recipe: Recipe = replace(NANO, correct_drift_and_color=True)
     spoil: Callable[[Tensor], Tensor] = lambda x: x
     encoded: list[tuple[int, ...]] = field(default_factory=list)
     jobs: list[SamplingJob] = field(default_factory=list)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from refiner_core.images.geometry import Extent
-from refiner_core.recipes.recipe import IMAGECRITIC, OMNIREFINER, Recipe
+from refiner_core.recipes.recipe import IMAGECRITIC, OMNIREFINER, Distilled, Recipe
 from refiner_core.recipes.recipe_files import find_recipe, read_recipe
 
 
@@ -39,14 +39,36 @@ def test_every_field_can_be_written(tmp_path: Path) -> None:
         "name": "mine", "title": "Mine", "order": ["draft", "reference"], "indices": [1, 2],
         "prompt": "fix the {subject}", "guidance": 2.5, "steps": 20, "shift": None,
         "text_tokens": 512, "buckets": "kontext", "context": 1.5, "align": False,
-        "latent_factor": 8, "settles": True, "prefill": 0, "remainder": 0, "family": "flux",
+        "latent_factor": 8, "correct_drift_and_color": True, "reference_blend": 0,
+        "codec_residual": 0, "family": "flux",
         "layout": "index", "attention": "both ways",
-        "sight": "detail", "references": [1, 1], "one_size": True, "cfg": 1, "negative": "",
-        "fast": {"steps": 8, "cfg": 1}, "triggers": [["reference", "IMG1"]], "dropped": ["<[^>]*>"],
+        "conditioning": "detail", "references": [1, 1], "shared_bucket": True, "cfg": 1, "negative": "",
+        "distilled": {"steps": 8, "cfg": 1}, "triggers": [["reference", "IMG1"]],
+        "prompt_strip": ["<[^>]*>"],
         "note": "",
     }  # fmt: skip
     assert set(table) == {f.name for f in fields(Recipe)}
     assert read_recipe(write(tmp_path, table)).triggers == (("reference", "IMG1"),)
+
+
+def test_former_names_of_fields_are_read(tmp_path: Path) -> None:
+    former = {
+        "settles": False, "prefill": 0.5, "remainder": 0.25, "sight": "detail", "one_size": True,
+        "fast": {"steps": 4, "cfg": 2}, "dropped": ["<[^>]*>"],
+    }  # fmt: skip
+    table = {"name": "mine", "based_on": "imagecritic"} | former
+    recipe = read_recipe(write(tmp_path, table))
+    assert recipe == replace(
+        IMAGECRITIC,
+        name="mine",
+        title="mine",
+        correct_drift_and_color=False,
+        reference_blend=0.5,
+        codec_residual=0.25,
+        shared_bucket=True,
+        distilled=Distilled(4, 2.0),
+        prompt_strip=("<[^>]*>",),
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,8 +93,11 @@ def test_every_field_can_be_written(tmp_path: Path) -> None:
         ({"name": "kontext"}, "one of the pack's own"),
         ({"name": "../x"}, "needs a name"),
         ({"name": None}, "name must be a text"),
-        ({"sight": "detail"}, "go together"),
-        ({"dropped": ["("]}, "no regular expression"),
+        ({"conditioning": "detail"}, "go together"),
+        ({"prefill": 0.5, "reference_blend": 0.5}, "reference_blend"),
+        ({"reference_blend": 0.5, "prefill": 0.5}, "reference_blend"),
+        ({"prefill": 2}, "prefill must be a number from 0 to 1, got 2"),
+        ({"prompt_strip": ["("]}, "no regular expression"),
         ({"references": [2, 1]}, "least and the most"),
         ({"attention": "sideways"}, "attention must be one of both ways, one way"),
         ({"attention": "one way", "layout": "offset"}, 'layout "index", got "flux" and "offset"'),

@@ -249,7 +249,7 @@ def test_the_report_is_true_of_the_result(nano: CoreEngine, scene: Scene) -> Non
     assert json.loads(json.dumps(found)) == found
     assert [c["seed"] for c in found["candidates"]] == [2**64 - 2, 2**64 - 1, 0, 1]
     assert [c["prefill"] for c in found["candidates"]] == [
-        round(spread_share(NANO.prefill, i), 3) for i in range(4)
+        round(spread_share(NANO.reference_blend, i), 3) for i in range(4)
     ]
     finals = [c["scores"].get("4") for c in found["candidates"]]
     reached = [f for f in finals if f is not None]

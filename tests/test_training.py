@@ -230,8 +230,8 @@ def test_every_second_variant_sees_another_share_of_the_reference(few: PreparedV
         return float(((seen - p.draft) * way).sum() / way.square().sum())
 
     found = [share(v) for v in (vary(few, 6)[i] for i in range(6))]
-    assert found[::2] == pytest.approx([NANO.prefill] * 3, abs=0.02)
-    others = [spread_share(NANO.prefill, v) for v in (1, 3, 5)]
+    assert found[::2] == pytest.approx([NANO.reference_blend] * 3, abs=0.02)
+    others = [spread_share(NANO.reference_blend, v) for v in (1, 3, 5)]
     assert found[1::2] == pytest.approx(others, abs=0.02) and len(set(others)) == 3
 
 

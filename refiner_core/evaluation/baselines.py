@@ -25,7 +25,9 @@ class PastedReference:
 
     @property
     def recipe(self) -> Recipe:
-        return replace(self.model, steps=1, align=True, prefill=0.0, settles=False)
+        return replace(
+            self.model, steps=1, align=True, reference_blend=0.0, correct_drift_and_color=False
+        )
 
     def encode(self, image: Tensor) -> Tensor:
         return image

@@ -21,13 +21,13 @@ Layout = Literal["index", "index_timestep_zero", "offset"]
 # tokens. One way, they are modulated by their own time, 0, so that their keys and values are the
 # same at every step and are computed once.
 Attention = Literal["both ways", "one way"]
-# What goes with the tokens: text; text whose trigger words a detail encoder fills from the
-# pictures; text encoded together with the pictures.
-Sight = Literal["text", "detail", "vision"]
+# How the prompt is encoded: as text alone; as text whose trigger words a detail encoder fills from
+# the pictures; as text together with the pictures.
+ConditioningKind = Literal["text", "detail", "vision"]
 
 
 @dataclass(frozen=True)
-class Fast:
+class Distilled:
     """`steps` and `cfg` of a recipe whose accelerator LoRA (Lightning, Turbo, Hyper) is loaded."""
 
     steps: int
@@ -36,56 +36,67 @@ class Fast:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one refiner was trained and therefore has to be run.
-
-    `name` and `title` for machines and people; `order` of the clean latents after the noisy one
-    and their position `indices`; `prompt` template with `{subject}`; `guidance` value of the
-    guidance embedding (None: the weights have none); `steps` of the sampler; `shift` fixed mu of
-    the schedule, or None for Kontext's, which grows with the resolution; `text_tokens` the T5
-    padding; `buckets` and `context` of the crops; `align` whether the reference is first brought
-    into the draft's pose and light; `latent_factor` pixels per latent pixel; `settles` whether its
-    output outside the region is good enough to measure drift and colour cast on; `prefill` how much
-    of the aligned reference replaces the draft inside the region before the model sees it (0..1);
-    `remainder` how much of what the codec loses of the aligned reference is given back to the
-    result (0..1).
-
-    `family`, `layout` and `sight` say what model it is and how it is told of the pictures; `order`
-    may hold "mask", the region as a black and white picture. `references` the least and the most it
-    takes. `one_size` plans draft and reference at one common bucket. `cfg` above 1 runs the model a
-    second time on the `negative` prompt. `fast` replaces steps and cfg under an accelerator LoRA.
-    `attention` whether the clean tokens also attend to the noisy ones and the text.
-    `triggers` the words (role, word) that a detail encoder fills. `dropped` patterns that are taken
-    out of prompts. `note` what a user should know before choosing it.
-    """
+    """How one refiner was trained and therefore has to be run."""
 
     name: str
+    """Its identifier in options, reports and metadata."""
     title: str
+    """What people read in its place."""
     order: tuple[str, ...]
+    """Roles of the clean pictures that follow the noisy one: "draft", "reference", "mask" (the
+    region in black and white)."""
     indices: tuple[int, ...]
+    """Position index of each role, rising by one."""
     prompt: str
+    """Template of the prompt, with `{subject}`."""
     guidance: float | None
+    """Value of the guidance embedding, 0 to 100; None: the weights have none."""
     steps: int
+    """Sampling steps, 1 to 1000."""
     shift: float | None
+    """Fixed mu of the noise schedule; None: Kontext's or FLUX.2's, which follows the resolution."""
     text_tokens: int
+    """Length in tokens that T5's text is padded to."""
     buckets: Buckets
+    """Sizes that the model works at, in pixels."""
     context: float
+    """Side of the crop over side of the region, 1 or more."""
     align: bool
+    """Whether the reference is first brought into the draft's pose and light."""
     latent_factor: int
-    settles: bool = True
-    prefill: float = 0.0
-    remainder: float = 0.0
+    """Pixels of the picture for each pixel of the latent."""
+    correct_drift_and_color: bool = True
+    """Whether shift, zoom and colour cast are measured outside the region and taken out. Off for
+    models whose output there is too poor to measure on."""
+    reference_blend: float = 0.0
+    """How much of the aligned reference is laid over the draft inside the region before the model
+    sees it, 0 to 1."""
+    codec_residual: float = 0.0
+    """How much of what the codec loses of the aligned reference is added to the result, 0 to 1."""
     family: Family = "flux"
+    """Architecture of the transformer."""
     layout: Layout = "index"
+    """Positions of the clean tokens."""
     attention: Attention = "both ways"
-    sight: Sight = "text"
+    """Whether the clean tokens also attend to the noisy ones and the text."""
+    conditioning: ConditioningKind = "text"
+    """How the prompt is encoded."""
     references: tuple[int, int] = (1, 3)
-    one_size: bool = False
+    """Least and greatest number of references, 0 to 3."""
+    shared_bucket: bool = False
+    """Whether draft and reference are cropped to one common bucket."""
     cfg: float = 1.0
+    """Scale of classifier-free guidance; above 1 the model runs a second time on `negative`."""
     negative: str = " "
-    fast: Fast | None = None
+    """Negative prompt for classifier-free guidance."""
+    distilled: Distilled | None = None
+    """Steps and CFG under an accelerator LoRA; None: it takes none."""
     triggers: tuple[tuple[str, str], ...] = ()
-    dropped: tuple[str, ...] = ()
+    """(role, word): the words of the prompt that a detail encoder fills from that role's picture."""
+    prompt_strip: tuple[str, ...] = ()
+    """Regular expressions; what they match is removed from prompts."""
     note: str = ""
+    """What to know before choosing it."""
 
     def sigmas(self, target: Extent, steps: int | None = None) -> Tensor:
         """The noise levels for a crop of `target` pixels."""
@@ -102,11 +113,11 @@ class Recipe:
     def text(self, prompt: str | None, subject: str | None = None) -> str:
         """The prompt to encode: the user's own, else the template."""
         text = prompt if prompt else self.prompt.format(subject=subject or "detail")
-        for pattern in self.dropped:
+        for pattern in self.prompt_strip:
             text = re.sub(pattern, "", text)
-        return re.sub(r" {2,}", " ", text).strip() if self.dropped else text
+        return re.sub(r" {2,}", " ", text).strip() if self.prompt_strip else text
 
-    def guided(self, asked: float | None) -> tuple[float | None, float]:
+    def resolve_guidance(self, asked: float | None) -> tuple[float | None, float]:
         """Guidance embedding and CFG: `asked` sets the one that the weights have.
 
         A recipe without guidance embedding takes it as CFG if it uses CFG at all.
@@ -123,9 +134,9 @@ class Recipe:
         Raises:
             ValueError: it has none.
         """
-        if self.fast is None:
+        if self.distilled is None:
             raise ValueError(f"The recipe {self.name} takes no accelerator LoRA; choose none.")
-        return replace(self, steps=steps or self.fast.steps, cfg=self.fast.cfg)
+        return replace(self, steps=steps or self.distilled.steps, cfg=self.distilled.cfg)
 
     def check_references(self, count: int) -> None:
         """Refuse a number of references that it was not trained for.
@@ -153,7 +164,7 @@ OMNIREFINER = Recipe(
     context=1.5,
     align=False,
     latent_factor=8,
-    fast=Fast(steps=8, cfg=1.0),
+    distilled=Distilled(steps=8, cfg=1.0),
 )
 
 KONTEXT = replace(
@@ -173,9 +184,9 @@ IMAGECRITIC = replace(
     order=("reference", "draft"),
     prompt="use the {subject} in IMG1 as a reference to refine, replace, enhance the {subject} in IMG2",
     guidance=3.5,
-    sight="detail",
+    conditioning="detail",
     references=(1, 1),
-    one_size=True,
+    shared_bucket=True,
     triggers=(("reference", "IMG1"), ("draft", "IMG2")),
     note="Licence of code and weights: CC BY-NC 4.0.",
 )
@@ -197,11 +208,11 @@ REFINEANYTHING = Recipe(
     latent_factor=8,
     family="qwen-edit",
     layout="index_timestep_zero",
-    sight="vision",
+    conditioning="vision",
     references=(0, 1),
     cfg=4.0,
-    fast=Fast(steps=8, cfg=1.0),
-    dropped=(r"<SPECIAL_REGION>", r"\[\s*\d+(?:\s*,\s*\d+){3}\s*\]"),
+    distilled=Distilled(steps=8, cfg=1.0),
+    prompt_strip=(r"<SPECIAL_REGION>", r"\[\s*\d+(?:\s*,\s*\d+){3}\s*\]"),
     note="Works without a reference too. A Lightning LoRA sets 8 (or 4) steps and CFG 1.",
 )
 
@@ -214,7 +225,7 @@ FLUX2_KLEIN = replace(
     steps=4,
     latent_factor=16,
     family="flux2",
-    fast=None,
+    distilled=None,
     note="Takes several references by training, but was not trained for refining.",
 )
 
@@ -240,9 +251,9 @@ NANO = Recipe(
     context=1.5,
     align=True,
     latent_factor=4,
-    settles=False,
-    prefill=0.97,
-    remainder=1.0,
+    correct_drift_and_color=False,
+    reference_blend=0.97,
+    codec_residual=1.0,
 )
 
 RECIPES = {

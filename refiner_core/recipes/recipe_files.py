@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from ..images.geometry import KONTEXT_BUCKETS, NANO_BUCKETS, QWEN_BUCKETS, Buckets, Extent
-from .recipe import RECIPES, Attention, Family, Fast, Layout, Recipe, Sight, get_recipe
+from .recipe import (
+    RECIPES,
+    Attention,
+    ConditioningKind,
+    Distilled,
+    Family,
+    Layout,
+    Recipe,
+    get_recipe,
+)
 
 SUFFIXES = (".json", ".toml")
 _NAMED_BUCKETS = {"kontext": KONTEXT_BUCKETS, "qwen": QWEN_BUCKETS, "nano": NANO_BUCKETS}
@@ -126,11 +135,11 @@ def _patterns(value: Any) -> tuple[str, ...]:
     return found
 
 
-def _fast(value: Any) -> Fast:
+def _distilled(value: Any) -> Distilled:
     if not isinstance(value, dict) or set(cast(dict[str, Any], value)) != {"steps", "cfg"}:
         raise BadValueError('must be {"steps": N, "cfg": X}')
     table = cast(dict[str, Any], value)
-    return Fast(_number(1, 1000, True)(table["steps"]), float(_number(1, 100)(table["cfg"])))
+    return Distilled(_number(1, 1000, True)(table["steps"]), float(_number(1, 100)(table["cfg"])))
 
 
 def _buckets(value: Any) -> Buckets:
@@ -151,18 +160,47 @@ def _buckets(value: Any) -> Buckets:
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
-    "name": _text, "title": _text, "order": _order, "indices": _indices, "prompt": _prompt,
-    "guidance": _maybe(_number(0, 100)), "steps": _number(1, 1000, True),
-    "shift": _maybe(_number(-10, 10)), "text_tokens": _number(1, 4096, True),
-    "buckets": _buckets, "context": _number(1, 100), "align": _switch,
-    "latent_factor": _number(1, 64, True), "settles": _switch, "prefill": _number(0, 1),
-    "remainder": _number(0, 1),
-    "family": _choice(Family), "layout": _choice(Layout), "attention": _choice(Attention),
-    "sight": _choice(Sight),
-    "references": _references, "one_size": _switch, "cfg": _number(1, 100), "negative": _text,
-    "fast": _maybe(_fast), "triggers": _triggers, "dropped": _patterns, "note": _text,
-}  # fmt: skip
+    "name": _text,
+    "title": _text,
+    "order": _order,
+    "indices": _indices,
+    "prompt": _prompt,
+    "guidance": _maybe(_number(0, 100)),
+    "steps": _number(1, 1000, True),
+    "shift": _maybe(_number(-10, 10)),
+    "text_tokens": _number(1, 4096, True),
+    "buckets": _buckets,
+    "context": _number(1, 100),
+    "align": _switch,
+    "latent_factor": _number(1, 64, True),
+    "correct_drift_and_color": _switch,
+    "reference_blend": _number(0, 1),
+    "codec_residual": _number(0, 1),
+    "family": _choice(Family),
+    "layout": _choice(Layout),
+    "attention": _choice(Attention),
+    "conditioning": _choice(ConditioningKind),
+    "references": _references,
+    "shared_bucket": _switch,
+    "cfg": _number(1, 100),
+    "negative": _text,
+    "distilled": _maybe(_distilled),
+    "triggers": _triggers,
+    "prompt_strip": _patterns,
+    "note": _text,
+}
 assert set(_CHECKS) == {f.name for f in fields(Recipe)}, "every field can be written in a file"
+
+# Names that fields had in earlier versions; files that use them are read as before.
+_FORMER_NAMES = {
+    "settles": "correct_drift_and_color",
+    "prefill": "reference_blend",
+    "remainder": "codec_residual",
+    "sight": "conditioning",
+    "one_size": "shared_bucket",
+    "fast": "distilled",
+    "dropped": "prompt_strip",
+}
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -178,13 +216,16 @@ def read_recipe(path: str | Path) -> Recipe:
     if base is not None and (not isinstance(base, str) or base not in RECIPES):
         raise ValueError(f"{path}: based_on must be one of {', '.join(RECIPES)}, got {base!r}.")
     values: dict[str, Any] = {}
-    for name, value in table.items():
+    for written, value in table.items():
+        name = _FORMER_NAMES.get(written, written)
         if name not in _CHECKS:
             raise ValueError(f"{path}: there is no field {name!r}{_nearest(name)}.")
+        if name in values:
+            raise ValueError(f"{path}: {name} is there twice, once by its former name.")
         try:
             values[name] = _CHECKS[name](value)
         except BadValueError as e:
-            raise ValueError(f"{path}: {name} {e}, got {value!r}.") from e
+            raise ValueError(f"{path}: {written} {e}, got {value!r}.") from e
     if "name" not in values or not re.fullmatch(
         r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", values["name"]
     ):
@@ -246,10 +287,10 @@ def _check_whole(path: Path, recipe: Recipe) -> None:
             f"{path}: {len(recipe.order)} roles in order need as many indices, got "
             f"{list(recipe.indices)}."
         )
-    if (recipe.sight == "detail") != bool(recipe.triggers):
-        raise ValueError(f'{path}: triggers and sight "detail" go together.')
-    if (recipe.sight == "vision") != (recipe.family == "qwen-edit"):
-        raise ValueError(f'{path}: sight "vision" and family "qwen-edit" go together.')
+    if (recipe.conditioning == "detail") != bool(recipe.triggers):
+        raise ValueError(f'{path}: triggers and conditioning "detail" go together.')
+    if (recipe.conditioning == "vision") != (recipe.family == "qwen-edit"):
+        raise ValueError(f'{path}: conditioning "vision" and family "qwen-edit" go together.')
     if recipe.attention == "one way" and (recipe.family, recipe.layout) != ("flux", "index"):
         raise ValueError(
             f'{path}: attention "one way" needs family "flux" and layout "index", got '

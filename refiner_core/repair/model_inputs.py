@@ -34,7 +34,7 @@ def plan_crops(
 ) -> list[CropPlan]:
     """The draft's crop and the references': each at its own bucket, or all at a common one."""
     own, others = contexts
-    if recipe.one_size and references:
+    if recipe.shared_bucket and references:
         first, second = plan_pair(
             draft, references[0], recipe.buckets, (own, others[0]), megapixels
         )

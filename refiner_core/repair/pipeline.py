@@ -94,7 +94,7 @@ def refine(
         images.append(image)
         changed.append(allowed)
     options = request.options
-    guidance, cfg = engine.recipe.guided(options.guidance)
+    guidance, cfg = engine.recipe.resolve_guidance(options.guidance)
     report = {
         "version": __version__,
         "engine": engine.describe(),

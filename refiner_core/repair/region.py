@@ -166,7 +166,7 @@ class RegionJob:
         pictures: tuple[Tensor, ...],
     ) -> SamplingJob:  # fmt: skip
         o, recipe = self.options, self.engine.recipe
-        guidance, cfg = recipe.guided(o.guidance)
+        guidance, cfg = recipe.resolve_guidance(o.guidance)
         restriction = self._restriction(region, plan, latents[roles.index("draft")])
         return SamplingJob(
             latents,
@@ -183,10 +183,10 @@ class RegionJob:
 
     def _restored(self, result: Tensor, seen: _Seen, latents: tuple[Tensor, ...]) -> Tensor:
         recipe = self.engine.recipe
-        if not (self.aligned and recipe.remainder):
+        if not (self.aligned and recipe.codec_residual):
             return result
         coded = self.engine.decode(latents[recipe.order.index("reference")])
-        return (result + recipe.remainder * lost(seen.views[0], coded)).clamp(0, 1)
+        return (result + recipe.codec_residual * lost(seen.views[0], coded)).clamp(0, 1)
 
     def _sampled(self, step: int, steps: int, x0: Tensor) -> None:
         self.tell("sample", step, steps, x0)
@@ -233,10 +233,10 @@ class RegionJob:
 
     @property
     def _share(self) -> float:
-        return self.engine.recipe.prefill if self.aligned else 0.0
+        return self.engine.recipe.reference_blend if self.aligned else 0.0
 
     def _settling(self) -> dict[str, Any]:
-        o, usual = self.options, self.engine.recipe.settles
+        o, usual = self.options, self.engine.recipe.correct_drift_and_color
         return {
             "drift": usual if o.drift is None else o.drift,
             "color_match": float(usual) if o.color_match is None else o.color_match,

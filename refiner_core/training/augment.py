@@ -42,7 +42,7 @@ class VariedViews:
         assert view.pixels is not None, "prepared with pixels"
         p = varied(np.random.default_rng([at, 3, variant]), view.pixels)
         recipe = self._engine.recipe
-        share = recipe.prefill
+        share = recipe.reference_blend
         if variant % 2 and share:
             share = spread_share(share, variant)
         seen = prefill(p.draft, p.reference, p.mask, share)

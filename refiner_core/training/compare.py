@@ -120,7 +120,7 @@ def measure(
     text, pooled = engine.text(recipe.text(None), recipe.text_tokens)
     rows: list[dict[str, float]] = []
     for seed, p in enumerate(cases):
-        share = recipe.prefill if recipe.align else 0.0
+        share = recipe.reference_blend if recipe.align else 0.0
         seen = prefill(p.draft, p.reference, p.mask, share)
         latents = {"draft": engine.encode(seen), "reference": engine.encode(p.reference)}
         clean = tuple(latents[role] for role in recipe.order)

@@ -52,7 +52,7 @@ class Encoder(Protocol):
 def encode(pixels: Pixels, engine: Encoder, data: DataSettings) -> dict[str, Tensor]:
     """The latents of a framed view, on the CPU: target, draft and reference (half), mask."""
     recipe = engine.recipe
-    share = recipe.prefill if recipe.align else 0.0
+    share = recipe.reference_blend if recipe.align else 0.0
     seen = prefill(pixels.draft, pixels.reference, pixels.mask, share)
     images = {"target": pixels.target, "draft": seen, "reference": pixels.reference}
     out = {k: engine.encode(v).cpu().half() for k, v in images.items()}

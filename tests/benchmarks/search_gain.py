@@ -72,7 +72,9 @@ def _compare(job: tuple[int, int]) -> Gain | None:
     plain = RefineOptions(seed=seed)
     steps = engine.recipe.steps
     measures = {SINGLE: run(engine, plain)[0]}
-    light = replace(engine, recipe=replace(engine.recipe, prefill=engine.recipe.prefill / 2))
+    light = replace(
+        engine, recipe=replace(engine.recipe, reference_blend=engine.recipe.reference_blend / 2)
+    )
     measures[LIGHT] = run(light, plain)[0]
     measures[BEST], region = run(engine, replace(plain, candidates=candidates))
     price = region["search"]["evaluations"]
