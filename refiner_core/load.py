@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import FluxTransformer2DModel
 
-from .models.core_engine import CoreEngine, TextEncoder
+from .models.core_engine import CoreEngine
 from .models.detail_encoder import load_detail_encoder
 from .models.devices import pick_device
-from .models.text import FluxText, comfyui_folders
-from .models.vae import FluxCodec, load_vae
 from .nano import NANO_WEIGHTS
 from .nano.nano_engine import load_nano
 from .recipes.recipe import IMAGECRITIC, KONTEXT, NANO, OMNIREFINER, Recipe
@@ -23,6 +21,9 @@ from .weights.inspection import expect
 from .weights.lora import apply_lora, parse_lora_argument, read_lora
 from .weights.safetensors_io import check_weights_path, read_header
 from .weights.transformer import count_parameters, load_transformer, transformer_folder
+
+if TYPE_CHECKING:
+    from .models.flux_transformer import Transformer
 
 LoraArgument = str | tuple[str | Path, float]
 _MODEL_FOLDERS = ("diffusion_models", "unet", "checkpoints")
@@ -119,7 +120,7 @@ def _check_here(recipe: Recipe, detail_encoder: str | Path | None) -> None:
         expect(detail_encoder, "detail_encoder")
 
 
-def _merge(model: FluxTransformer2DModel, file: Path, strength: float) -> str:
+def _merge(model: Transformer, file: Path, strength: float) -> str:
     """Merge one LoRA file of either kind, and say what it changed."""
     if is_imagecritic(read_header(file, "LoRA")[0]):
         return f"{merge_imagecritic(model, read_imagecritic_lora(file), strength)} modules"
@@ -148,9 +149,13 @@ class _Parts:
 def _flux_engine(
     parts: _Parts, recipe: Recipe, device: torch.device, tokenizers: str | Path | None
 ) -> CoreEngine:
+    # They import transformers and diffusers, for which the nano would wait.
+    from .models.text import FluxText, comfyui_folders
+    from .models.vae import load_vae
+
     roots = [*_given_folder(tokenizers), parts.around, *comfyui_folders(parts.model)]
-    text: TextEncoder = FluxText(parts.clip, parts.t5, roots, device)
-    codec: FluxCodec = load_vae(parts.vae, device)
+    text = FluxText(parts.clip, parts.t5, roots, device)
+    codec = load_vae(parts.vae, device)
     _check_recipe(recipe, codec.factor)
     weights = transformer_folder(parts.model) if parts.model.is_dir() else parts.model
     dtype = pick_dtype(device, count_parameters(weights))

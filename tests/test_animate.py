@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from refiner_core.__main__ import main
-from refiner_core.commands.animate import changed_box
+from refiner_core.images.animation import changed_box
 
 
 @pytest.fixture

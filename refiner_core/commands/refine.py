@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.nn import functional as F
-
-from ..images.image_io import Picture, check_picture_output, load_mask, load_picture, save_picture
-from ..storage.output_files import atomic_path, check_output
 from .model_options import add_model_options, model_arguments
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def add_parser(commands: Any) -> None:
@@ -62,7 +60,11 @@ def add_parser(commands: Any) -> None:
     p.set_defaults(run=run)
 
 
-def _mask(path: str, like: torch.Tensor, resize: bool, name: str) -> torch.Tensor:
+def _mask(path: str, like: Tensor, resize: bool, name: str) -> Tensor:
+    from torch.nn import functional as F
+
+    from ..images.image_io import load_mask
+
     mask = load_mask(path, name)
     if resize and mask.shape[-2:] != like.shape[-2:]:
         mask = F.interpolate(mask, like.shape[-2:], mode="bilinear", antialias=True)
@@ -75,9 +77,11 @@ def run(chosen: argparse.Namespace) -> None:
     Raises:
         ValueError: any input that cannot be used; nothing is written then.
     """
+    from ..images.image_io import Picture, check_picture_output, load_picture, save_picture
     from ..load import load_engine
     from ..repair.pipeline import refine
     from ..repair.request import RefineOptions, RefineRequest
+    from ..storage.output_files import atomic_path, check_output
 
     out = check_picture_output(chosen.out, chosen.overwrite)
     report = check_output(chosen.report, chosen.overwrite) if chosen.report else None

@@ -16,7 +16,7 @@ from .detail_encoder import DetailEncoder, fill_triggers
 from .kontext import Conditioning, Denoiser
 
 if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
+    from .flux_transformer import Transformer
 
 
 class Codec(Protocol):
@@ -49,7 +49,7 @@ class CoreEngine:
     """
 
     recipe: Recipe
-    model: FluxTransformer2DModel
+    model: Transformer
     codec: Codec
     text: TextEncoder
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

@@ -20,8 +20,6 @@ from .attention import Rotary, attend
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
 
-    Transformer = FluxTransformer2DModel | "FluxTransformer"
-
 _FREQUENCIES = 256  # of the embeddings of time and guidance
 _THETA = 10000
 _FLOAT16_MAX = 65504
@@ -313,3 +311,7 @@ class FluxTransformer(nn.Module):
             else:
                 text, image = block(*arguments)
         return (self.proj_out(self.norm_out(image, time)),)
+
+
+if TYPE_CHECKING:
+    Transformer = FluxTransformer2DModel | FluxTransformer

@@ -17,7 +17,7 @@ from .. import flow
 from . import tokens
 
 if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
+    from .flux_transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ def _repeat(x: Tensor, batch: int) -> Tensor:
     return x if len(x) == batch else x.expand(batch, *x.shape[1:])
 
 
-def zero_text(
-    model: FluxTransformer2DModel, batch: int = 1, length: int = 1
-) -> tuple[Tensor, Tensor]:
+def zero_text(model: Transformer, batch: int = 1, length: int = 1) -> tuple[Tensor, Tensor]:
     """The embeddings of a model that knows no text: zeros `B length D` and `B P`."""
     p = model.context_embedder.weight
     pooled = model.time_text_embed.text_embedder.linear_1.in_features
@@ -79,7 +77,7 @@ def _one_way(length: int, text: int, noisy: int) -> Tensor:
 
 
 def velocity(
-    model: FluxTransformer2DModel,
+    model: Transformer,
     x: Tensor,
     t: Tensor | float,
     conditioning: Conditioning,
@@ -129,7 +127,7 @@ class Denoiser:
     `x` is float32; the network runs in its own type.
     """
 
-    def __init__(self, model: FluxTransformer2DModel) -> None:
+    def __init__(self, model: Transformer) -> None:
         self.model = model
 
     def __call__(self, x: Tensor, sigma: Tensor, *, conditioning: Conditioning) -> Tensor:

@@ -18,8 +18,9 @@ from __future__ import annotations
 import math
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
+
+from ..models.flux_transformer import FluxTransformer
 
 HEAD = 128
 AXES = (16, 56, 56)
@@ -65,7 +66,7 @@ def _phases(index: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _randomise(model: FluxTransformer2DModel, generator: torch.Generator) -> None:
+def _randomise(model: FluxTransformer, generator: torch.Generator) -> None:
     """Small random weights everywhere, and every block's gate open."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -85,7 +86,7 @@ def _randomise(model: FluxTransformer2DModel, generator: torch.Generator) -> Non
 
 
 @torch.no_grad()
-def initialise(model: FluxTransformer2DModel, seed: int = 0) -> None:
+def initialise(model: FluxTransformer, seed: int = 0) -> None:
     """Write the positional start described above into `model` (hidden 256, at least one block).
 
     Raises:

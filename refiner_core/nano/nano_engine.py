@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import FluxTransformer2DModel
 from safetensors import safe_open
 from torch import Tensor
 
 from ..models.core_engine import CoreEngine
+from ..models.flux_transformer import FluxTransformer
 from ..recipes.recipe import NANO
 from . import NANO_WEIGHTS
 from .codec import BlockCodec
@@ -34,10 +34,10 @@ def load_transformer_state(path: Path = NANO_WEIGHTS) -> dict[str, Tensor]:
 def load_nano(device: torch.device | str = "cpu", path: Path = NANO_WEIGHTS) -> CoreEngine:
     """The embedded refiner, or another nano, float32, on `device`."""
     state = load_transformer_state(path)
-    model = FluxTransformer2DModel(**nano_config())  # type: ignore[arg-type]
+    model = FluxTransformer(**nano_config())
     model.load_state_dict({k: v.float() for k, v in state.items()})
     device = torch.device(device)
-    model.to(device)  # pyright: ignore[reportArgumentType] (diffusers wraps it)
+    model.to(device)
     model.eval().requires_grad_(False)
 
     def no_text(prompt: str, length: int) -> tuple[Tensor, Tensor]:

@@ -7,17 +7,21 @@ to be in memory at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import nn
 
+from ..models.flux_transformer import FluxTransformer
 from ..nano.initialisation import nano_config
 from ..recipes.recipe import NANO, OMNIREFINER, Recipe
 from .config import GrpoConfig, ModelSettings, SftConfig
 from .quantize import in_a_block
 from .sharding import check_divisible
 from .trainable import add_lora, all_weights
+
+if TYPE_CHECKING:
+    from ..models.flux_transformer import Transformer
 
 GB = 1e9
 # Of a weight in a block, scales included.
@@ -60,13 +64,13 @@ class Plan:
         return sum(self.parts.values())
 
 
-def _model(small: bool) -> FluxTransformer2DModel:
+def _model(small: bool) -> FluxTransformer:
     """The transformer on the meta device."""
     with torch.device("meta"):
-        return FluxTransformer2DModel(**(nano_config() if small else {"guidance_embeds": True}))  # type: ignore[arg-type]
+        return FluxTransformer(**(nano_config() if small else {"guidance_embeds": True}))
 
 
-def _base_bytes(model: FluxTransformer2DModel, settings: ModelSettings) -> float:
+def _base_bytes(model: Transformer, settings: ModelSettings) -> float:
     """Bytes of the base as it is kept."""
     numbers = sum(p.numel() for p in model.parameters())
     wide = 2 if settings.precision == "bf16" and settings.train == "lora" else 4
@@ -79,7 +83,7 @@ def _base_bytes(model: FluxTransformer2DModel, settings: ModelSettings) -> float
     return packed * BITS[settings.quantize] / 8 + (numbers - packed) * wide
 
 
-def _gathered_bytes(model: FluxTransformer2DModel, settings: ModelSettings) -> float:
+def _gathered_bytes(model: Transformer, settings: ModelSettings) -> float:
     """Bytes of a divided base's blocks that are whole at a time: the present one and the next."""
     blocks = (*model.transformer_blocks, *model.single_transformer_blocks)
     largest = max(sum(p.numel() for p in block.parameters()) for block in blocks)
@@ -93,7 +97,7 @@ def count_tokens(recipe: Recipe, megapixels: float | None) -> int:
     return 3 * (size.width // patch) * (size.height // patch) + recipe.text_tokens
 
 
-def forward_flops(model: FluxTransformer2DModel, tokens: int) -> float:
+def forward_flops(model: Transformer, tokens: int) -> float:
     """Floating-point operations of one forward pass of one sample (2 a multiply-add)."""
     hidden = model.inner_dim
     double, single = len(model.transformer_blocks), len(model.single_transformer_blocks)
@@ -161,9 +165,7 @@ def make_plan(
     return Plan(base, learning, modules, tokens, parts, flops, seconds)
 
 
-def _activation_bytes(
-    model: FluxTransformer2DModel, config: SftConfig | GrpoConfig, tokens: int
-) -> float:
+def _activation_bytes(model: Transformer, config: SftConfig | GrpoConfig, tokens: int) -> float:
     """Bytes kept for the backward pass of a micro-batch."""
     blocks = len(model.transformer_blocks) + len(model.single_transformer_blocks)
     again = config.model.checkpointing

@@ -13,13 +13,13 @@ from .. import flow
 from ..models.kontext import Conditioning, velocity
 
 if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
+    from ..models.flux_transformer import Transformer
 
 
 class VelocityNet(nn.Module):
     """The transformer as a function of (x, t, conditioning), for wrappers of data parallelism."""
 
-    def __init__(self, transformer: FluxTransformer2DModel) -> None:
+    def __init__(self, transformer: Transformer) -> None:
         super().__init__()
         self.transformer = transformer
 

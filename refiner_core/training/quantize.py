@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from .config import Quantize
+
+if TYPE_CHECKING:
+    from ..models.flux_transformer import Transformer
 
 
 def _missing(package: str, setting: str) -> ModuleNotFoundError:
@@ -18,7 +20,7 @@ def _missing(package: str, setting: str) -> ModuleNotFoundError:
     )
 
 
-def quantize(model: FluxTransformer2DModel, kind: Quantize, device: torch.device) -> None:
+def quantize(model: Transformer, kind: Quantize, device: torch.device) -> None:
     """Quantise the linear layers of the blocks: int8 and fp8 by torchao, nf4 by bitsandbytes.
 
     Layer by layer on `device`, so that it never holds the model unquantised.
@@ -46,7 +48,7 @@ def in_a_block(module: nn.Module, name: str) -> bool:
     return isinstance(module, nn.Linear) and "transformer_blocks." in name
 
 
-def _nf4(model: FluxTransformer2DModel, device: torch.device) -> None:
+def _nf4(model: Transformer, device: torch.device) -> None:
     try:
         import bitsandbytes  # pyright: ignore[reportMissingImports]
     except ImportError as e:

@@ -18,7 +18,7 @@ import torch
 from .config import ModelSettings
 
 if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
+    from ..models.flux_transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Fsdp:
     reshard: bool = True
     offload: bool = False
 
-    def divide(self, model: FluxTransformer2DModel, device: torch.device) -> None:
+    def divide(self, model: Transformer, device: torch.device) -> None:
         """Leave this process its share of every weight, on `device` (or the CPU, with `offload`)."""
         # Nothing adds to a block's output in place, which is what this warning is about.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -45,7 +45,7 @@ class Fsdp:
             fully_shard(block, mesh=mesh, reshard_after_forward=self.reshard, offload_policy=policy)
         fully_shard(model, mesh=mesh, offload_policy=policy)
 
-    def part(self, model: FluxTransformer2DModel) -> float:
+    def part(self, model: Transformer) -> float:
         """How much of the base this process keeps, 0 to 1."""
         base: list[Any] = [p for p in model.parameters() if not p.requires_grad]
         return sum(p.to_local().numel() for p in base) / sum(p.numel() for p in base)
@@ -61,7 +61,7 @@ class Zero3:
     settings: Mapping[str, Any]
     _engines: list[Any] = field(default_factory=list[Any])
 
-    def divide(self, model: FluxTransformer2DModel, device: torch.device) -> None:
+    def divide(self, model: Transformer, device: torch.device) -> None:
         """Leave this process its share of every weight."""
         import deepspeed  # pyright: ignore[reportMissingImports]
 
@@ -75,7 +75,7 @@ class Zero3:
         engine = deepspeed.initialize(model=model, config=config)[0]
         self._engines.append(engine)  # it takes its hooks away when it is collected
 
-    def part(self, model: FluxTransformer2DModel) -> float:
+    def part(self, model: Transformer) -> float:
         """How much of the base this process keeps, 0 to 1."""
         base: list[Any] = [p for p in model.parameters() if not p.requires_grad]
         return sum(p.ds_tensor.numel() for p in base) / sum(p.ds_numel for p in base)

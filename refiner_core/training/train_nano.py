@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from ..data.build import Progress, run_build
@@ -26,6 +25,7 @@ from ..data.stages.procedural import (
 )
 from ..models.core_engine import CoreEngine
 from ..models.devices import pick_device
+from ..models.flux_transformer import FluxTransformer
 from ..nano.codec import BlockCodec
 from ..nano.initialisation import initialise, nano_config
 from ..nano.nano_engine import load_nano
@@ -113,9 +113,9 @@ def _cut(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray | None) -
     return torch.from_numpy(square).permute(2, 0, 1).float() / 255
 
 
-def untrained_model(seed: int) -> FluxTransformer2DModel:
+def untrained_model(seed: int) -> FluxTransformer:
     """The transformer before any training, at its positional start."""
-    model = FluxTransformer2DModel(**nano_config())  # type: ignore[arg-type]
+    model = FluxTransformer(**nano_config())
     initialise(model, seed)
     return model
 

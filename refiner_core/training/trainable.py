@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..weights.lora import read_lora
 
 if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
+    from ..models.flux_transformer import Transformer
 
 # Attention and feed-forward of both kinds of block, as the paper's figure 2 says; the single
 # blocks' proj_out is their attention output and feed-forward in one. The final layer is left out.
@@ -89,7 +89,7 @@ class Trainable:
         return {m: (p["lora_A"], p["lora_B"]) for m, p in pairs.items()}
 
 
-def all_weights(model: FluxTransformer2DModel) -> Trainable:
+def all_weights(model: Transformer) -> Trainable:
     """Every weight of the model learns."""
     model.requires_grad_(True)
     return Trainable(dict(model.named_parameters()))
@@ -100,14 +100,14 @@ def _needs_peft() -> None:
         raise ModuleNotFoundError("Training a LoRA needs peft: pip install 'omnirefiner[train]'.")
 
 
-def add_lora(model: FluxTransformer2DModel, rank: int, alpha: float, seed: int = 0) -> Trainable:
+def add_lora(model: Transformer, rank: int, alpha: float, seed: int = 0) -> Trainable:
     """Freeze the model and put a fresh LoRA on its attention and feed-forward (B = 0).
 
     Raises:
         ModuleNotFoundError: peft is not installed.
     """
     _needs_peft()
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     model.requires_grad_(False)
     config = LoraConfig(
@@ -118,7 +118,7 @@ def add_lora(model: FluxTransformer2DModel, rank: int, alpha: float, seed: int =
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.add_adapter(config, adapter_name=_ADAPTER)
+        inject_adapter_in_model(config, model, _ADAPTER)
     found: dict[str, nn.Parameter] = {}
     for name, p in model.named_parameters():
         if f".{_ADAPTER}.weight" in name:
@@ -127,7 +127,7 @@ def add_lora(model: FluxTransformer2DModel, rank: int, alpha: float, seed: int =
     return Trainable(found, rank, alpha)
 
 
-def continue_lora(model: FluxTransformer2DModel, path: str | Path) -> Trainable:
+def continue_lora(model: Transformer, path: str | Path) -> Trainable:
     """Freeze the model and go on training the LoRA of a file, at its rank.
 
     Raises:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from .inspection import architecture
 from .keys import bfl_to_diffusers, diffusers_to_bfl, is_bfl, strip_prefix
 from .safetensors_io import fill, folder_files, read_folder, read_header, read_weights
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
 
 __all__ = [
     "bfl_to_diffusers",
@@ -117,7 +119,7 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[dict[str, Any], dict
     folder = transformer_folder(folder)
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     kind = config.get("_class_name")
-    if kind != FluxTransformer2DModel.__name__:
+    if kind != "FluxTransformer2DModel":
         raise ValueError(f"{folder} holds a {kind}, not a FluxTransformer2DModel (FLUX.1).")
     kept = {k: v for k, v in config.items() if not k.startswith("_")}
     return kept, read_folder(folder, dtype, "diffusion model")
@@ -152,6 +154,9 @@ def load_transformer(
             f"{path} takes {config['in_channels']} channels a token and returns "
             f"{config['out_channels']}: a FLUX Fill, Canny or Depth model. Take FLUX.1-Kontext-dev."
         )
+    # Importing diffusers takes seconds: the nano, which does not need it, would wait for it.
+    from diffusers import FluxTransformer2DModel
+
     with torch.device("meta"):
         model = cast(FluxTransformer2DModel, FluxTransformer2DModel.from_config(config))
     fill(model, sd, str(path))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
-from refiner_core.commands.demo import CASES
+from refiner_core.images.demo_cases import CASES
 
 SIZE = (480, 320)
 _GAP = 4
