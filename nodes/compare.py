@@ -24,7 +24,7 @@ class Compare(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OmniRefiner_Compare",
-            display_name="Compare",
+            display_name="Compare (OmniRefiner)",
             category=CATEGORY,
             description="Compares two images with a slider, pixel by pixel, with zoom and an optional "
             "overlay such as a heatmap.",

@@ -1,4 +1,4 @@
-"""Example Case: the demo's pictures, so that a template runs with nothing to download."""
+"""Example Case: the images of the demo, so that templates run without a download."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ExampleCase(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OmniRefiner_ExampleCase",
-            display_name="Example Case",
+            display_name="Example Case (OmniRefiner)",
             category=CATEGORY,
             description="A broken draft, its reference and both masks, from the pack itself. "
             "Replace it by Load Image nodes for your own pictures.",

@@ -52,7 +52,7 @@ class LoadFolder(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OmniRefiner_LoadFolder",
-            display_name="Load Folder",
+            display_name="Load Folder (OmniRefiner)",
             category=SCORING,
             description="Loads the images of a folder with their file names, sorted by name. The "
             "nodes that are connected run once for each image.",

@@ -62,7 +62,7 @@ class PickBest(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OmniRefiner_PickBest",
-            display_name="Pick Best",
+            display_name="Pick Best (OmniRefiner)",
             category=SCORING,
             description="Picks the images of a batch whose detail is closest to the reference.",
             search_aliases=[

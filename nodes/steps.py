@@ -196,7 +196,7 @@ class Stitch(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OmniRefiner_Stitch",
-            display_name="Stitch",
+            display_name="Stitch (OmniRefiner)",
             category=STEPS,
             description="Stitches a repaired crop back into the draft. Drift and color shift are "
             "corrected, and every pixel outside the mask keeps its exact value.",

@@ -5,69 +5,73 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tests.browser.model_files import file_list
+
 LOGO = {"draft": [0.6172, 0.3396, 0.8172, 0.6534], "reference": [0.1875, 0.1812, 0.8125, 0.8]}
 TWO = [
     {"draft": [0.3185, 0.3396, 0.4218, 0.6534], "reference": [0.0938, 0.1812, 0.4063, 0.8]},
     {"draft": [0.5185, 0.5785, 0.6363, 0.897], "reference": [0.5844, 0.1375, 0.911, 0.7813]},
 ]
 KONTEXT = {
-    "recipe": "omnirefiner", "diffusion_model": "flux1-dev-kontext_fp8_scaled.safetensors",
-    "clip_l": "clip_l.safetensors", "t5xxl": "t5xxl_fp8_e4m3fn_scaled.safetensors",
-    "vae": "ae.safetensors", "refiner_lora": "omnirefiner-kontext.safetensors",
-}  # fmt: skip
-FILES = (
-    "**Files** (all in ComfyUI's models folder): `diffusion_models/flux1-dev-kontext_fp8_scaled."
-    "safetensors`, `text_encoders/clip_l.safetensors`, `text_encoders/t5xxl_fp8_e4m3fn_scaled."
-    "safetensors`, `vae/ae.safetensors`, and as `loras/omnirefiner-kontext.safetensors` a refiner LoRA "
-    "in the index layout. Choose your own names in *Load Refiner*; without a LoRA take the recipe "
-    "*kontext*. FLUX.1-Kontext-dev is under a non-commercial licence."
+    "recipe": "omnirefiner",
+    "diffusion_model": "flux1-dev-kontext_fp8_scaled.safetensors",
+    "clip_l": "clip_l.safetensors",
+    "t5xxl": "t5xxl_fp8_e4m3fn_scaled.safetensors",
+    "vae": "ae.safetensors",
+    "refiner_lora": "omnirefiner-kontext.safetensors",
+}
+KONTEXT_LICENCE = "FLUX.1 Kontext [dev] has a non-commercial license."
+KONTEXT_FILES = (
+    f"{file_list(KONTEXT)} **The refiner LoRA has not been published**: train one with *Train Refiner "
+    "(SFT)* or on the command line. To run the workflow without it, set *recipe* to *kontext* and "
+    f"*refiner_lora* to *none*. {KONTEXT_LICENCE}"
 )
 CRITIC = KONTEXT | {
-    "recipe": "imagecritic", "refiner_lora": "ImageCritic-lora.safetensors",
+    "recipe": "imagecritic",
+    "refiner_lora": "ImageCritic-lora.safetensors",
     "detail_encoder": "ImageCritic-detail_encoder.safetensors",
-}  # fmt: skip
+}
 CRITIC_FILES = (
-    "**Files** (all in ComfyUI's models folder): `diffusion_models/flux1-dev-kontext_fp8_scaled."
-    "safetensors`, `text_encoders/clip_l.safetensors`, `text_encoders/t5xxl_fp8_e4m3fn_scaled."
-    "safetensors`, `vae/ae.safetensors`, and of ImageCritic's two files `lora.safetensors` as "
-    "`loras/ImageCritic-lora.safetensors`, `detail_encoder.safetensors` as `clip_vision/ImageCritic-"
-    "detail_encoder.safetensors`. Its weights are CC BY-NC 4.0, FLUX.1-Kontext-dev is under a "
-    "non-commercial licence.\n\nA prompt of your own must hold the words IMG1 (reference) and IMG2 "
-    "(draft). If too little is repaired draw a smaller box, or black the detail out in the draft first."
+    f"{file_list(CRITIC)} ImageCritic's files are called *lora* and *detail_encoder*: save them under "
+    f"the names above. Their license is CC BY-NC 4.0. {KONTEXT_LICENCE}\n\n"
+    "Your own prompt must contain the words IMG1 (the reference) and IMG2 (the draft). If the repair "
+    "changes too little, draw a smaller box, or paint the detail in the draft black first."
 )
 ANYTHING = {
-    "recipe": "refineanything", "diffusion_model": "qwen_image_edit_2511_fp8mixed.safetensors",
-    "text_encoder": "qwen_2.5_vl_7b_fp8_scaled.safetensors", "vae": "qwen_image_vae.safetensors",
+    "recipe": "refineanything",
+    "diffusion_model": "qwen_image_edit_2511_fp8mixed.safetensors",
+    "text_encoder": "qwen_2.5_vl_7b_fp8_scaled.safetensors",
+    "vae": "qwen_image_vae.safetensors",
     "refiner_lora": "Qwen-Image-Edit-2511-RefineAny.safetensors",
     "accelerator_lora": "Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16.safetensors",
-}  # fmt: skip
+}
 ANYTHING_FILES = (
-    "**Files** (all in ComfyUI's models folder): `diffusion_models/qwen_image_edit_2511_fp8mixed."
-    "safetensors`, `text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors`, `vae/qwen_image_vae."
-    "safetensors`, `loras/Qwen-Image-Edit-2511-RefineAny.safetensors` and, for 4 steps without CFG, "
-    "`loras/Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16.safetensors`. With *none* as "
-    "*accelerator_lora* it takes 28 steps at CFG 4.\n\nSay in *prompt* what to repair, beginning with "
-    "*refine*. It works without a reference too: remove the links to *reference* and *reference_mask*."
+    f"{file_list(ANYTHING)} The Lightning LoRA is optional: it samples with 4 steps and without CFG. "
+    "With *accelerator_lora* set to *none*, 28 steps and CFG 4 are used.\n\nDescribe the repair in "
+    "*prompt*, starting with the word *refine*. The recipe also works without a reference: remove the "
+    "links to *reference* and *reference_mask*."
 )
 
 KLEIN = {
-    "recipe": "flux2-klein", "diffusion_model": "flux-2-klein-4b.safetensors",
-    "text_encoder": "qwen_3_4b.safetensors", "vae": "flux2-vae.safetensors",
-}  # fmt: skip
+    "recipe": "flux2-klein",
+    "diffusion_model": "flux-2-klein-4b.safetensors",
+    "text_encoder": "qwen_3_4b.safetensors",
+    "vae": "flux2-vae.safetensors",
+}
 KLEIN_FILES = (
-    "**Files** (all in ComfyUI's models folder): `diffusion_models/flux-2-klein-4b.safetensors` or its "
-    "fp8 file, `text_encoders/qwen_3_4b.safetensors` and `vae/flux2-vae.safetensors`, those of "
-    "ComfyUI's own FLUX.2 [klein] templates. Klein 4B is under Apache-2.0. It takes several pictures "
-    "by training, but was not trained for repairs: say in *prompt* what to do if too little happens."
+    f"{file_list(KLEIN)} The license of FLUX.2 [klein] 4B is Apache-2.0.\n\nThe model was trained for "
+    "several reference images, but not for repairs. If it changes too little, describe the repair in "
+    "*prompt*."
 )
+UNET = {"unet_name": KONTEXT["diffusion_model"]}
+CLIP = {"clip_name1": KONTEXT["clip_l"], "clip_name2": KONTEXT["t5xxl"], "type": "flux"}
+VAE = {"vae_name": KONTEXT["vae"]}
 STACK_FILES = (
-    "**Files** (all in ComfyUI's models folder): `diffusion_models/flux1-dev-kontext_fp8_scaled."
-    "safetensors`, `text_encoders/clip_l.safetensors`, `text_encoders/t5xxl_fp8_e4m3fn_scaled."
-    "safetensors`, `vae/ae.safetensors`.\n\n**GGUF**: with ComfyUI-GGUF installed put *Unet Loader "
-    "(GGUF)* in place of *Load Diffusion Model*; if T5 is GGUF too, *DualCLIPLoader (GGUF)*. **LoRAs**, "
-    "torch.compile and the like go between that loader and *Refiner from Model*, whose *recipe* says "
-    "what it all is: *kontext* is Kontext without a refiner LoRA. FLUX.1-Kontext-dev is under a "
-    "non-commercial licence."
+    f"{file_list(UNET, CLIP, VAE)} {KONTEXT_LICENCE}\n\n**GGUF**: install the pack ComfyUI-GGUF and "
+    "replace *Load Diffusion Model* with *Unet Loader (GGUF)*. If T5 is a GGUF file as well, use "
+    "*DualCLIPLoader (GGUF)*. **LoRAs** and torch.compile go between that loader and *Refiner from "
+    "Model*. Its *recipe* says what the model was trained for: *kontext* is Kontext without a refiner "
+    "LoRA."
 )
 
 
@@ -121,34 +125,34 @@ def lettering(loader: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 OWN = (
-    "\n\nFor your own pictures put *Load Image* nodes in place of *Example Case* and drag a box over the "
-    "detail in both pictures, in the tab *Regions*; rather too small than too large."
+    "\n\nTo use your own images, replace *Example Case (OmniRefiner)* with two *Load Image* nodes and "
+    "draw a box around the detail in both images in the tab *Regions*. Keep the boxes tight."
 )
 
 EXAMPLES = [
     Example(
         "Repair a logo (nano, nothing to download)",
-        "## Repair a logo\nPress **Run**. The draft carries the wrong badge, the reference shows the "
-        "right one. Move the slider in *Reference Refine* to compare; outside the region every pixel "
-        "is exactly the draft's." + OWN,
+        "## Repair a logo\nPress **Run**. The draft shows a wrong badge, and the reference shows the "
+        "correct one. Move the slider in *Reference Refine* to compare before and after. Every pixel "
+        "outside the region keeps its exact value." + OWN,
         [load(), case("logo"), refine(boxes=[LOGO]), save()],
         MASKED,
     ),
     Example(
         "Repair lettering with a painted mask (nano)",
-        "## Repair lettering with a painted mask\nPress **Run**. The sign is misspelled; the reference "
-        "spells it right. *Mask Builder* takes the painted mask and grows it by a pixel.\n\nFor your "
-        "own pictures put *Load Image* nodes in place of *Example Case*, paint each mask with *Open in "
-        "MaskEditor* and connect the outputs MASK. Outline the same surface in both pictures, the "
-        "whole sign rather than single letters.",
+        "## Repair lettering with a painted mask\nPress **Run**. The sign is misspelled, and the reference "
+        "shows the correct spelling. *Mask Builder* takes the painted mask and grows it by one pixel."
+        "\n\nTo use your own images, replace *Example Case (OmniRefiner)* with two *Load Image* nodes, "
+        "paint a mask in each with *Open in Mask Editor* and connect their MASK outputs. Mark the same "
+        "surface in both images: the whole sign rather than single letters.",
         lettering(load()),
         LETTERING,
     ),
     Example(
         "Two regions with two references (nano)",
-        "## Two regions with two references\nPress **Run**. Box 1 of the draft takes its detail from "
-        "box 1 of the reference, box 2 from box 2; each is a repair of its own. The masks narrow the "
-        "boxes down to the outlines; without masks whole boxes are repaired." + OWN,
+        "## Two regions with two references\nPress **Run**. Box 1 of the draft is repaired from box 1 of "
+        "the reference, and box 2 from box 2. Each pair is a repair of its own. The masks limit the "
+        "boxes to the outlines of the details; without masks the whole boxes are repaired." + OWN,
         [
             load(),
             case("logo and pattern"),
@@ -159,10 +163,10 @@ EXAMPLES = [
     ),
     Example(
         "After a generator (nano)",
-        "## After a generator\nConnect your generator's *VAE Decode* where *Example Case* stands for it "
-        "now, run once, drag boxes in the tab *Regions* of *Reference Refine*, run again: the generator "
-        "is not run a second time while its seed is fixed. *Compare* shows both pictures pixel on "
-        "pixel.",
+        "## After a generator\nReplace *Example Case (OmniRefiner)* with the *VAE Decode* of your "
+        "generator. Press **Run** once, draw boxes in the tab *Regions* of *Reference Refine*, and press "
+        "**Run** again. As long as its seed is fixed, the generator does not run a second time. *Compare "
+        "(OmniRefiner)* shows both images pixel by pixel.",
         [
             load(),
             case("pattern"),
@@ -174,18 +178,19 @@ EXAMPLES = [
     ),
     Example(
         "Best of 8 (nano)",
-        "## Best of 8\nPress **Run**. *candidates* 8 begins eight repairs; after every quarter of the "
-        "steps the worse half is dropped, and the one whose detail is nearest to the reference is "
-        "returned. *Report* lists every candidate with its seed and score. The score needs no weights; "
-        "connect *Load Scorer* to *scorer* to choose by DreamSim." + OWN,
+        "## Best of 8\nPress **Run**. With *candidates* set to 8, eight repairs are started. After every "
+        "quarter of the steps the worse half is dropped, and the one whose detail is closest to the "
+        "reference is returned. The tab *Report* lists the seed and score of every candidate. The score "
+        "needs no weights; connect *Load Scorer* to *scorer* to choose by DreamSim." + OWN,
         [load(), case("logo"), refine(boxes=[LOGO], candidates=8), save(prefix="best")],
         MASKED,
     ),
     Example(
         "Score repairs with a heatmap (no weights)",
-        "## Score repairs\nPress **Run**. *DreamSim Score* compares a whole batch with the true picture, "
-        "here the draft and its repair: 0 is the same. *Compare* lays the heatmap over them; turn to the "
-        "second picture with its arrows. For DreamSim itself choose its file in *metric*.",
+        "## Score repairs\nPress **Run**. *DreamSim Score* compares a batch of images, here the draft and "
+        "its repair, with the correct image. 0 means identical. *Compare (OmniRefiner)* shows the heatmap "
+        "over the images; its arrow buttons switch to the second image. To use DreamSim, choose its file "
+        "in *metric*.",
         [
             load(),
             case("pattern"),
@@ -210,12 +215,12 @@ EXAMPLES = [
     ),
     Example(
         "Score a folder (no weights)",
-        "## Score a folder\n*Load Folder* gives a folder's pictures one by one, here those of ComfyUI's "
-        "*input*: type the name of a folder inside it, or a full path, then press **Run**. Each is "
-        "compared with the true one: 0 is the same. The scores begin with the file's name; *Compare* "
-        "shows each picture with its heatmap, in the same order. *Example Case* stands for the true "
-        "picture and for the mask of what counts: take *Load Image* for yours, or leave the mask away "
-        "to compare whole pictures.",
+        "## Score a folder\nEnter the name of a folder inside ComfyUI's *input* folder, or a full path, in "
+        "*Load Folder (OmniRefiner)*, then press **Run**. Every image of the folder is compared with the "
+        "correct image. 0 means identical. Each score starts with the file name, and *Compare "
+        "(OmniRefiner)* shows the images with their heatmaps in the same order.\n\n*Example Case "
+        "(OmniRefiner)* provides the correct image and the mask of the area that counts. Replace it with "
+        "*Load Image* to use your own, or remove the mask to compare the whole images.",
         [
             node("OmniRefiner_LoadFolder", 20, 60, 360, 110),
             case("logo", y=260),
@@ -236,15 +241,17 @@ EXAMPLES = [
     ),
     Example(
         "Repair a logo (Kontext)",
-        "## Repair a logo with FLUX.1-Kontext\n" + FILES + OWN,
+        "## Repair a logo with FLUX.1 Kontext\n" + KONTEXT_FILES + OWN,
         [load(**KONTEXT), case("logo", y=500), refine(boxes=[LOGO]), save()],
         MASKED,
         runs=False,
     ),
     Example(
         "Repair lettering with a painted mask (Kontext)",
-        "## Repair lettering with FLUX.1-Kontext\n" + FILES + "\n\nWrite what the text says into "
-        "*prompt* if the repair should follow it; empty takes the recipe's own sentence.",
+        "## Repair lettering with FLUX.1 Kontext\n"
+        + KONTEXT_FILES
+        + "\n\nTo make the model follow the "
+        "wording, write what the text says into *prompt*. If it is empty, the recipe's own prompt is used.",
         lettering(load(**KONTEXT)),
         LETTERING,
         runs=False,
@@ -258,9 +265,9 @@ EXAMPLES = [
     ),
     Example(
         "Repair a logo (Kontext GGUF, LoRA stacks)",
-        "## Repair a logo with loaders of your own\n" + STACK_FILES + OWN,
+        "## Repair a logo with separate loaders\n" + STACK_FILES + OWN,
         [
-            node("UNETLoader", 20, 60, 360, 90, unet_name=KONTEXT["diffusion_model"]),
+            node("UNETLoader", 20, 60, 360, 90, **UNET),
             case("logo", y=490),
             refine(x=840, boxes=[LOGO]),
             save(x=1460),
@@ -270,11 +277,9 @@ EXAMPLES = [
                 190,
                 360,
                 130,
-                clip_name1=KONTEXT["clip_l"],
-                clip_name2=KONTEXT["t5xxl"],
-                type="flux",
+                **CLIP,
             ),
-            node("VAELoader", 20, 375, 360, 60, vae_name=KONTEXT["vae"]),
+            node("VAELoader", 20, 375, 360, 60, **VAE),
             node("OmniRefiner_RefinerFromModel", 440, 60, 340, 220, recipe="kontext"),
         ],
         [

@@ -19,6 +19,7 @@ from PIL import Image
 from tests.browser import thumbnails
 from tests.browser.examples import EXAMPLES, MASKED, Example, case, load, refine, save
 from tests.browser.graphs import build
+from tests.browser.model_files import add_models
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
 
@@ -64,7 +65,7 @@ def _link(link: Any, numbers: dict[Any, int]) -> Any:
 
 
 def with_note(example: Example) -> list[dict[str, Any]]:
-    height = 150 if example.runs else 200
+    height = 150 if example.runs else 360
     note = {
         "type": "MarkdownNote", "pos": [20, -10 - height], "size": [980, height],
         "values": {"text": example.note},
@@ -111,6 +112,7 @@ def test_make(open_comfy: Callable[..., Any], example: Example) -> None:
     build(comfy, with_note(example), example.links)
     workflow = comfy.page.evaluate("() => app.graph.serialize()")
     workflow["extra"] = {"ds": whole_view(workflow["nodes"])}
+    add_models(workflow)
     if example.runs:
         entry = comfy.run()
         assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
@@ -145,8 +147,9 @@ def test_make_blueprint(open_comfy: Callable[..., Any]) -> None:
     subgraph = blueprint["definitions"]["subgraphs"][0]
     subgraph["category"] = "OmniRefiner"
     subgraph["description"] = (
-        "Puts the true detail of the reference into the draft, inside the mask. Paint the masks on Load "
-        "Image (Open in MaskEditor), or enter the subgraph and draw boxes in Reference Refine."
+        "Repairs a detail of the draft with the correct detail from the reference, inside the mask. Paint "
+        "the masks in Load Image (Open in Mask Editor), or open the subgraph and draw boxes in Reference "
+        "Refine."
     )
     assert [i["name"] for i in subgraph["inputs"]][:2] == ["draft", "reference"]
     comfy.shot("blueprint")

@@ -65,7 +65,7 @@ def test_template_opens_and_runs(published: Any, open_comfy: Callable[..., Any],
     assert missing == []
     if any(word in name for word in DOWNLOADS):
         note = comfy.page.evaluate(SHORTEN)
-        assert "models folder" in note
+        assert "`models` folder" in note
         values = json.loads((FOLDER / f"{name}.json").read_text())["nodes"][0]["widgets_values"]
         files = [v for v in values if str(v).endswith(".safetensors")]
         assert files and all(f in note for f in files), "the note names every file"
