@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import random
@@ -63,7 +64,7 @@ def test_grey(tmp_path: Path) -> None:
     Image.fromarray(RGB[..., 0]).save(tmp_path / "a.png")
     picture = load_picture(tmp_path / "a.png")
     np.testing.assert_array_equal(planes(picture.pixels), np.repeat(RGB[..., :1], 3, -1))
-    assert picture.notes == ("L read as RGB",)
+    assert picture.notes == ("L converted to RGB",)
 
 
 def test_alpha_is_kept_through_saving(tmp_path: Path) -> None:
@@ -127,7 +128,79 @@ def test_16_bit_png(tmp_path: Path, channels: int) -> None:
     np.testing.assert_array_equal(planes(again.pixels), color)
 
 
-def test_16_bit_tiff_grey(tmp_path: Path) -> None:
+def test_a_16_bit_png_may_be_interlaced_or_name_a_transparent_color(tmp_path: Path) -> None:
+    rows = RGB16.reshape(11, -1).tolist()
+    key = tuple(int(v) for v in RGB16[3, 4])
+    for name, options in (("a.png", {"interlace": True}), ("b.png", {"transparent": key})):
+        with (tmp_path / name).open("wb") as stream:
+            png.Writer(17, 11, bitdepth=16, greyscale=False, **options).write(stream, rows)
+        np.testing.assert_array_equal(planes(load_picture(tmp_path / name).pixels), RGB16)
+    alpha = load_picture(tmp_path / "b.png").alpha
+    assert alpha is not None
+    assert (planes(alpha)[..., 0] == 0).nonzero()[0].tolist() == [3]
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "deflate"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_tiff(
+    tmp_path: Path, byteorder: str, compression: str | None, channels: int
+) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="comes with scikit-image")
+    data = RNG.integers(0, 65536, (11, 17, channels), dtype=np.uint16)
+    options = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+    tifffile.imwrite(
+        tmp_path / "a.tif", data, byteorder=byteorder, compression=compression,
+        predictor=compression is not None, photometric="rgb", **options,
+    )  # fmt: skip
+    picture = load_picture(tmp_path / "a.tif")
+    np.testing.assert_array_equal(planes(picture.pixels), data[..., :3])
+    save_picture(picture, tmp_path / "b.tif")
+    again = load_picture(tmp_path / "b.tif")
+    assert torch.equal(again.pixels, picture.pixels)
+    assert (again.alpha is None) == (channels == 3)
+    if again.alpha is not None:
+        np.testing.assert_array_equal(planes(again.alpha)[..., 0], data[..., 3])
+
+
+def test_16_bit_tiff_with_premultiplied_alpha(tmp_path: Path) -> None:
+    """The stored color is the true one times alpha."""
+    tifffile = pytest.importorskip("tifffile", reason="comes with scikit-image")
+    data = np.zeros((1, 3, 4), np.uint16)
+    data[0] = [[20000, 10000, 0, 32768], [60000, 500, 7, 65535], [0, 0, 0, 0]]
+    tifffile.imwrite(tmp_path / "a.tif", data, photometric="rgb", extrasamples=["assocalpha"])
+    found = planes(load_picture(tmp_path / "a.tif").pixels)[0]
+    np.testing.assert_allclose(found[0], [40000, 20000, 0], atol=1)
+    assert found[1:].tolist() == [[60000, 500, 7], [0, 0, 0]]
+
+
+def test_16_bit_tiff_in_planes_is_refused(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="comes with scikit-image")
+    data = RGB16.transpose(2, 0, 1)
+    tifffile.imwrite(tmp_path / "a.tif", data, photometric="rgb", planarconfig="separate")
+    with pytest.raises(ValueError, match=r"a\.tif .*planes"):
+        load_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_of_an_animation_the_first_frame_is_read_and_that_is_noted(
+    tmp_path: Path, kind: str
+) -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
+    path = tmp_path / f"a.{kind.lower()}"
+    frames[0].save(path, kind, save_all=True, append_images=frames[1:], lossless=True)
+    picture = load_picture(path)
+    assert planes(picture.pixels)[0, 0].tolist() == [255, 0, 0]
+    assert [note for note in picture.notes if "3 frames" in note]
+
+
+def test_values_beyond_16_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 70000]], np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif .*70000"):
+        load_picture(tmp_path / "a.tif")
+
+
+def test_16_bit_tiff_gray(tmp_path: Path) -> None:
     Image.fromarray(RGB16[..., 0]).save(tmp_path / "a.tif")
     picture = load_picture(tmp_path / "a.tif")
     np.testing.assert_array_equal(planes(picture.pixels)[..., 1], RGB16[..., 0])
@@ -139,7 +212,7 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
     red = planes(picture.pixels).mean((0, 1))
     assert red[0] > 230
     assert red[1:].max() < 60
-    assert "CMYK read as RGB" in picture.notes
+    assert "CMYK converted to RGB" in picture.notes
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -240,37 +313,42 @@ def _encoded(suffix: str) -> bytes:
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "none.png", tmp_path):
-        with pytest.raises(ValueError, match="The draft .* is not a file"):
+        with pytest.raises(ValueError, match="draft"):
             load_picture(path, "draft")
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "says"),
+    ("name", "data"),
     [
-        ("a.png", b"", "not a picture"),
-        ("a.png", b"just some text\n" * 30, "not a picture"),
-        ("a.txt", b"{}", "not a picture"),
-        ("a.png", _encoded("png")[:200], "damaged or cut off"),
-        ("a.jpg", _encoded("jpg")[:-200], "damaged or cut off"),
-        ("a.jpg", _encoded("jpg")[:20], "not a picture|damaged"),
-        ("a.webp", _encoded("webp")[:60], "not a picture|damaged"),
+        ("a.png", b""),
+        ("a.png", b"just some text\n" * 30),
+        ("a.txt", b"{}"),
+        ("a.png", _encoded("png")[:200]),
+        ("a.jpg", _encoded("jpg")[:-200]),
+        ("a.jpg", _encoded("jpg")[:20]),
+        ("a.webp", _encoded("webp")[:60]),
     ],
 )
-def test_unreadable(tmp_path: Path, name: str, data: bytes, says: str) -> None:
+def test_unreadable_files_are_named(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(ValueError, match=says) as e:
+    with pytest.raises(ValueError, match="reference") as e:
         load_picture(tmp_path / name, "reference")
     assert str(tmp_path / name) in str(e.value)
-    assert "reference" in str(e.value)
 
 
 def test_every_truncation_of_a_16_bit_png_is_named(tmp_path: Path) -> None:
+    """A file that lacks nothing but checksums still gives every pixel."""
     write_png16(tmp_path / "a.png", RGB16)
     data = (tmp_path / "a.png").read_bytes()
-    for length in range(0, len(data) - 12, 37):
+    for length in range(0, len(data) - 40, 37):
         (tmp_path / "b.png").write_bytes(data[:length])
         with pytest.raises(ValueError, match=r"b\.png"):
             load_picture(tmp_path / "b.png")
+    for length in range(len(data) - 40, len(data)):
+        (tmp_path / "b.png").write_bytes(data[:length])
+        with contextlib.suppress(ValueError):
+            pixels = planes(load_picture(tmp_path / "b.png").pixels)
+            np.testing.assert_array_equal(pixels, RGB16)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff"])
@@ -298,7 +376,7 @@ def test_too_wide(tmp_path: Path) -> None:
 
 def test_float_pictures_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match="float"):
+    with pytest.raises(ValueError, match=r"a\.tif .*floating"):
         load_picture(tmp_path / "a.tif")
 
 
@@ -306,7 +384,7 @@ def test_the_decompression_limit_is_put_back(tmp_path: Path) -> None:
     before = Image.MAX_IMAGE_PIXELS
     Image.fromarray(RGB).save(tmp_path / "a.png")
     load_picture(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match=r"b\.png"):
         (tmp_path / "b.png").write_bytes(b"x")
         load_picture(tmp_path / "b.png")
     assert before == Image.MAX_IMAGE_PIXELS
@@ -343,7 +421,7 @@ def test_an_existing_file_is_kept_unless_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("", "folder"), ("no/such/a.png", "no/such"), ("a.jpg", "lossy"), ("a", "lossy")],
+    [("", "folder"), ("no/such/a.png", "no/such"), ("a.jpg", r"a\.jpg .*\.png"), ("a", r"\.png")],
 )
 def test_refused_outputs(tmp_path: Path, name: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
@@ -351,9 +429,27 @@ def test_refused_outputs(tmp_path: Path, name: str, says: str) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_16_bit_only_as_png(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"16-bit.*\.png"):
-        save_picture(a_picture(torch.uint16), tmp_path / "a.tif")
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bits_are_written_as_others_read_them(
+    tmp_path: Path, suffix: str, channels: int
+) -> None:
+    data = RNG.integers(0, 65536, (11, 17, channels), dtype=np.uint16)
+    chw = torch.from_numpy(data.copy()).permute(2, 0, 1)[None]
+    path = tmp_path / f"a{suffix}"
+    save_picture(Picture(chw[:, :3], chw[:, 3:] if channels == 4 else None), path)
+    if suffix == ".png":
+        _, _, rows, info = png.Reader(filename=str(path)).asDirect()
+        found = np.vstack([np.asarray(row) for row in rows]).reshape(data.shape)
+        assert info["bitdepth"] == 16
+    else:
+        found = pytest.importorskip("tifffile", reason="comes with scikit-image").imread(path)
+    np.testing.assert_array_equal(found, data)
+
+
+def test_16_bits_do_not_become_webp(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"16 .*\.webp .*\.png, \.tif"):
+        save_picture(a_picture(torch.uint16), tmp_path / "a.webp")
     assert os.listdir(tmp_path) == []
 
 
@@ -363,7 +459,7 @@ def test_16_bit_only_as_png(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_writable(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(ValueError, match="not writable"):
+        with pytest.raises(ValueError, match=str(tmp_path)):
             check_output(tmp_path / "a.png", False)
     finally:
         tmp_path.chmod(0o700)

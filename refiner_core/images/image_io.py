@@ -1,44 +1,49 @@
-"""Pictures in and out: files to tensors and back, without losing a bit on the way.
+"""Picture files to tensors and back, without losing a bit on the way.
 
-Colour files of every common kind are read as sRGB, RGB, upright; 8-bit stays 8-bit and 16-bit
-stays 16-bit. Files are written whole or not at all.
+Files of every common kind are read upright, as RGB in sRGB; 8 bits stay 8 and 16 bits stay 16.
+Files are written whole or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import struct
-import zlib
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..storage.output_files import atomic_path, check_output
 from .geometry import MAX_SIDE, Extent
+from .sixteen_bit import (
+    UnsupportedPictureError,
+    read_16_bit,
+    write_png_16_bit,
+    write_tiff_16_bit,
+)
 from .tensors import composite, to_float
 
 WHITE = 1.0
 _LOSSLESS = (".png", ".tif", ".tiff", ".webp")
+_WRITERS_16_BIT = {".png": write_png_16_bit, ".tif": write_tiff_16_bit, ".tiff": write_tiff_16_bit}
+# Files of these kinds hold animations or pages; in others a second frame is a thumbnail or a layer.
+_MANY_FRAMES = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")
+_EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture from a file.
+    """A picture from a file."""
 
-    `pixels` 1 3 H W in uint8 or uint16; `alpha` 1 1 H W of the same type or None; `notes` says
-    what reading changed (turned upright, colour profile applied, ...).
-    """
-
-    pixels: Tensor
-    alpha: Tensor | None = None
-    notes: tuple[str, ...] = field(default=())
+    pixels: Tensor  # 1 3 H W, uint8 or uint16, sRGB
+    alpha: Tensor | None = None  # 1 1 H W of the same type; full scale is opaque
+    notes: tuple[str, ...] = ()  # what reading changed: rotated, color profile converted, ...
 
     @property
     def extent(self) -> Extent:
@@ -62,36 +67,37 @@ class Picture:
             return self
         if not self.transparent:
             return Picture(self.pixels, None, self.notes)
-        shade = {0.0: "black", 1.0: "white"}.get(background, f"{background:.0%} grey")
+        shade = {0.0: "black", 1.0: "white"}.get(background, f"{background:.0%} gray")
         note = f"transparent pixels composited over {shade}"
         return Picture(composite(self.pixels, self.alpha, background), None, (*self.notes, note))
 
 
 def load_picture(path: str | Path, name: str = "picture") -> Picture:
-    """Read a colour picture.
+    """Read a color picture.
 
-    Grey, palette and CMYK become RGB, EXIF rotation is applied, an embedded colour profile is
-    converted to sRGB, alpha is kept apart. 16-bit PNGs keep their 16 bits.
+    Gray, palette and CMYK become RGB, EXIF rotation is applied, an embedded color profile is
+    converted to sRGB, alpha is kept apart, and PNG and TIFF keep 16 bits per channel. Of an
+    animation the first frame is read. Everything that changes the picture is in its notes.
 
     Raises:
-        ValueError: no such file, not a picture, truncated, or a side over 16384 px.
+        ValueError: no such file, not a picture, damaged, of a kind that is not supported, or with
+            a side over `MAX_SIDE`.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"The {name} {path} is not a file.")
-    with _reading(path, name):
-        with path.open("rb") as stream:
-            head = stream.read(26)
-        with Image.open(path) as image:
-            if max(image.size) > MAX_SIDE:
-                raise ValueError(
-                    f"The {name} {path} is {image.width}x{image.height}; "
-                    f"at most {MAX_SIDE} px on a side are supported."
-                )
-            if head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10":
-                return _load_png16(path, "icc_profile" in image.info)
-            image.load()
-            return _from_pillow(image)
+        raise ValueError(f"The {name} {path} does not exist or is not a file.")
+    with _reading(path, name), Image.open(path) as image:
+        if max(image.size) > MAX_SIDE:
+            raise ValueError(
+                f"The {name} {path} is {image.width}x{image.height} px, but the longest side that "
+                f"is supported is {MAX_SIDE} px. Scale it down first."
+            )
+        deep = read_16_bit(image, path)  # first: asking a PNG for its EXIF data decodes it
+        notes = _frame_notes(image)
+        if deep is not None:
+            return _from_16_bit(deep, image, notes)
+        image.load()
+        return _from_pillow(image, notes)
 
 
 @contextlib.contextmanager
@@ -102,37 +108,81 @@ def _reading(path: Path, name: str) -> Generator[None, None, None]:
         yield
     except UnidentifiedImageError as e:
         raise ValueError(f"The {name} {path} is not a picture that can be read.") from e
+    except UnsupportedPictureError as e:
+        raise ValueError(f"The {name} {path} cannot be read: {e}.") from e
     except (OSError, SyntaxError, Image.DecompressionBombError) as e:
         raise ValueError(f"The {name} {path} is damaged or cut off: {e}.") from e
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _from_pillow(image: Image.Image) -> Picture:
+def _frame_notes(image: Image.Image) -> list[str]:
     notes: list[str] = []
+    frames: int = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format in _MANY_FRAMES:
+        notes.append(f"only the first of its {frames} frames is used")
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        notes.append("rotated according to its EXIF orientation")
+    return notes
+
+
+def _from_16_bit(data: NDArray[np.uint16], image: Image.Image, notes: list[str]) -> Picture:
+    """H W C with the channels gray and alpha, RGB or RGBA."""
+    channels = data.shape[-1]
+    color = data[..., : channels - 1] if channels in (2, 4) else data
+    alpha = _planes(data[..., -1:]) if channels in (2, 4) else None
+    if channels == 2:
+        notes.append("LA converted to RGB")
+    pixels = _planes(color).expand(-1, 3, -1, -1).contiguous()
+    return Picture(pixels, alpha, (*notes, *_ignored_profile(image)))
+
+
+def _ignored_profile(image: Image.Image) -> list[str]:
+    """Pillow's color management has 8 bits only, so the profile of a 16-bit picture is not used."""
+    if "icc_profile" not in image.info:
+        return []
+    return ["color profile ignored: 16-bit pictures are taken as sRGB"]
+
+
+def _planes(data: NDArray[Any]) -> Tensor:
+    """H W C to 1 C H W."""
+    return torch.from_numpy(np.ascontiguousarray(data.transpose(2, 0, 1)))[None]
+
+
+def _from_pillow(image: Image.Image, notes: list[str]) -> Picture:
     profile = image.info.get("icc_profile")
-    if image.getexif().get(0x0112, 1) != 1:
-        notes.append("turned upright by its EXIF orientation")
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)
-        pixels = torch.from_numpy(np.repeat(grey[None], 3, 0)[None].copy())
-        return Picture(pixels, None, ("grey read as RGB",))
+    if image.mode.startswith("I"):
+        notes += [f"{image.mode} converted to RGB", *_ignored_profile(image)]
+        return Picture(_gray_16_bit(image), None, tuple(notes))
     if image.mode == "F":
-        raise ValueError("a float picture has no defined range: convert it to 8 or 16 bit")
+        raise UnsupportedPictureError(
+            "its values are floating point numbers without a defined range. Save it with 8 or 16 "
+            "bits per channel"
+        )
     alpha = None
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         alpha = torch.from_numpy(np.array(image.getchannel("A")))[None, None]
         image = image.convert("RGB")
     if image.mode != "RGB":
-        notes.append(f"{image.mode} read as RGB")
+        notes.append(f"{image.mode} converted to RGB")
     if profile:
         image = image.convert("RGB") if image.mode in ("P", "1") else image
         image, note = _to_srgb(image, profile)
         notes.append(note)
-    rgb = np.array(image.convert("RGB"))
-    return Picture(torch.from_numpy(rgb).permute(2, 0, 1)[None].contiguous(), alpha, tuple(notes))
+    return Picture(_planes(np.array(image.convert("RGB"))), alpha, tuple(notes))
+
+
+def _gray_16_bit(image: Image.Image) -> Tensor:
+    gray = np.asarray(image).astype(np.int64)
+    low, high = int(gray.min()), int(gray.max())
+    if low < 0 or high > np.iinfo(np.uint16).max:
+        raise UnsupportedPictureError(
+            f"its values reach from {low} to {high}, but 16 bits hold 0 to 65535. Save it with 8 or "
+            "16 bits per channel"
+        )
+    return _planes(gray.astype(np.uint16)[..., None]).expand(-1, 3, -1, -1).contiguous()
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
@@ -140,34 +190,14 @@ def _to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         title = ImageCms.getProfileDescription(source).strip()
         if "sRGB" in title:
-            return image, f"colour profile {title} kept"
+            return image, f"color profile {title} kept"
         converted = ImageCms.profileToProfile(
             image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
         )
         assert converted is not None
         return converted, f"converted from {title} to sRGB"
     except (ImageCms.PyCMSError, OSError) as e:
-        return image, f"colour profile ignored ({e})"
-
-
-def _load_png16(path: Path, profiled: bool) -> Picture:
-    # Pillow cuts 16-bit colour to 8 bits; pypng does not.
-    import png
-
-    try:
-        width, height, rows, info = png.Reader(filename=str(path)).asDirect()
-        data = np.vstack([np.asarray(row, np.uint16) for row in rows])
-    except (png.Error, zlib.error, struct.error) as e:
-        raise OSError(str(e)) from e
-    data = data.reshape(height, width, info["planes"])
-    color = data[..., : info["planes"] - bool(info["alpha"])]
-    if color.shape[-1] == 1:
-        color = np.repeat(color, 3, -1)
-    alpha = torch.from_numpy(data[..., -1].copy())[None, None] if info["alpha"] else None
-    pixels = torch.from_numpy(color.copy()).permute(2, 0, 1)[None].contiguous()
-    # Pillow's colour management has 8 bits only.
-    notes = ("colour profile ignored (16-bit pictures are taken as sRGB)",) if profiled else ()
-    return Picture(pixels, alpha, notes)
+        return image, f"color profile ignored ({e})"
 
 
 def load_mask(path: str | Path, name: str = "mask") -> Tensor:
@@ -182,37 +212,42 @@ def load_mask(path: str | Path, name: str = "mask") -> Tensor:
 
 
 def check_picture_output(path: str | Path, overwrite: bool) -> Path:
-    """`check_output`, and the format must keep every pixel."""
+    """`check_output`, and the file's format must keep every pixel.
+
+    Raises:
+        ValueError: as `check_output`, or the suffix is not that of a lossless format.
+    """
     path = check_output(path, overwrite)
     if path.suffix.lower() not in _LOSSLESS:
         raise ValueError(
-            f"The output {path} must be one of {', '.join(_LOSSLESS)}: a lossy format would change "
+            f"The output {path} must end in {', '.join(_LOSSLESS)}. A lossy format would change "
             "pixels outside the region."
         )
     return path
 
 
 def save_picture(picture: Picture, path: str | Path, overwrite: bool = False) -> None:
-    """Write a picture in its own bit depth (`.png`, `.tif`, lossless `.webp`).
+    """Write a picture with its own bit depth: `.png`, `.tif` or lossless `.webp` (8 bits only).
 
     Raises:
-        ValueError: as `check_picture_output`; 16 bits into a format that has 8.
+        ValueError: as `check_picture_output`, or a 16-bit picture is to become WebP.
+        OSError: the disk is full or not writable; an earlier file of that name is kept.
     """
     path = check_picture_output(path, overwrite)
+    suffix = path.suffix.lower()
     data = picture.pixels[0].permute(1, 2, 0).numpy()
     if picture.alpha is not None:
         data = np.concatenate([data, picture.alpha[0].permute(1, 2, 0).numpy()], -1)
+    if data.dtype == np.uint16 and suffix not in _WRITERS_16_BIT:
+        raise ValueError(
+            f"The picture has 16 bits per channel and {suffix} holds 8. Write it to "
+            f"{', '.join(_WRITERS_16_BIT)}."
+        )
     with atomic_path(path) as temporary:
         if data.dtype == np.uint16:
-            if path.suffix.lower() != ".png":
-                raise ValueError(f"16-bit pictures are written as .png, not {path.suffix}.")
-            import png
-
-            depth: dict[str, Any] = {"bitdepth": 16, "greyscale": False}
-            writer = png.Writer(data.shape[1], data.shape[0], alpha=data.shape[2] == 4, **depth)
             with temporary.open("wb") as stream:
-                writer.write(stream, data.reshape(data.shape[0], -1))
-        elif path.suffix.lower() == ".webp":
+                _WRITERS_16_BIT[suffix](data, stream)
+        elif suffix == ".webp":
             Image.fromarray(data).save(temporary, lossless=True, exact=True)
         else:
             Image.fromarray(data).save(temporary)
