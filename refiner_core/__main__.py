@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -20,34 +21,43 @@ from .commands import (
     train,
 )
 
+_COMMANDS = (demo, refine, score, evaluate, inspect, data, train, merge, convert, animate)
+_UNUSABLE_INPUT, _INTERRUPTED = 2, 130  # exit statuses, as of argparse and of shells
+
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line's parser."""
+    """The parser of the whole command line."""
     top = argparse.ArgumentParser(
         prog="omnirefiner",
-        description="Put the true detail of a reference into a draft, and change nothing else.",
+        description="Repair the details of a generated picture from a reference picture.",
     )
     top.add_argument("--version", action="version", version=f"omnirefiner {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (
-        demo, refine, score, evaluate, inspect, data, train, merge, convert, animate,
-    ):  # fmt: skip
+    for module in _COMMANDS:
         module.add_parser(commands)
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 on success, 2 on an input that cannot be used (said on stderr)."""
+    """Run a command and return its exit status: 0 on success, 2 if an input cannot be used."""
+    _escape_unprintable()
     chosen = parser().parse_args(arguments)
     try:
         chosen.run(chosen)
     except (ValueError, ModuleNotFoundError, OSError) as e:
         print(f"omnirefiner: {e}", file=sys.stderr)
-        return 2
+        return _UNUSABLE_INPUT
     except KeyboardInterrupt:
-        print("omnirefiner: stopped", file=sys.stderr)
-        return 130
+        print("omnirefiner: interrupted", file=sys.stderr)
+        return _INTERRUPTED
     return 0
+
+
+def _escape_unprintable() -> None:
+    """Print file names that a console's encoding lacks with escapes, instead of failing on them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

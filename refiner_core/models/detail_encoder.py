@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,78 +19,10 @@ from torch.nn import functional as F
 from ..weights.safetensors_io import read_weights
 
 Loading = Literal["assign", "add"]
-_HEAD = 64  # CLIP's width of an attention head
+_HEAD_WIDTH = 64  # of one attention head of CLIP
+_LAYERS = "vision_model.encoder.layers."
 _MARK = "fuse_module.layer_norm.weight"
 _NEEDED = (_MARK, "vision_model.embeddings.patch_embedding.weight", "visual_projection_2.weight")
-
-
-class _Attention(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self.v_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            p(x).unflatten(-1, (-1, _HEAD)).transpose(1, 2)
-            for p in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class _QuickMLP(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, inner), nn.Linear(inner, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))  # CLIP's quick GELU
-
-
-class _Layer(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.self_attn, self.mlp = _Attention(width), _QuickMLP(width, inner)
-        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
-
-
-class _Embeddings(nn.Module):
-    def __init__(self, width: int, patch: int, tokens: int) -> None:
-        super().__init__()
-        self.class_embedding = nn.Parameter(torch.zeros(width))
-        self.patch_embedding = nn.Conv2d(3, width, patch, patch, bias=False)
-        self.position_embedding = nn.Embedding(tokens, width)
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.patch_embedding(image).flatten(2).transpose(1, 2)
-        first = self.class_embedding.expand(len(x), 1, -1)
-        return torch.cat([first, x], 1) + self.position_embedding.weight
-
-
-class _Encoder(nn.Module):
-    def __init__(self, width: int, inner: int, depth: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(_Layer(width, inner) for _ in range(depth))
-
-
-class _VisionModel(nn.Module):
-    def __init__(self, width: int, inner: int, depth: int, patch: int, tokens: int) -> None:
-        super().__init__()
-        self.embeddings = _Embeddings(width, patch, tokens)
-        self.pre_layrnorm = nn.LayerNorm(width)  # spelled like this in every CLIP file
-        self.encoder = _Encoder(width, inner, depth)
-        self.post_layernorm = nn.LayerNorm(width)
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.pre_layrnorm(self.embeddings(image))
-        for layer in self.encoder.layers:
-            x = layer(x)
-        return self.post_layernorm(x[:, 0])
 
 
 class _FuseMLP(nn.Module):
@@ -116,34 +48,60 @@ class _FuseModule(nn.Module):
 
 
 class DetailEncoder(nn.Module):
-    """`encoder(image, embedding)`: the embedding of a trigger word, told what its picture shows.
+    """The embedding of a trigger word mixed with what its picture shows.
 
-    `image` B 3 H W in [0, 1] at any size, `embedding` B D of the text encoder; returns B D.
+    Args:
+        shapes: of the file's weights, by name; all sizes come from them.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()
-        width, _, patch, _ = shapes["vision_model.embeddings.patch_embedding.weight"]
-        tokens = shapes["vision_model.embeddings.position_embedding.weight"][0]
-        inner = shapes["vision_model.encoder.layers.0.mlp.fc1.weight"][0]
-        layer = "vision_model.encoder.layers."
-        depth = len({k[len(layer) :].split(".")[0] for k in shapes if k.startswith(layer)})
+        config = _vision_config(shapes)
         first = shapes["visual_projection.weight"][0]
         second = shapes["visual_projection_2.weight"][0]
-        self.side = math.isqrt(tokens - 1) * patch
-        self.vision_model = _VisionModel(width, inner, depth, patch, tokens)
-        self.visual_projection = nn.Linear(width, first, bias=False)
-        self.visual_projection_2 = nn.Linear(width, second, bias=False)
+        self.side = config.image_size
+        self.vision_model = _vision_model(config)
+        self.visual_projection = nn.Linear(config.hidden_size, first, bias=False)
+        self.visual_projection_2 = nn.Linear(config.hidden_size, second, bias=False)
         self.fuse_module = _FuseModule(shapes[_MARK][0], first + second)
 
     def forward(self, image: Tensor, embedding: Tensor) -> Tensor:
+        """B D, from an image B 3 H W in [0, 1] of any size and the text encoder's embedding B D."""
         weight = self.visual_projection.weight
         # Trained on [-1, 1], without CLIP's own mean and deviation.
         x = (2 * image - 1).to(weight)
         x = F.interpolate(x, (self.side, self.side), mode="bilinear", align_corners=False)
-        seen = self.vision_model(x)
-        picture = torch.cat([self.visual_projection(seen), self.visual_projection_2(seen)], -1)
-        return self.fuse_module(embedding.to(weight), picture)
+        pooled = self.vision_model(x).pooler_output
+        projections = (self.visual_projection(pooled), self.visual_projection_2(pooled))
+        return self.fuse_module(embedding.to(weight), torch.cat(projections, -1))
+
+
+def _vision_config(shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    """The `CLIPVisionConfig` of a vision tower with weights of these shapes."""
+    from transformers import CLIPVisionConfig  # takes long, and few recipes need it
+
+    width, _, patch, _ = shapes["vision_model.embeddings.patch_embedding.weight"]
+    tokens = shapes["vision_model.embeddings.position_embedding.weight"][0]
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=shapes["vision_model.encoder.layers.0.mlp.fc1.weight"][0],
+        num_hidden_layers=len({k.split(".")[3] for k in shapes if k.startswith(_LAYERS)}),
+        num_attention_heads=width // _HEAD_WIDTH,
+        image_size=math.isqrt(tokens - 1) * patch,  # one token is the class token
+        patch_size=patch,
+        hidden_act="quick_gelu",
+    )
+
+
+def _vision_model(config: Any) -> Any:
+    from transformers import CLIPVisionModelWithProjection
+
+    # The class around the tower names its weights alike in all versions of transformers.
+    model: Any = CLIPVisionModelWithProjection(config).vision_model
+    # In no file; made here, as the model is built on the meta device.
+    ids = torch.arange(model.embeddings.num_positions, device="cpu")[None]
+    model.embeddings.register_buffer("position_ids", ids, persistent=False)
+    return model
 
 
 def fill_triggers(
@@ -213,7 +171,7 @@ def _check(path: str | Path, model: nn.Module, sd: dict[str, Tensor]) -> None:
 def random_weights(model: DetailEncoder, seed: int) -> dict[str, Tensor]:
     """What the published code starts from: CLIP's initialisation, torch's for the other layers."""
     generator = torch.Generator().manual_seed(seed)
-    depth = len(model.vision_model.encoder.layers)
+    depth: int = model.vision_model.config.num_hidden_layers
     out: dict[str, Tensor] = {}
     for name, p in model.state_dict().items():
         if "norm" in name:

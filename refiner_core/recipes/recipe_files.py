@@ -1,14 +1,13 @@
-"""Recipes of the user's own: a small JSON or TOML file, which is data and can name no code.
+"""Recipes that users write themselves: small JSON or TOML files, which are data and run no code.
 
     {"name": "my-refiner", "based_on": "omnirefiner", "prompt": "fix the {subject}", "steps": 20}
 
-`based_on` takes every other field from a recipe of the pack. Unknown fields are errors.
+`based_on` takes all other fields from a built-in recipe. Unknown fields are errors.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from ..images.geometry import KONTEXT_BUCKETS, NANO_BUCKETS, QWEN_BUCKETS, Buckets, Extent
+from ..storage.text_files import TABLE_SUFFIXES, read_table
 from .recipe import (
     RECIPES,
     Attention,
@@ -28,14 +28,15 @@ from .recipe import (
     get_recipe,
 )
 
-SUFFIXES = (".json", ".toml")
+SUFFIXES = TABLE_SUFFIXES
 _NAMED_BUCKETS = {"kontext": KONTEXT_BUCKETS, "qwen": QWEN_BUCKETS, "nano": NANO_BUCKETS}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 _ROLES = ("draft", "reference", "mask")
 _LARGEST = 100_000  # bytes; a recipe has about a thousand
 
 
 class BadValueError(ValueError):
-    """What is wrong with one value; the caller adds file and field."""
+    """What is wrong with one value; the caller adds the file and the field."""
 
 
 def _number(low: float, high: float, whole: bool = False) -> Callable[[Any], Any]:
@@ -50,8 +51,8 @@ def _number(low: float, high: float, whole: bool = False) -> Callable[[Any], Any
     return check
 
 
-def _maybe(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """ "none" (TOML has no null) or null, or what `check` takes."""
+def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Null, "none" (as TOML has no null), or a value that passes `check`."""
     return lambda value: None if value in (None, "none") else check(value)
 
 
@@ -68,7 +69,7 @@ def _choice(kind: Any) -> Callable[[Any], Any]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > 2000:
-        raise BadValueError("must be a text of at most 2000 characters")
+        raise BadValueError("must be text of up to 2000 characters")
     return value
 
 
@@ -77,9 +78,9 @@ def _prompt(value: Any) -> str:
     try:
         text.format(subject="")
     except (KeyError, IndexError, ValueError, AttributeError) as e:
-        raise BadValueError("may hold {subject} and no other braces") from e
+        raise BadValueError("may contain {subject} and no other braces") from e
     if set(re.findall(r"{([^}]*)}", text)) - {"subject"}:
-        raise BadValueError("may hold {subject} and no other braces")
+        raise BadValueError("may contain {subject} and no other braces")
     return text
 
 
@@ -99,40 +100,46 @@ def _order(value: Any) -> tuple[str, ...]:
     roles = tuple(_list(value, "roles"))
     if "draft" not in roles or len(set(roles)) != len(roles) or set(roles) - set(_ROLES):
         raise BadValueError(
-            f"must hold draft and may hold reference and mask, each once ({list(_ROLES)})"
+            "must contain draft, and may contain reference and mask, each only once"
         )
     return roles
 
 
 def _indices(value: Any) -> tuple[int, ...]:
-    found = tuple(_number(0, 100, True)(v) for v in _list(value, "whole numbers"))
-    if found != tuple(range(found[0], found[0] + len(found))) if found else True:
-        raise BadValueError("must rise by one, as [1, 2]")
-    return found
+    indices = tuple(_number(0, 100, True)(v) for v in _list(value, "whole numbers"))
+    if not indices or indices != tuple(range(indices[0], indices[0] + len(indices))):
+        raise BadValueError("must be consecutive whole numbers in rising order, for example [1, 2]")
+    return indices
 
 
 def _references(value: Any) -> tuple[int, int]:
     pair = [_number(0, 3, True)(v) for v in _list(value, "two numbers")]
     if len(pair) != 2 or pair[0] > pair[1]:
-        raise BadValueError("must be the least and the most, as [1, 3]")
+        raise BadValueError(
+            "must be the smallest and the largest number of references, for example [1, 3]"
+        )
     return pair[0], pair[1]
 
 
 def _triggers(value: Any) -> tuple[tuple[str, str], ...]:
     pairs = [tuple(_list(v, "role and word")) for v in _list(value, "[role, word] pairs")]
     if any(len(p) != 2 or p[0] not in _ROLES or not isinstance(p[1], str) for p in pairs):
-        raise BadValueError('must hold pairs of role and word, as [["reference", "IMG1"]]')
+        raise BadValueError(
+            'must be a list of [role, word] pairs, for example [["reference", "IMG1"]]'
+        )
     return cast(tuple[tuple[str, str], ...], tuple(pairs))
 
 
 def _patterns(value: Any) -> tuple[str, ...]:
-    found = tuple(_text(v) for v in _list(value, "patterns"))
-    for pattern in found:
+    patterns = tuple(_text(v) for v in _list(value, "patterns"))
+    for pattern in patterns:
         try:
             re.compile(pattern)
         except re.error as e:
-            raise BadValueError(f"{pattern!r} is no regular expression ({e})") from e
-    return found
+            raise BadValueError(
+                f"contains {pattern!r}, which is not a valid regular expression ({e})"
+            ) from e
+    return patterns
 
 
 def _distilled(value: Any) -> Distilled:
@@ -152,7 +159,7 @@ def _buckets(value: Any) -> Buckets:
     side = _number(32, 8192, True)
     sizes = [tuple(side(n) for n in _list(v, "two numbers")) for v in _list(value, "sizes")]
     if not sizes or any(len(s) != 2 for s in sizes):
-        raise BadValueError("must hold at least one [width, height]")
+        raise BadValueError("must contain at least one [width, height]")
     multiple = math.gcd(*(n for s in sizes for n in s))
     if multiple % 8:
         raise BadValueError("must have sides that are multiples of 8")
@@ -165,9 +172,9 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "order": _order,
     "indices": _indices,
     "prompt": _prompt,
-    "guidance": _maybe(_number(0, 100)),
+    "guidance": _optional(_number(0, 100)),
     "steps": _number(1, 1000, True),
-    "shift": _maybe(_number(-10, 10)),
+    "shift": _optional(_number(-10, 10)),
     "text_tokens": _number(1, 4096, True),
     "buckets": _buckets,
     "context": _number(1, 100),
@@ -184,7 +191,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "shared_bucket": _switch,
     "cfg": _number(1, 100),
     "negative": _text,
-    "distilled": _maybe(_distilled),
+    "distilled": _optional(_distilled),
     "triggers": _triggers,
     "prompt_strip": _patterns,
     "note": _text,
@@ -204,68 +211,54 @@ _FORMER_NAMES = {
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """A recipe from a `.json` or `.toml` file.
+    """Read a recipe from a `.json` or `.toml` file.
 
     Raises:
-        ValueError: names the file, the field and what it may be; an unknown field with the nearest
-            that exists.
+        ValueError: names the file, the field and what it may be; for an unknown field also the
+            nearest existing one.
     """
     path = Path(path).expanduser()
-    table = _read(path)
+    table = read_table(path, "recipe", _LARGEST)
     base = table.pop("based_on", None)
     if base is not None and (not isinstance(base, str) or base not in RECIPES):
         raise ValueError(f"{path}: based_on must be one of {', '.join(RECIPES)}, got {base!r}.")
+    values = _checked(path, table)
+    _check_name(path, values.get("name"))
+    values.setdefault("title", values["name"])
+    recipe = _complete(path, None if base is None else RECIPES[base], values)
+    _check_consistency(path, recipe)
+    return recipe
+
+
+def _checked(path: Path, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the file's fields under the fields' present names."""
     values: dict[str, Any] = {}
     for written, value in table.items():
         name = _FORMER_NAMES.get(written, written)
         if name not in _CHECKS:
             raise ValueError(f"{path}: there is no field {name!r}{_nearest(name)}.")
         if name in values:
-            raise ValueError(f"{path}: {name} is there twice, once by its former name.")
+            raise ValueError(f"{path}: {name} is given twice, once under its former name.")
         try:
             values[name] = _CHECKS[name](value)
         except BadValueError as e:
             raise ValueError(f"{path}: {written} {e}, got {value!r}.") from e
-    if "name" not in values or not re.fullmatch(
-        r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", values["name"]
-    ):
-        raise ValueError(f"{path}: a recipe needs a name of letters, digits, '.', '-' and '_'.")
-    if values["name"] in RECIPES:
-        raise ValueError(f"{path}: {values['name']!r} is one of the pack's own; take another name.")
-    values.setdefault("title", values["name"])
-    recipe = _complete(path, None if base is None else RECIPES[base], values)
-    _check_whole(path, recipe)
-    return recipe
+    return values
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path} is no recipe file: it must end in {' or '.join(SUFFIXES)}.")
-    if not path.is_file():
-        raise ValueError(f"The recipe {path} does not exist.")
-    if path.stat().st_size > _LARGEST:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; a recipe is small.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        table = _toml(text, path) if path.suffix.lower() == ".toml" else json.loads(text)
-    except ValueError as e:
-        raise ValueError(f"{path} cannot be read: {e}.") from e
-    if not isinstance(table, dict):
-        raise ValueError(f"{path} must hold one table of fields.")
-    return cast(dict[str, Any], table)
-
-
-def _toml(text: str, path: Path) -> dict[str, Any]:
-    try:
-        import tomllib
-    except ModuleNotFoundError as e:  # Python 3.10
-        raise ValueError(f"TOML needs Python 3.11; write {path.stem}.json instead") from e
-    return tomllib.loads(text)
+def _check_name(path: Path, name: str | None) -> None:
+    if name is None or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{path}: name must be up to 64 letters, digits, spaces, '.', '-' and '_', and begin "
+            f"with a letter or digit, got {name!r}."
+        )
+    if name in RECIPES:
+        raise ValueError(f"{path}: {name!r} is the name of a built-in recipe. Choose another name.")
 
 
 def _nearest(name: str) -> str:
     near = difflib.get_close_matches(name, [*_CHECKS, "based_on"], 1, 0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(_CHECKS)}"
+    return f"; did you mean {near[0]!r}?" if near else f"; the fields are {', '.join(_CHECKS)}"
 
 
 def _complete(path: Path, base: Recipe | None, values: Mapping[str, Any]) -> Recipe:
@@ -276,21 +269,21 @@ def _complete(path: Path, base: Recipe | None, values: Mapping[str, Any]) -> Rec
     except TypeError as e:
         needed = re.findall(r"'(\w+)'", str(e))
         raise ValueError(
-            f"{path}: without based_on it needs {', '.join(needed)} too; or add "
+            f"{path}: a recipe without based_on needs {', '.join(needed)} too. Give them, or add "
             '"based_on": "omnirefiner".'
         ) from e
 
 
-def _check_whole(path: Path, recipe: Recipe) -> None:
+def _check_consistency(path: Path, recipe: Recipe) -> None:
     if len(recipe.indices) != len(recipe.order):
         raise ValueError(
-            f"{path}: {len(recipe.order)} roles in order need as many indices, got "
-            f"{list(recipe.indices)}."
+            f"{path}: order has {len(recipe.order)} roles and indices has {len(recipe.indices)} "
+            f"numbers ({list(recipe.indices)}). Give one index per role."
         )
     if (recipe.conditioning == "detail") != bool(recipe.triggers):
-        raise ValueError(f'{path}: triggers and conditioning "detail" go together.')
+        raise ValueError(f'{path}: triggers and conditioning "detail" need each other.')
     if (recipe.conditioning == "vision") != (recipe.family == "qwen-edit"):
-        raise ValueError(f'{path}: conditioning "vision" and family "qwen-edit" go together.')
+        raise ValueError(f'{path}: conditioning "vision" and family "qwen-edit" need each other.')
     if recipe.attention == "one way" and (recipe.family, recipe.layout) != ("flux", "index"):
         raise ValueError(
             f'{path}: attention "one way" needs family "flux" and layout "index", got '
@@ -299,9 +292,9 @@ def _check_whole(path: Path, recipe: Recipe) -> None:
 
 
 def find_recipe(name: str) -> Recipe:
-    """A recipe of the pack by name, or the user's own by its file.
+    """A built-in recipe by its name, or a user's recipe by its file.
 
     Raises:
-        ValueError: there is none of that name, or the file is not valid.
+        ValueError: no recipe has that name, or the file is not valid.
     """
     return read_recipe(name) if name.lower().endswith(SUFFIXES) else get_recipe(name)

@@ -1,0 +1,80 @@
+"""Text that people write by hand: prompts, recipes and settings, in any encoding that editors use."""
+
+from __future__ import annotations
+
+import codecs
+import importlib
+import json
+from pathlib import Path
+from typing import Any, cast
+
+TABLE_SUFFIXES = (".json", ".toml")
+# UTF-32 first: its little-endian mark begins with UTF-16's.
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, or in the UTF-8, UTF-16 or UTF-32 that its byte order mark announces.
+
+    Raises:
+        ValueError: the bytes are not text in that encoding.
+    """
+    data = path.read_bytes()
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as e:
+        raise ValueError(
+            f"{path} is not {encoding} text (byte {e.start}: {e.reason}). Save it as UTF-8."
+        ) from e
+
+
+def read_table(path: Path, what: str, largest: int = 1 << 20) -> dict[str, Any]:
+    """The named values in a JSON or TOML file.
+
+    Args:
+        path: the file.
+        what: what the file is to the user, for errors ("recipe", "settings file").
+        largest: a file of more bytes is refused.
+
+    Raises:
+        ValueError: the file does not exist, has another suffix, is too large, cannot be parsed, or
+            is not a table of names and values.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in TABLE_SUFFIXES:
+        raise ValueError(f"The {what} {path} must end in {' or '.join(TABLE_SUFFIXES)}.")
+    if not path.is_file():
+        raise ValueError(f"The {what} {path} does not exist.")
+    size = path.stat().st_size
+    if size > largest:
+        raise ValueError(f"The {what} {path} has {size} bytes, but at most {largest} are read.")
+    try:
+        text = read_text(path)
+        table = parse_toml(text) if suffix == ".toml" else json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"The {what} {path} cannot be read: {e}") from e
+    if not isinstance(table, dict):
+        raise ValueError(f"The {what} {path} must be a table of names and values.")
+    return cast(dict[str, Any], table)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The values in a TOML text.
+
+    Raises:
+        ValueError: it is not TOML, or this Python has no parser for it.
+    """
+    for module in ("tomllib", "tomli"):  # tomllib comes with Python 3.11
+        try:
+            parser: Any = importlib.import_module(module)
+        except ModuleNotFoundError:
+            continue
+        return parser.loads(text)
+    raise ValueError("TOML needs Python 3.11 or the package tomli. Write a .json file instead.")
