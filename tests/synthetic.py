@@ -51,10 +51,12 @@ def detail_encoder(
         "fuse_module.mlp2.fc2.weight": (text, text),
     }
     norms = {
-        "vision_model.pre_layrnorm": width, "vision_model.post_layernorm": width,
-        "fuse_module.mlp1.layernorm": text + 128, "fuse_module.mlp2.layernorm": text,
+        "vision_model.pre_layrnorm": width,
+        "vision_model.post_layernorm": width,
+        "fuse_module.mlp1.layernorm": text + 128,
+        "fuse_module.mlp2.layernorm": text,
         "fuse_module.layer_norm": text,
-    }  # fmt: skip
+    }
     for i in range(depth):
         layer = f"vision_model.encoder.layers.{i}"
         for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -134,9 +136,19 @@ def flux_accelerator_lora(
     (bfloat16), which have rank 64 and 1008 weights: every matrix of FLUX.1.
     """
     square, wide, narrow = (width, width), (4 * width, width), (width, 4 * width)
-    parts = {f"attn.{p}": square for p in (
-        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
-    )}  # fmt: skip
+    parts = {
+        f"attn.{p}": square
+        for p in (
+            "to_q",
+            "to_k",
+            "to_v",
+            "to_out.0",
+            "add_q_proj",
+            "add_k_proj",
+            "add_v_proj",
+            "to_add_out",
+        )
+    }
     for side in ("", "_context"):
         parts |= {f"ff{side}.net.0.proj": wide, f"ff{side}.net.2": narrow}
         parts[f"norm1{side}.linear"] = (6 * width, width)
@@ -145,9 +157,11 @@ def flux_accelerator_lora(
     parts |= {"proj_mlp": wide, "proj_out": (width, 5 * width), "norm.linear": (3 * width, width)}
     shapes |= {f"single_transformer_blocks.{i}.{p}": s for i in range(38) for p, s in parts.items()}
     shapes |= {
-        "x_embedder": (width, 64), "context_embedder": (width, text), "proj_out": (64, width),
+        "x_embedder": (width, 64),
+        "context_embedder": (width, text),
+        "proj_out": (64, width),
         "norm_out.linear": (2 * width, width),
-    }  # fmt: skip
+    }
     for part, first in (("timestep", 256), ("guidance", 256), ("text", pooled)):
         shapes[f"time_text_embed.{part}_embedder.linear_1"] = (width, first)
         shapes[f"time_text_embed.{part}_embedder.linear_2"] = square

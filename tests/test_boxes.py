@@ -28,24 +28,24 @@ boxes = st.tuples(fractions, fractions, fractions, fractions).map(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "named"),
     [
-        ("{", "valid JSON"),
-        ('{"draft": 1}', "list of pairs"),
-        ("[1]", "Box 1 must have the key draft"),
-        ('[{"reference": [0, 0, 1, 1]}]', "Box 1 must have the key draft"),
-        ('[{"draft": [0, 0, 1, 1], "colour": 1}]', "Box 1"),
-        ('[{"draft": [0, 0, 1]}]', "Box 1 of the draft must be four numbers"),
-        ('[{"draft": [0, 0, 1, true]}]', "four numbers"),
-        ('[{"draft": [0, 0, 1, 1.5]}]', "reaches outside"),
-        ('[{"draft": [0, 0, 1, NaN]}]', "reaches outside"),
-        ('[{"draft": [0, 0, 1, 1]}, {"draft": [0.5, 0.2, 0.5, 0.4]}]', "Box 2 of the draft has no"),
-        ('[{"draft": [0, 0, 1, 1], "reference": [0, 1, 1, 0]}]', "Box 1 of the reference has no"),
-        (json.dumps([{"draft": [0, 0, 1, 1]}] * 100), "There are 100 boxes; at most 64"),
+        ("{", "JSON.* 1"),
+        ('{"draft": 1}', "dict"),
+        ("[1]", "1 .*draft"),
+        ('[{"reference": [0, 0, 1, 1]}]', "1 .*draft"),
+        ('[{"draft": [0, 0, 1, 1], "colour": 1}]', "1 .*colour"),
+        ('[{"draft": [0, 0, 1]}]', r"1 .*draft .*\[0, 0, 1\]"),
+        ('[{"draft": [0, 0, 1, true]}]', "1 .*draft .*True"),
+        ('[{"draft": [0, 0, 1, 1.5]}]', "1 .*draft .*1.5"),
+        ('[{"draft": [0, 0, 1, NaN]}]', "1 .*draft .*nan"),
+        ('[{"draft": [0, 0, 1, 1]}, {"draft": [0.5, 0.2, 0.5, 0.4]}]', "2 .*draft .*0.5, 0.4"),
+        ('[{"draft": [0, 0, 1, 1], "reference": [0, 1, 1, 0]}]', "1 .*reference .*1, 1, 0"),
+        (json.dumps([{"draft": [0, 0, 1, 1]}] * 100), "100 .*64"),
     ],
 )
-def test_text_that_is_no_list_of_boxes(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_text_that_is_not_a_list_of_boxes(text: str, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
         parse_boxes(text)
 
 
@@ -89,7 +89,7 @@ def test_boxes_grow_and_shrink(grow: int, box: tuple[int, ...]) -> None:
 
 
 def test_shrinking_a_box_away_says_so() -> None:
-    with pytest.raises(ValueError, match="Nothing is left"):
+    with pytest.raises(ValueError, match="-10"):
         box_regions((BoxPair(HALF),), Extent(40, 40), grow_pixels=-10)
 
 
@@ -123,7 +123,7 @@ def test_mask_of_paint_boxes_and_difference() -> None:
 
 def test_mask_refusals() -> None:
     image = torch.zeros(1, 3, 40, 40)
-    with pytest.raises(ValueError, match="Nothing is marked yet"):
+    with pytest.raises(ValueError, match="mask"):
         build_mask(image)
-    with pytest.raises(ValueError, match="20x20 but the image is 40x40"):
+    with pytest.raises(ValueError, match="20x20.*40x40"):
         build_mask(image, torch.ones(1, 1, 20, 20))

@@ -28,7 +28,7 @@ PLACES = [
     (Extent(1333, 777), Box(0, 0, 400, 250)),
     (Extent(901, 700), Box(700, 200, 901, 520)),
     (Extent(512, 512), Box(0, 0, 512, 512)),
-]  # fmt: skip
+]
 
 OTHER, PART = Extent(377, 611), Box(40, 300, 330, 400)  # a reference of other proportions
 
@@ -51,8 +51,9 @@ def test_the_measure_sees_a_quarter_of_a_pixel(shift: tuple[float, float]) -> No
     board = checkerboard(Extent(320, 256))
     grid = F.affine_grid(
         torch.tensor([[[1.0, 0, 2 * shift[0] / 320], [0, 1.0, 2 * shift[1] / 256]]]),
-        [1, 3, 256, 320], align_corners=False,
-    )  # fmt: skip
+        [1, 3, 256, 320],
+        align_corners=False,
+    )
     moved = F.grid_sample(board, grid, align_corners=False, padding_mode="border")
     true = (shift[0] ** 2 + shift[1] ** 2) ** 0.5
     assert displacement(board, moved, (64, 64, 256, 192)) == pytest.approx(true, abs=0.06)

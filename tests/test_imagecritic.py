@@ -37,9 +37,13 @@ from . import synthetic
 
 def tiny_flux(double: int = 2, single: int = 2) -> FluxTransformer2DModel:
     model = FluxTransformer2DModel(
-        num_layers=double, num_single_layers=single, num_attention_heads=2,
-        joint_attention_dim=24, pooled_projection_dim=20, guidance_embeds=True,
-    )  # fmt: skip
+        num_layers=double,
+        num_single_layers=single,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        pooled_projection_dim=20,
+        guidance_embeds=True,
+    )
     generator = torch.Generator().manual_seed(0)
     for p in model.parameters():
         p.data.normal_(0, 0.05, generator=generator)
@@ -150,9 +154,10 @@ def test_the_file_tells_how_it_is_loaded(encoder_file: Path, tmp_path: Path) -> 
     key = "vision_model.pre_layrnorm.weight"
     torch.testing.assert_close(forced.state_dict()[key], 1 + sd[key])
     again, _ = load_detail_encoder(encoder_file, "add")
-    assert all(torch.equal(a, b) for a, b in zip(
-        forced.state_dict().values(), again.state_dict().values(), strict=True
-    )), "the same seed, the same weights"  # fmt: skip
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(forced.state_dict().values(), again.state_dict().values(), strict=True)
+    ), "the same seed, the same weights"
 
 
 def test_both_pictures_reach_their_own_token(encoder_file: Path) -> None:

@@ -150,9 +150,14 @@ def test_16_bit_tiff(
     data = RNG.integers(0, 65536, (11, 17, channels), dtype=np.uint16)
     options = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
     tifffile.imwrite(
-        tmp_path / "a.tif", data, byteorder=byteorder, compression=compression,
-        predictor=compression is not None, photometric="rgb", **options,
-    )  # fmt: skip
+        tmp_path / "a.tif",
+        data,
+        byteorder=byteorder,
+        compression=compression,
+        predictor=compression is not None,
+        photometric="rgb",
+        **options,
+    )
     picture = load_picture(tmp_path / "a.tif")
     np.testing.assert_array_equal(planes(picture.pixels), data[..., :3])
     save_picture(picture, tmp_path / "b.tif")
@@ -220,10 +225,15 @@ def test_exif_rotation(tmp_path: Path, orientation: int) -> None:
     upright = np.zeros((16, 24, 3), np.uint8)
     upright[:8, :8] = 255  # a white corner at the top left
     undo = {
-        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
-        5: upright.transpose(1, 0, 2), 6: np.rot90(upright, 1),
-        7: upright[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(upright, -1),
-    }[orientation]  # fmt: skip
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "a.jpg"

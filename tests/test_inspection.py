@@ -14,13 +14,16 @@ from refiner_core.weights.inspection import expect, inspect_file
 from . import synthetic
 
 FLUX = {
-    "img_in.weight": (3072, 64), "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
-    "single_blocks.0.linear1.weight": (21504, 3072), "vector_in.in_layer.weight": (3072, 768),
-}  # fmt: skip
-QWEN = {
-    "transformer_blocks.0.img_mod.1.weight": (18432, 3072), "txt_norm.weight": (3584,),
     "img_in.weight": (3072, 64),
-}  # fmt: skip
+    "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+    "single_blocks.0.linear1.weight": (21504, 3072),
+    "vector_in.in_layer.weight": (3072, 768),
+}
+QWEN = {
+    "transformer_blocks.0.img_mod.1.weight": (18432, 3072),
+    "txt_norm.weight": (3584,),
+    "img_in.weight": (3072, 64),
+}
 FLUX2 = {"double_stream_modulation_img.lin.weight": (36864, 6144), "img_in.weight": (6144, 128)}
 
 
@@ -40,19 +43,39 @@ def named(prefix: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[in
         ({"decoder.conv_in.weight": (512, 16, 3, 3)}, "vae", "flux", "vae"),
         ({"decoder.conv_in.weight": (512, 32, 3, 3)}, "vae", "flux2", "vae"),
         ({"decoder.middle.0.residual.0.gamma": (384, 1, 1, 1)}, "vae", "qwen-edit", "vae"),
-        ({"encoder.block.0.layer.0.SelfAttention.q.weight": (4096, 4096)}, "text encoder", "flux",
-         "t5xxl"),
-        ({"text_model.embeddings.token_embedding.weight": (49408, 768)}, "text encoder", "flux",
-         "clip_l"),
-        ({"visual.patch_embed.proj.weight": (1280, 3, 2, 14, 14), "model.layers.0.x": (2, 2)},
-         "text encoder", "qwen-edit", "text_encoder"),
-        ({"model.layers.0.self_attn.q_proj.weight": (4096, 5120)}, "text encoder", "flux2",
-         "text_encoder"),
-        ({"model.layers.0.self_attn.q_norm.weight": (128,)}, "text encoder", "flux2",
-         "text_encoder"),
+        (
+            {"encoder.block.0.layer.0.SelfAttention.q.weight": (4096, 4096)},
+            "text encoder",
+            "flux",
+            "t5xxl",
+        ),
+        (
+            {"text_model.embeddings.token_embedding.weight": (49408, 768)},
+            "text encoder",
+            "flux",
+            "clip_l",
+        ),
+        (
+            {"visual.patch_embed.proj.weight": (1280, 3, 2, 14, 14), "model.layers.0.x": (2, 2)},
+            "text encoder",
+            "qwen-edit",
+            "text_encoder",
+        ),
+        (
+            {"model.layers.0.self_attn.q_proj.weight": (4096, 5120)},
+            "text encoder",
+            "flux2",
+            "text_encoder",
+        ),
+        (
+            {"model.layers.0.self_attn.q_norm.weight": (128,)},
+            "text encoder",
+            "flux2",
+            "text_encoder",
+        ),
         ({"joint_blocks.0.x.weight": (2, 2)}, "other", None, "none"),
     ],
-)  # fmt: skip
+)
 def test_full_size_headers(
     tmp_path: Path, shapes: dict[str, tuple[int, ...]], kind: str, family: str | None, slot: str
 ) -> None:
@@ -67,28 +90,39 @@ def test_the_published_files(tmp_path: Path) -> None:
     assert len(lora) == 380 and len(encoder) == 407, "as many weights as the published files"
     found = inspect_file(synthetic.write(tmp_path / "lora.safetensors", lora))
     assert (found.kind, found.rank, found.recipes, found.folder) == (
-        "lora", 4, ("imagecritic",), "loras",
-    )  # fmt: skip
+        "lora",
+        4,
+        ("imagecritic",),
+        "loras",
+    )
     found = inspect_file(synthetic.write(tmp_path / "detail_encoder.safetensors", encoder))
     assert (found.kind, found.recipes, found.folder) == (
-        "detail encoder", ("imagecritic",), "clip_vision",
-    )  # fmt: skip
+        "detail encoder",
+        ("imagecritic",),
+        "clip_vision",
+    )
     found = inspect_file(
         synthetic.write(tmp_path / "a.safetensors", synthetic.refineanything_lora())
     )
     assert (found.family, found.recipes, found.slot) == (
-        "qwen-edit", ("refineanything",), "refiner_lora",
-    )  # fmt: skip
+        "qwen-edit",
+        ("refineanything",),
+        "refiner_lora",
+    )
     found = inspect_file(synthetic.write(tmp_path / "b.safetensors", synthetic.lightning_lora()))
     assert (found.family, found.slot, found.alpha) == (
-        "qwen-edit", "accelerator_lora", "in the tensors",
-    )  # fmt: skip
+        "qwen-edit",
+        "accelerator_lora",
+        "in the tensors",
+    )
     hyper = synthetic.flux_accelerator_lora()
     assert len(hyper) == 1008, "as many weights as the published files"
     found = inspect_file(synthetic.write(tmp_path / "c.safetensors", hyper))
     assert (found.family, found.slot, found.recipes) == (
-        "flux", "accelerator_lora", ("omnirefiner", "imagecritic", "kontext"),
-    )  # fmt: skip
+        "flux",
+        "accelerator_lora",
+        ("omnirefiner", "imagecritic", "kontext"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,14 +131,19 @@ def test_the_published_files(tmp_path: Path) -> None:
         (["transformer_blocks.18.attn.to_q", "single_transformer_blocks.37.attn.to_k"], "flux"),
         (["transformer_blocks.0.attn.to_q"], "flux"),
         (["transformer_blocks.59.attn.to_q"], "qwen-edit"),
-        (["transformer_blocks.7.attn.to_q", "single_transformer_blocks.47.attn.to_qkv_mlp_proj"],
-         "flux2"),
+        (
+            ["transformer_blocks.7.attn.to_q", "single_transformer_blocks.47.attn.to_qkv_mlp_proj"],
+            "flux2",
+        ),
         (["transformer_blocks.0.attn.to_q", "single_transformer_blocks.2.attn.to_k"], "flux"),
-        (["single_transformer_blocks.7.attn.to_q", "single_transformer_blocks.20.attn.to_k"], "flux"),
+        (
+            ["single_transformer_blocks.7.attn.to_q", "single_transformer_blocks.20.attn.to_k"],
+            "flux",
+        ),
         (["transformer_blocks.4.attn.to_q", "single_transformer_blocks.19.attn.to_k"], "flux2"),
         (["blocks.3.cross_attn.q"], None),
     ],
-)  # fmt: skip
+)
 def test_loras_tell_their_base(tmp_path: Path, modules: list[str], family: str | None) -> None:
     file = synthetic.write(tmp_path / "x.safetensors", synthetic.peft_lora(modules))
     assert inspect_file(file).family == family

@@ -16,13 +16,20 @@ WIDTH = 128
 # diffusers module -> (rows, columns) of its weight in the tiny model
 DOUBLE, SINGLE = "transformer_blocks.0.", "single_transformer_blocks.0."
 SHAPES = {
-    f"{DOUBLE}attn.to_q": (128, 128), f"{DOUBLE}attn.to_k": (128, 128),
-    f"{DOUBLE}attn.to_v": (128, 128), f"{DOUBLE}attn.to_out.0": (128, 128),
-    f"{DOUBLE}ff.net.0.proj": (512, 128), f"{DOUBLE}ff_context.net.2": (128, 512),
-    f"{SINGLE}attn.to_q": (128, 128), f"{SINGLE}attn.to_k": (128, 128),
-    f"{SINGLE}attn.to_v": (128, 128), f"{SINGLE}proj_mlp": (512, 128),
-    f"{SINGLE}proj_out": (128, 640), "norm_out.linear": (256, 128), "proj_out": (64, 128),
-}  # fmt: skip
+    f"{DOUBLE}attn.to_q": (128, 128),
+    f"{DOUBLE}attn.to_k": (128, 128),
+    f"{DOUBLE}attn.to_v": (128, 128),
+    f"{DOUBLE}attn.to_out.0": (128, 128),
+    f"{DOUBLE}ff.net.0.proj": (512, 128),
+    f"{DOUBLE}ff_context.net.2": (128, 512),
+    f"{SINGLE}attn.to_q": (128, 128),
+    f"{SINGLE}attn.to_k": (128, 128),
+    f"{SINGLE}attn.to_v": (128, 128),
+    f"{SINGLE}proj_mlp": (512, 128),
+    f"{SINGLE}proj_out": (128, 640),
+    "norm_out.linear": (256, 128),
+    "proj_out": (64, 128),
+}
 # BFL module -> the diffusers modules stacked in it
 FUSED = {
     "double_blocks.0.img_attn.qkv": [f"{DOUBLE}attn.to_{c}" for c in "qkv"],

@@ -50,7 +50,7 @@ def test_regions_are_exactly_the_mask(mask: Tensor, merge: int, split: bool) -> 
     try:
         regions = find_regions(mask, holes=False, merge=merge, split=split)
     except ValueError as e:
-        assert "falls apart" in str(e)  # noqa: PT017
+        assert "64" in str(e)  # noqa: PT017
         return
     extent = Extent(mask.shape[-1], mask.shape[-2])
     assert torch.equal(painted(regions, extent), mask)
@@ -119,7 +119,7 @@ def test_smallest_drops_specks() -> None:
     assert len(find_regions(mask)) == 2
     assert [r.box for r in find_regions(mask, smallest=2)] == [(10, 10, 20, 20)]
     assert [r.box for r in find_regions(mask, smallest=100)] == [(10, 10, 20, 20)]
-    with pytest.raises(ValueError, match=r"largest of 100 .* smallest 101"):
+    with pytest.raises(ValueError, match=r"\b101\b.*\b100\b"):
         find_regions(mask, smallest=101)
 
 
@@ -157,7 +157,7 @@ def test_shrinking_leaves_the_pictures_border() -> None:
 def test_shrunk_to_nothing() -> None:
     mask = torch.zeros(1, 1, 30, 30)
     mask[..., 10:15, 10:15] = 1
-    with pytest.raises(ValueError, match="Nothing is left"):
+    with pytest.raises(ValueError, match="-3"):
         find_regions(mask, grow_pixels=-3)
 
 
@@ -171,19 +171,19 @@ def test_growing_joins_pieces() -> None:
 def test_broken_numbers(value: float) -> None:
     mask = torch.ones(1, 1, 4, 4)
     mask[0, 0, 1, 2] = value
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match="mask.*NaN"):
         find_regions(mask)
 
 
 def test_empty() -> None:
-    with pytest.raises(ValueError, match=r"7x5.*empty"):
+    with pytest.raises(ValueError, match="7x5"):
         find_regions(torch.zeros(1, 1, 5, 7))
 
 
 def test_too_many() -> None:
     mask = torch.zeros(1, 1, 400, 400)
     mask[..., ::40, ::40] = 1
-    with pytest.raises(ValueError, match=r"100 regions.*64"):
+    with pytest.raises(ValueError, match=r"100 .*64"):
         find_regions(mask)
     assert len(find_regions(mask, split=False)) == 1
     assert len(find_regions(mask, merge=40)) == 1

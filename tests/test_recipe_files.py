@@ -36,26 +36,49 @@ def test_toml(tmp_path: Path) -> None:
 
 def test_every_field_can_be_written(tmp_path: Path) -> None:
     table = {
-        "name": "mine", "title": "Mine", "order": ["draft", "reference"], "indices": [1, 2],
-        "prompt": "fix the {subject}", "guidance": 2.5, "steps": 20, "shift": None,
-        "text_tokens": 512, "buckets": "kontext", "context": 1.5, "align": False,
-        "latent_factor": 8, "correct_drift_and_color": True, "reference_blend": 0,
-        "codec_residual": 0, "family": "flux",
-        "layout": "index", "attention": "both ways",
-        "conditioning": "detail", "references": [1, 1], "shared_bucket": True, "cfg": 1, "negative": "",
-        "distilled": {"steps": 8, "cfg": 1}, "triggers": [["reference", "IMG1"]],
+        "name": "mine",
+        "title": "Mine",
+        "order": ["draft", "reference"],
+        "indices": [1, 2],
+        "prompt": "fix the {subject}",
+        "guidance": 2.5,
+        "steps": 20,
+        "shift": None,
+        "text_tokens": 512,
+        "buckets": "kontext",
+        "context": 1.5,
+        "align": False,
+        "latent_factor": 8,
+        "correct_drift_and_color": True,
+        "reference_blend": 0,
+        "codec_residual": 0,
+        "family": "flux",
+        "layout": "index",
+        "attention": "both ways",
+        "conditioning": "detail",
+        "references": [1, 1],
+        "shared_bucket": True,
+        "cfg": 1,
+        "negative": "",
+        "distilled": {"steps": 8, "cfg": 1},
+        "triggers": [["reference", "IMG1"]],
         "prompt_strip": ["<[^>]*>"],
         "note": "",
-    }  # fmt: skip
+    }
     assert set(table) == {f.name for f in fields(Recipe)}
     assert read_recipe(write(tmp_path, table)).triggers == (("reference", "IMG1"),)
 
 
 def test_former_names_of_fields_are_read(tmp_path: Path) -> None:
     former = {
-        "settles": False, "prefill": 0.5, "remainder": 0.25, "sight": "detail", "one_size": True,
-        "fast": {"steps": 4, "cfg": 2}, "dropped": ["<[^>]*>"],
-    }  # fmt: skip
+        "settles": False,
+        "prefill": 0.5,
+        "remainder": 0.25,
+        "sight": "detail",
+        "one_size": True,
+        "fast": {"steps": 4, "cfg": 2},
+        "dropped": ["<[^>]*>"],
+    }
     table = {"name": "mine", "based_on": "imagecritic"} | former
     recipe = read_recipe(write(tmp_path, table))
     assert recipe == replace(

@@ -73,10 +73,17 @@ def test_full_size_kontext_has_kontexts_configuration() -> None:
     back = bfl_to_diffusers(bfl)
     assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in sd.items()}
     assert flux_config(back) == {
-        "in_channels": 64, "out_channels": 64, "num_layers": 19, "num_single_layers": 38,
-        "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096,
-        "pooled_projection_dim": 768, "guidance_embeds": True, "axes_dims_rope": (16, 56, 56),
-    }  # fmt: skip
+        "in_channels": 64,
+        "out_channels": 64,
+        "num_layers": 19,
+        "num_single_layers": 38,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 768,
+        "guidance_embeds": True,
+        "axes_dims_rope": (16, 56, 56),
+    }
 
 
 def test_last_modulation_is_swapped_and_the_rest_is_not() -> None:

@@ -1,9 +1,9 @@
 """Boxes that point at details: pairs of rectangles in relative coordinates, as text and in pixels.
 
-The text is what the region picker of the nodes keeps in its widget and what the API takes:
-`[{"draft": [x0, y0, x1, y1], "reference": [x0, y0, x1, y1]}, ...]`, every number a fraction of the
-picture's width or height, so that it stays right when a picture changes size. "reference" may be
-null or absent: the whole reference.
+The text is what the node's region picker stores in its widget and what the API takes:
+`[{"draft": [x0, y0, x1, y1], "reference": [x0, y0, x1, y1]}, ...]`. Every number is a fraction of
+the picture's width or height, so boxes stay valid when a picture is resized. If "reference" is
+null or absent, the whole reference is meant.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class RelativeBox(NamedTuple):
     y1: float
 
     def pixels(self, size: Extent) -> Box:
-        """The box in whole pixels of a picture, at least 1x1 and inside it."""
+        """The box in whole pixels of a picture of that size: inside it, and at least 1x1."""
         x0, x1 = _interval(self.x0, self.x1, size.width)
         y0, y1 = _interval(self.y0, self.y1, size.height)
         return Box(x0, y0, x1, y1)
 
 
 class BoxPair(NamedTuple):
-    """One detail: where it is in the draft, and where in the reference (None = all of it)."""
+    """Where one detail is in the draft and in the reference."""
 
     draft: RelativeBox
-    reference: RelativeBox | None = None
+    reference: RelativeBox | None = None  # None means the whole reference
 
 
 def _interval(low: float, high: float, length: int) -> tuple[int, int]:
@@ -49,25 +49,25 @@ def _interval(low: float, high: float, length: int) -> tuple[int, int]:
 
 
 def parse_boxes(text: str | None) -> tuple[BoxPair, ...]:
-    """The pairs that `text` (see the module) describes; empty text means none.
+    """The pairs that a text in this module's format describes; empty text means none.
 
     Raises:
-        ValueError: not such a list, a number outside 0..1, a box without area, or over 64 boxes;
-            names the box.
+        ValueError: the text has another format, a number is outside 0..1, a box has no area, or
+            there are more than 64 boxes.
     """
     if not text or not text.strip():
         return ()
     try:
         entries = json.loads(text)
     except json.JSONDecodeError as e:
-        raise ValueError(f"boxes is no valid JSON: {e.msg} at character {e.pos}.") from None
+        raise ValueError(f"boxes is not valid JSON: {e.msg} at character {e.pos}.") from None
     if not isinstance(entries, list):
         raise ValueError(
             f"boxes must be a list of pairs like {EXAMPLE}, got a {type(entries).__name__}."
         )
     if len(entries) > MAX_REGIONS:
         raise ValueError(
-            f"There are {len(entries)} boxes; at most {MAX_REGIONS} are repaired in one run."
+            f"There are {len(entries)} boxes, but at most {MAX_REGIONS} are repaired in one run."
         )
     return tuple(_pair(entry, number) for number, entry in enumerate(entries, 1))
 
@@ -78,8 +78,8 @@ EXAMPLE = '[{"draft": [0.1, 0.2, 0.4, 0.5], "reference": [0, 0, 1, 1]}]'
 def _pair(entry: Any, number: int) -> BoxPair:
     if not isinstance(entry, dict) or "draft" not in entry or not entry.keys() <= _KEYS:
         raise ValueError(
-            f"Box {number} must have the key draft and may have reference, as in {EXAMPLE}, "
-            f"got {json.dumps(entry)[:80]}."
+            f"Box {number} must have the key draft and may have the key reference, for example "
+            f"{EXAMPLE}, got {json.dumps(entry)[:80]}."
         )
     reference = entry.get("reference")
     return BoxPair(
@@ -97,7 +97,7 @@ def _box(values: Any, number: int, picture: str) -> RelativeBox:
         raise ValueError(f"{where} must be four numbers x0, y0, x1, y1, got {str(values)[:80]}.")
     if not all(0 <= v <= 1 for v in values):  # false for NaN, too
         raise ValueError(
-            f"{where} reaches outside the picture: coordinates are fractions, 0..1, got {values}."
+            f"{where} reaches outside the picture: coordinates are fractions from 0 to 1, got {values}."
         )
     x0, y0, x1, y1 = map(float, values)
     if x0 >= x1 or y0 >= y1:
@@ -106,7 +106,7 @@ def _box(values: Any, number: int, picture: str) -> RelativeBox:
 
 
 def format_boxes(pairs: tuple[BoxPair, ...]) -> str:
-    """The text that `parse_boxes` reads back."""
+    """The pairs as text that `parse_boxes` reads."""
     entries = [
         {"draft": list(p.draft), "reference": None if p.reference is None else list(p.reference)}
         for p in pairs
@@ -127,7 +127,13 @@ def box_regions(
     grow_pixels: float = 0,
     holes: bool = True,
 ) -> list[Region]:
-    """One region per pair, in their order: what `mask` 1 1 H W has in the box, else the whole box.
+    """One region per pair, in the order of the pairs.
+
+    Args:
+        pairs: the boxes on the draft.
+        size: of the draft.
+        mask: 1 1 H W; a region is what the mask has in its box, or the whole box if that is nothing.
+        grow_pixels, holes: as for `find_regions`.
 
     Raises:
         ValueError: nothing is left of a box that `grow_pixels` shrinks.
@@ -146,8 +152,12 @@ def box_regions(
 
 
 def masked_box(box: Box, window: Box, mask: Tensor | None) -> Tensor:
-    """`box` (in the window's coordinates) as a mask of the window, narrowed to `mask` if it has
-    something in the box.
+    """A box as a mask of a window of the picture, narrowed to `mask` if that has anything in the box.
+
+    Args:
+        box: in coordinates of the window.
+        window: in coordinates of the picture.
+        mask: of the picture, 1 1 H W.
     """
     out = torch.zeros(1, 1, window.extent.height, window.extent.width)
     fill_box(out, box)
@@ -159,5 +169,5 @@ def masked_box(box: Box, window: Box, mask: Tensor | None) -> Tensor:
 
 
 def reference_box_mask(box: RelativeBox, size: Extent, mask: Tensor | None) -> Tensor:
-    """The mask 1 1 h w of one box of a reference, narrowed to `mask` if that has some in it."""
+    """One box of a reference as a mask 1 1 h w, narrowed to `mask` if that has anything in the box."""
     return masked_box(box.pixels(size), Box(0, 0, *size), mask)

@@ -1,4 +1,4 @@
-"""Pixels by plan: cut a crop out, put a repaired one back. The plan itself is in `geometry`."""
+"""Cuts planned crops out of pictures and stitches repaired crops back (plans: see `geometry`)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from .masks import Region, dilate, feather
 from .tensors import resize, to_dtype, to_float
 
 Blend = Literal["feather", "multiband"]
+_RIM_PIXELS = 2.0  # width of the fade to the draft's exact value around a multiband blend
+_RING_MARGIN = 0.04  # of the crop's shorter side: there the model may have shaded the draft
+_OUTSIDE_MASK = 0.01  # a resized mask below this value does not touch a pixel
 
 
 def crop(image: Tensor, plan: CropPlan) -> Tensor:
     """The planned crop of `image` B C H W (any stored type) at the model's size, float32 in [0, 1].
 
-    Only the box is read; edge pixels are repeated where it reaches outside.
+    Only the box is read. Where it reaches outside the image, the edge pixels are repeated.
     """
     i = plan.inside
     cut = to_float(image[..., i.y0 : i.y1, i.x0 : i.x1])
@@ -29,12 +32,12 @@ def crop(image: Tensor, plan: CropPlan) -> Tensor:
 
 
 def crop_mask(region: Region, plan: CropPlan) -> Tensor:
-    """The region's mask in the crop's frame at the model's size, 1 1 h w in [0, 1]."""
+    """The region's mask in the crop, at the model's size: 1 1 h w in [0, 1]."""
     full = torch.zeros(1, 1, plan.box.extent.height, plan.box.extent.width)
     y, x = region.box.y0 - plan.box.y0, region.box.x0 - plan.box.x0
     h, w = region.mask.shape[-2:]
     full[..., y : y + h, x : x + w] = region.mask
-    # Area averaging loses no thin stroke, which bicubic sampling could.
+    # Averaging over areas keeps thin strokes, which bicubic sampling can lose.
     if full.shape[-2:] == (plan.target.height, plan.target.width):
         return full
     return F.interpolate(
@@ -43,7 +46,7 @@ def crop_mask(region: Region, plan: CropPlan) -> Tensor:
 
 
 def uncrop(result: Tensor, plan: CropPlan, region: Region) -> Tensor:
-    """A repaired crop at the model's size to the picture's scale, cut to the region's box."""
+    """A repaired crop at the model's size, resized to the picture's scale and cut to the region's box."""
     full = resize(result.float(), plan.box.extent)
     y, x = region.box.y0 - plan.box.y0, region.box.x0 - plan.box.x0
     h, w = region.mask.shape[-2:]
@@ -63,11 +66,11 @@ def stitch(
     Every pixel where the region's mask is 0 keeps its exact value in the type that came in.
 
     Args:
-        image: B C H W, any stored type; channels beyond the patch's (alpha) are left alone.
-        patch: float B 3 h w in [0, 1], the size of the region's box.
-        region: where.
+        image: B C H W of any stored type; channels that the patch lacks (alpha) are not changed.
+        patch: float B 3 h w in [0, 1] of the size of the region's box.
+        region: where the patch goes.
         feather_pixels: width of the blend inside the mask's edge.
-        blend: "feather" (one ramp) or "multiband" (coarse tones blend wider than fine detail).
+        blend: "feather" uses one ramp, "multiband" blends coarse tones over a wider band than detail.
     """
     out = image.clone()
     stitch_into(out, patch, region, feather_pixels=feather_pixels, blend=blend)
@@ -82,7 +85,7 @@ def stitch_into(
     feather_pixels: float = 8,
     blend: Blend = "feather",
 ) -> None:
-    """`stitch`, but into `out` itself: a large picture is copied once, not once a region."""
+    """`stitch` in place: a large picture with many regions is then copied only once."""
     b = region.box
     extent = Extent(out.shape[-1], out.shape[-2])
     open_sides = (b.x0 == 0, b.y0 == 0, b.x1 == extent.width, b.y1 == extent.height)
@@ -91,15 +94,15 @@ def stitch_into(
     view = out[..., :channels, b.y0 : b.y1, b.x0 : b.x1]
     before = to_float(view).to(patch.device)
     if blend == "multiband":
-        # Inside, bands blend over their own width; the rim still fades to the draft's exact value.
+        # Each band blends over its own width, so the rim has to fade to the draft's exact value.
         inner = multiband(before, patch, weight)
-        rim = feather(region.mask, min(2.0, feather_pixels), open_sides).to(patch.device)
+        rim = feather(region.mask, min(_RIM_PIXELS, feather_pixels), open_sides).to(patch.device)
         mixed = before + rim * (inner - before)
     else:
         mixed = before + weight * (patch - before)
     mixed = to_dtype(mixed, out.dtype).to(out.device)
     inside = (region.mask > 0).expand(view.shape).to(out.device)
-    if out.dtype == torch.uint16:  # torch cannot index it: move the same bits as signed numbers
+    if out.dtype == torch.uint16:  # torch cannot index it, so move the same bits as int16
         view, mixed = view.view(torch.int16), mixed.view(torch.int16)
     view[inside] = mixed[inside]
 
@@ -123,19 +126,19 @@ def multiband(a: Tensor, b: Tensor, weight: Tensor, levels: int = 5) -> Tensor:
 
 
 def ring(region: Region, plan: CropPlan) -> Tensor:
-    """Where the crop shows unrepaired picture: 1 1 h w at the model's size, 0 or 1.
+    """Where the crop shows the unchanged picture: 1 1 h w at the model's size, 0 or 1.
 
-    The region, a margin of 4 % around it (the model may shade that) and padding are left out.
+    The region, a margin around it and the padding are left out.
     """
     mask = crop_mask(region, plan)
-    margin = max(1, round(0.04 * min(plan.target)))
+    margin = max(1, round(_RING_MARGIN * min(plan.target)))
     near = dilate(mask, margin)
     inside = torch.zeros_like(mask)
     i, s = plan.inside, plan.scale
     y0, y1 = round((i.y0 - plan.box.y0) * s), round((i.y1 - plan.box.y0) * s)
     x0, x1 = round((i.x0 - plan.box.x0) * s), round((i.x1 - plan.box.x0) * s)
     inside[..., y0:y1, x0:x1] = 1
-    return (near <= 0.01).float() * inside
+    return (near <= _OUTSIDE_MASK).float() * inside
 
 
 def box_region(box: Box) -> Region:

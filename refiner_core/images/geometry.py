@@ -1,4 +1,4 @@
-"""Boxes, extents and resolutions: whole numbers only, no tensors."""
+"""Boxes, extents and resolutions, in whole pixels and without tensors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MAX_SIDE = 16384  # longest side of a picture that is supported, px
+_MAX_MEGAPIXELS = 16  # of the size at which a model works
+_MAX_CONTEXT = 100  # crop size over region size
 
 
 class Extent(NamedTuple):
@@ -28,7 +30,7 @@ class Extent(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A half-open rectangle `[x0, x1) x [y0, y1)` in pixels; may reach outside the image."""
+    """A half-open rectangle `[x0, x1) x [y0, y1)` in pixels, which may reach outside the image."""
 
     x0: int
     y0: int
@@ -44,33 +46,27 @@ class Box(NamedTuple):
         return (self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2
 
     def contains(self, other: Box) -> bool:
-        return (
-            self.x0 <= other.x0 and self.y0 <= other.y0
-            and other.x1 <= self.x1 and other.y1 <= self.y1
-        )  # fmt: skip
+        return self.intersection(other) == other
 
     def intersection(self, other: Box) -> Box:
-        return Box(
-            max(self.x0, other.x0), max(self.y0, other.y0),
-            min(self.x1, other.x1), min(self.y1, other.y1),
-        )  # fmt: skip
+        starts = max(self.x0, other.x0), max(self.y0, other.y0)
+        return Box(*starts, min(self.x1, other.x1), min(self.y1, other.y1))
 
     def moved(self, dx: int, dy: int) -> Box:
         return Box(self.x0 + dx, self.y0 + dy, self.x1 + dx, self.y1 + dy)
 
 
 class CropPlan(NamedTuple):
-    """Where a crop comes from and how large the model sees it.
+    """Where a crop comes from and at which size the model sees it.
 
-    `box` has exactly the aspect of `target` (both are multiples of the same small rectangle) and
-    may reach outside `image`, there the picture is continued by its edge pixels. The scale
-    `target / box` is one number for x and y.
+    The box has exactly the aspect of the target (both are multiples of the same small rectangle),
+    so the scale `target / box` is the same in x and y.
     """
 
-    image: Extent
-    region: Box
-    box: Box
-    target: Extent
+    image: Extent  # size of the picture
+    region: Box  # tight around what is repaired
+    box: Box  # what is cut out; outside the image its edge pixels are repeated
+    target: Extent  # size at which the model sees the box
 
     @property
     def scale(self) -> float:
@@ -78,35 +74,34 @@ class CropPlan(NamedTuple):
 
     @property
     def inside(self) -> Box:
-        """The part of the box that lies in the image."""
+        """The part of the box that is inside the image."""
         return self.box.intersection(Box(0, 0, *self.image))
 
     @property
     def padding(self) -> tuple[int, int, int, int]:
-        """Pixels to add left, top, right, bottom."""
-        i = self.inside
-        return (
-            i.x0 - self.box.x0, i.y0 - self.box.y0,
-            self.box.x1 - i.x1, self.box.y1 - i.y1,
-        )  # fmt: skip
+        """Pixels to add at the left, top, right and bottom."""
+        i, b = self.inside, self.box
+        return i.x0 - b.x0, i.y0 - b.y0, b.x1 - i.x1, b.y1 - i.y1
 
 
 class Buckets(NamedTuple):
-    """The resolutions a model works at, for its own area, and the multiple its codec needs."""
+    """The resolutions a model was trained at."""
 
-    sizes: tuple[Extent, ...]
-    multiple: int
+    sizes: tuple[Extent, ...]  # all of about the same area
+    multiple: int  # of pixels, that its codec and patches need of every side
 
     def scaled(self, megapixels: float | None) -> tuple[Extent, ...]:
-        """The sizes at about `megapixels` (10^6 pixels); None keeps them.
+        """The sizes scaled to about `megapixels` (10^6 pixels); None keeps them.
 
         Raises:
-            ValueError: megapixels not in (0, 16].
+            ValueError: `megapixels` is not above 0 and at most 16.
         """
         if megapixels is None:
             return self.sizes
-        if not 0 < megapixels <= 16:
-            raise ValueError(f"megapixels must be over 0 and at most 16, got {megapixels}.")
+        if not 0 < megapixels <= _MAX_MEGAPIXELS:
+            raise ValueError(
+                f"megapixels must be above 0 and at most {_MAX_MEGAPIXELS}, got {megapixels}."
+            )
         return tuple(dict.fromkeys(self._resized(s, megapixels * 1e6) for s in self.sizes))
 
     def _resized(self, size: Extent, area: float) -> Extent:
@@ -120,24 +115,37 @@ def _mirror(sizes: Sequence[tuple[int, int]]) -> tuple[Extent, ...]:
     return tuple(dict.fromkeys(both))
 
 
-# FLUX.1-Kontext's training resolutions, about one megapixel; sides are multiples of 16, so that
-# the VAE's factor of 8 and the 2x2 patches both come out even.
-KONTEXT_BUCKETS = Buckets(
-    _mirror(
-        [(672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328),
-         (832, 1248), (880, 1184), (944, 1104), (1024, 1024)]
-    ),
-    16,
-)  # fmt: skip
-# Qwen-Image-Edit's: one megapixel with sides that are multiples of 32.
-QWEN_BUCKETS = Buckets(
-    _mirror(
-        [(672, 1568), (704, 1504), (736, 1440), (768, 1376), (800, 1312), (832, 1248),
-         (864, 1216), (896, 1184), (928, 1120), (960, 1088), (992, 1056), (1024, 1024)]
-    ),
-    32,
-)  # fmt: skip
-# The nano's, 16384 pixels; its codec's factor of 4 and the patches make it 8.
+# FLUX.1-Kontext's training resolutions have about one megapixel. Their sides are multiples of 16,
+# so that the VAE's factor of 8 and the 2x2 patches both divide them.
+_KONTEXT_SIZES = (
+    (672, 1568),
+    (688, 1504),
+    (720, 1456),
+    (752, 1392),
+    (800, 1328),
+    (832, 1248),
+    (880, 1184),
+    (944, 1104),
+    (1024, 1024),
+)
+KONTEXT_BUCKETS = Buckets(_mirror(_KONTEXT_SIZES), 16)
+# Qwen-Image-Edit's have one megapixel and sides that are multiples of 32.
+_QWEN_SIZES = (
+    (672, 1568),
+    (704, 1504),
+    (736, 1440),
+    (768, 1376),
+    (800, 1312),
+    (832, 1248),
+    (864, 1216),
+    (896, 1184),
+    (928, 1120),
+    (960, 1088),
+    (992, 1056),
+    (1024, 1024),
+)
+QWEN_BUCKETS = Buckets(_mirror(_QWEN_SIZES), 32)
+# Nano's have about 16384 pixels; its codec's factor of 4 and the patches make multiples of 8.
 NANO_BUCKETS = Buckets(_mirror([(128, 128), (144, 112), (176, 96), (208, 80), (256, 64)]), 8)
 
 
@@ -155,8 +163,9 @@ def _fit(size: Extent, need: Extent) -> Extent:
 
 
 def _place(center: float, length: int, region: tuple[int, int], limit: int) -> int:
-    """Start of an interval of `length` around `center`: shifted into `[0, limit)` if it fits there,
-    else centred over it as far as the region stays covered.
+    """Start of an interval of `length` around `center`.
+
+    It is shifted into `[0, limit)` if it fits there, else centered as far as it covers the region.
     """
     start = round(center - length / 2)
     if length <= limit:
@@ -172,22 +181,22 @@ def plan_crop(
     context: float = 1.5,
     megapixels: float | None = None,
 ) -> CropPlan:
-    """Plan the crop around `region`: context, then a bucket's exact aspect, inside the image.
+    """Plan the crop around a region: with context, in a bucket's exact aspect, inside the image.
 
-    The box grows around the region by the factor `context`, is then grown (never stretched,
-    never cut) to the aspect of the nearest bucket and shifted to stay inside the image. If it
-    does not fit it is made smaller, down to the region itself; only when even that does not fit
-    does it reach outside, where the edge pixels are repeated.
+    The box is the region enlarged by the factor `context`, then enlarged to the aspect of the
+    nearest bucket and shifted to stay inside the image. It is never stretched, and the region is
+    never cut. If the box does not fit into the image it is made smaller, down to the region. Only
+    if that does not fit either does it reach outside, where the edge pixels are repeated.
 
     Args:
         image: size of the picture.
-        region: tight box of what is repaired, inside the image.
+        region: tight box around what is repaired, inside the image.
         buckets: the model's resolutions.
-        context: how much larger than the region the crop is, at least 1.
-        megapixels: area the model works at; None = the buckets' own.
+        context: crop size over region size, from 1 to 100.
+        megapixels: area of the crop at the model's size; None takes the buckets' own.
 
     Raises:
-        ValueError: region empty or outside the image, or context below 1 or above 100.
+        ValueError: the region is empty or outside the image, or `context` is out of range.
     """
     return min(_candidates(image, region, buckets, context, megapixels), key=lambda c: c[0])[1]
 
@@ -199,11 +208,11 @@ def plan_pair(
     context: tuple[float, float] = (1.5, 1.5),
     megapixels: float | None = None,
 ) -> tuple[CropPlan, CropPlan]:
-    """Plan two crops that a model wants at one common size: the bucket that suits both best.
+    """Plan two crops for a model that needs both at the same size, in the bucket that suits both best.
 
     Args:
-        first, second: size of the picture and tight box of what matters in it.
-        buckets, context, megapixels: as for `plan_crop`; one context each.
+        first, second: size of the picture and tight box of the region.
+        buckets, context, megapixels: as for `plan_crop`, with one context per crop.
 
     Raises:
         ValueError: as `plan_crop`.
@@ -220,34 +229,43 @@ def plan_pair(
 def _candidates(
     image: Extent, region: Box, buckets: Buckets, context: float, megapixels: float | None
 ) -> list[tuple[tuple[float, ...], CropPlan]]:
-    """The crop at each bucket with its cost, least is best."""
+    """The crop at each bucket with its cost; the lowest cost is the best."""
     if min(region.extent) < 1 or not Box(0, 0, *image).contains(region):
         raise ValueError(
             f"The region {tuple(region)} is empty or reaches outside the {image} image."
         )
-    if not 1 <= context <= 100:
-        raise ValueError(f"context must be between 1 and 100 (1 = no surroundings), got {context}.")
+    if not 1 <= context <= _MAX_CONTEXT:
+        raise ValueError(
+            f"context must be from 1 (no surroundings) to {_MAX_CONTEXT}, got {context}."
+        )
     size = region.extent
     want = Extent(math.ceil(size.width * context), math.ceil(size.height * context))
-    found: list[tuple[tuple[float, ...], CropPlan]] = []
+    candidates: list[tuple[tuple[float, ...], CropPlan]] = []
     for target in buckets.scaled(megapixels):
-        extent = _fit(target, want)
-        if extent.width > image.width or extent.height > image.height:
-            # Too large: as large as the image allows, but never smaller than the region.
-            unit = _unit(target)
-            room = max(1, min(image.width // unit.width, image.height // unit.height))
-            smallest = _fit(target, size)
-            extent = max(Extent(unit.width * room, unit.height * room), smallest)
+        extent = _shrunk_to_fit(target, _fit(target, want), size, image)
         x0 = _place(region.center[0], extent.width, (region.x0, region.x1), image.width)
         y0 = _place(region.center[1], extent.height, (region.y0, region.y1), image.height)
         plan = CropPlan(image, region, Box(x0, y0, x0 + extent.width, y0 + extent.height), target)
-        outside = 1 - plan.inside.extent.area / extent.area
-        # Least padding first, then the least context lost (in tenths, as sides come in steps), then
-        # the area nearest to what was asked for, then aspect.
-        lost = 1 - min(1, extent.width / want.width, extent.height / want.height)
-        excess = extent.area / want.area
-        skew = abs(math.log(target.aspect / want.aspect))
-        steps = (math.ceil(1000 * outside) / 1000, math.ceil(10 * lost) / 10)
-        cost = (*steps, max(excess, 1 / excess), skew)
-        found.append((cost, plan))
-    return found
+        candidates.append((_cost(plan, want), plan))
+    return candidates
+
+
+def _shrunk_to_fit(target: Extent, extent: Extent, region: Extent, image: Extent) -> Extent:
+    """A crop that is too large becomes as large as the image allows, but not smaller than the region."""
+    if extent.width <= image.width and extent.height <= image.height:
+        return extent
+    unit = _unit(target)
+    room = max(1, min(image.width // unit.width, image.height // unit.height))
+    return max(Extent(unit.width * room, unit.height * room), _fit(target, region))
+
+
+def _cost(plan: CropPlan, want: Extent) -> tuple[float, float, float, float]:
+    """Least padding first, then least context lost, then the nearest area, then the nearest aspect."""
+    extent = plan.box.extent
+    outside = 1 - plan.inside.extent.area / extent.area
+    lost = 1 - min(1, extent.width / want.width, extent.height / want.height)
+    excess = extent.area / want.area
+    skew = abs(math.log(plan.target.aspect / want.aspect))
+    # Rounded, as the sides of crops come in steps.
+    rounded = math.ceil(1000 * outside) / 1000, math.ceil(10 * lost) / 10
+    return *rounded, max(excess, 1 / excess), skew

@@ -1,4 +1,4 @@
-"""Masks and regions. Work follows the mask's bounds, never the whole picture."""
+"""Masks and regions. The work depends on the size of the mask's bounds, not of the picture."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from .geometry import Box, Extent
 from .tensors import all_finite
 
 MAX_REGIONS = 64
+MERGE_DISTANCE = 24  # px; pieces with a smaller gap are one region, as the letters of a word
+_FAINTEST_WEIGHT = 1 / 512  # of a region's outermost pixel, which belongs to the region
 
 
 @dataclass(frozen=True)
 class Region:
-    """One connected piece of what is to be repaired: its tight box and its mask in that box.
+    """One piece of what is to be repaired."""
 
-    `mask` float32 1 1 h w in [0, 1], over 0 where pixels may change.
-    """
-
-    box: Box
-    mask: Tensor
+    box: Box  # tight around the mask, in pixels of the picture
+    mask: Tensor  # in the box: float32 1 1 h w in [0, 1], above 0 where pixels may change
 
 
 def bounds(mask: Tensor, threshold: float = 0.0) -> Box | None:
-    """Tight box of `mask > threshold`, over batch and channels; None if nothing is."""
+    """Tight box of `mask > threshold` over batch and channels, or None if that is empty."""
     flat = mask.reshape(-1, *mask.shape[-2:])
     on_rows = torch.zeros(mask.shape[-2], dtype=torch.bool)
     on_cols = torch.zeros(mask.shape[-1], dtype=torch.bool)
@@ -41,13 +40,14 @@ def bounds(mask: Tensor, threshold: float = 0.0) -> Box | None:
 
 
 def _distance(inside: np.ndarray) -> np.ndarray:
-    """Euclidean distance of every True pixel to the nearest False one, 0 at False."""
+    """Euclidean distance of every True pixel to the nearest False pixel; 0 where False."""
     return np.asarray(ndimage.distance_transform_edt(inside), np.float64)
 
 
 def grow(mask: Tensor, pixels: float) -> Tensor:
-    """Grow (or with negative `pixels` shrink) `1 1 H W` by a Euclidean distance; the result is 0/1
-    where it grew or shrank and keeps the mask's own values elsewhere.
+    """Grow a mask `1 1 H W` by a Euclidean distance, or shrink it if `pixels` is negative.
+
+    New pixels are 1, removed ones 0, and all others keep their value.
     """
     if pixels == 0:
         return mask
@@ -56,7 +56,7 @@ def grow(mask: Tensor, pixels: float) -> Tensor:
         near = _distance(m <= 0) <= pixels if (m > 0).any() else m > 0
         out = np.where(m > 0, m, near.astype(np.float32))
     else:
-        # The picture's own edge is no edge of the mask: pad with its values.
+        # A mask does not end at the picture's border, so continue it there.
         padded = np.pad(m > 0, 1, mode="edge")
         if padded.all():
             return mask
@@ -65,47 +65,58 @@ def grow(mask: Tensor, pixels: float) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(out, np.float32))[None, None]
 
 
-def dilate(mask: Tensor, reach: int) -> Tensor:
-    """The largest value of `1 1 H W` within a square of `2 * reach + 1` pixels around each pixel."""
-    m = ndimage.maximum_filter(mask[0, 0].cpu().numpy(), 2 * reach + 1, mode="nearest")
+def dilate(mask: Tensor, radius: int) -> Tensor:
+    """The largest value of `1 1 H W` in a square of `2 * radius + 1` pixels around each pixel."""
+    m = ndimage.maximum_filter(mask[0, 0].cpu().numpy(), 2 * radius + 1, mode="nearest")
     return torch.from_numpy(m)[None, None]
 
 
 def feather(mask: Tensor, pixels: float, open_sides: tuple[bool, bool, bool, bool]) -> Tensor:
     """Blend weights `1 1 H W` that rise from the mask's edge inwards over `pixels`.
 
-    The weights are over 0 only where the mask is, so a feathered paste stays in the mask.
-    `open_sides` (left, top, right, bottom) marks borders of the tensor that are borders of the
-    picture: there the mask does not end, so nothing fades.
+    The weights are above 0 only where the mask is, so that a feathered paste stays in the mask.
+
+    Args:
+        mask: float `1 1 H W` in [0, 1].
+        pixels: width of the ramp; 0 gives the mask itself.
+        open_sides: (left, top, right, bottom), True where the tensor's border is the border of the
+            picture. The mask does not end there, so nothing fades.
     """
     if pixels <= 0:
         return (mask > 0).float() * mask
     m = mask[0, 0].numpy()
-    left, top, right, bottom = (1 if side else 0 for side in open_sides)
-    padded = np.pad(m > 0, 1, constant_values=False)
-    for on, index in ((left, np.s_[:, 0]), (right, np.s_[:, -1])):
-        if on:
-            padded[index] = padded[:, 1 if index[1] == 0 else -2]
-    for on, index in ((top, 0), (bottom, -1)):
-        if on:
-            padded[index] = padded[1 if index == 0 else -2]
-    depth = np.full(m.shape, np.inf) if padded.all() else _distance(padded)[1:-1, 1:-1]
+    inside = _padded(m > 0, open_sides)
+    depth = np.full(m.shape, np.inf) if inside.all() else _distance(inside)[1:-1, 1:-1]
     ramp = np.clip((depth - 0.5) / max(pixels, 1e-3), 0, 1)
     ramp = ramp * ramp * (3 - 2 * ramp)
-    # The outermost pixel keeps a trace of weight: it belongs to the region.
-    ramp = np.where(m > 0, np.maximum(ramp, 1 / 512), 0)
+    ramp = np.where(m > 0, np.maximum(ramp, _FAINTEST_WEIGHT), 0)
     return torch.from_numpy((ramp * m).astype(np.float32))[None, None]
 
 
+def _padded(inside: np.ndarray, open_sides: tuple[bool, bool, bool, bool]) -> np.ndarray:
+    """The mask with a border of one pixel, in which open sides continue the mask's edge."""
+    left, top, right, bottom = open_sides
+    padded = np.pad(inside, 1, constant_values=False)
+    if left:
+        padded[:, 0] = padded[:, 1]
+    if right:
+        padded[:, -1] = padded[:, -2]
+    if top:
+        padded[0] = padded[1]
+    if bottom:
+        padded[-1] = padded[-2]
+    return padded
+
+
 def fill_holes(mask: Tensor) -> Tensor:
-    """Holes enclosed by the mask become part of it."""
+    """The mask `1 1 H W` with the holes that it encloses filled with 1."""
     m = mask[0, 0].numpy()
     filled = np.asarray(ndimage.binary_fill_holes(m > 0))
     return torch.from_numpy(np.where(filled & (m <= 0), 1.0, m).astype(np.float32))[None, None]
 
 
 def _groups(boxes: list[Box], merge: int) -> list[list[int]]:
-    """Which boxes are one region: those whose gap is at most `merge`, again with their union."""
+    """Indices of the boxes that form one region each: joined while a gap is at most `merge` pixels."""
     left = np.asarray(boxes, np.int64)
     members = [[i] for i in range(len(boxes))]
     i = 0
@@ -130,48 +141,31 @@ def find_regions(
     grow_pixels: float = 0,
     holes: bool = True,
     smallest: int = 1,
-    merge: int = 24,
+    merge: int = MERGE_DISTANCE,
     split: bool = True,
 ) -> list[Region]:
-    """The regions of a mask `1 1 H W`, left to right within top to bottom.
+    """The regions of a mask `1 1 H W`, from top to bottom and left to right.
 
     Args:
-        mask: float in [0, 1]; everything over 0 belongs to a region.
-        grow_pixels: grow (or shrink) every region by that many pixels first.
-        holes: fill enclosed holes.
-        smallest: pieces of fewer pixels are dropped as specks.
-        merge: pieces closer than that (pixels) are one region: letters of a word belong together.
+        mask: float in [0, 1]; every pixel above 0 belongs to a region.
+        grow_pixels: grow the mask by this distance first, or shrink it if negative.
+        holes: fill holes that the mask encloses.
+        smallest: pieces with fewer pixels are dropped as specks.
+        merge: pieces with a gap of at most this many pixels are one region.
         split: False makes everything one region.
 
     Raises:
-        ValueError: the mask is empty (or became so), carries NaN, or falls apart into over 64
-            regions.
+        ValueError: the mask is empty or becomes empty, contains NaN, or has over 64 regions.
     """
-    if not all_finite(mask):
-        raise ValueError("The mask has values that are NaN or infinite.")
-    image = Extent(mask.shape[-1], mask.shape[-2])
-    tight = bounds(mask)
-    if tight is None:
-        raise ValueError(
-            f"The mask ({image}) is empty: nothing to repair. Paint the detail, or leave the mask "
-            "out to repair the whole picture."
-        )
-    margin = max(0, int(np.ceil(grow_pixels))) + 1
-    window = Box(
-        tight.x0 - margin, tight.y0 - margin, tight.x1 + margin, tight.y1 + margin
-    ).intersection(Box(0, 0, *image))
-    m = mask[..., window.y0 : window.y1, window.x0 : window.x1].float().cpu()
-    m = grow(m, grow_pixels)
-    if holes:
-        m = fill_holes(m)
-    on = m[0, 0].numpy() > 0
-    labels, count = ndimage.label(on, structure=np.ones((3, 3)))  # type: ignore[misc]
+    window, pixels = _grown_window(mask, grow_pixels, holes)
+    labels, count = ndimage.label(pixels > 0, structure=np.ones((3, 3)))  # type: ignore[misc]
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     kept = [i for i in range(1, count + 1) if sizes[i] >= smallest]
     if not kept:
         raise ValueError(
-            f"Nothing is left of the mask: {count} pieces, the largest of {sizes[1:].max(initial=0)} "
-            f"pixels, with grow {grow_pixels:g} and smallest {smallest}. Lower `smallest` or grow."
+            f"Nothing is left of the mask after growing it by {grow_pixels:g} px and dropping pieces "
+            f"of fewer than {smallest} pixels: it has {count} pieces, and the largest has "
+            f"{sizes[1:].max(initial=0)} pixels."
         )
     slices = ndimage.find_objects(labels)
     boxes = [
@@ -180,20 +174,40 @@ def find_regions(
     groups = _groups(boxes, merge) if split else [list(range(len(kept)))]
     if len(groups) > MAX_REGIONS:
         raise ValueError(
-            f"The mask falls apart into {len(groups)} regions; at most {MAX_REGIONS} are repaired in "
-            "one run. Raise `smallest` to drop specks, or grow the mask."
+            f"The mask has {len(groups)} separate regions, but at most {MAX_REGIONS} are repaired in "
+            "one run. Remove the specks from the mask, or grow it until its pieces join."
         )
-    regions = []
-    for group in groups:
-        chosen = np.isin(labels, [kept[i] for i in group])
-        alone = torch.from_numpy(np.where(chosen, m[0, 0].numpy(), 0.0).astype(np.float32))[
-            None, None
-        ]
-        box = bounds(alone)
-        assert box is not None
-        cut = alone[..., box.y0 : box.y1, box.x0 : box.x1].contiguous()
-        regions.append(Region(box.moved(window.x0, window.y0), cut))
+    pieces = [np.isin(labels, [kept[i] for i in group]) for group in groups]
+    regions = [_region(np.where(piece, pixels, 0.0), window) for piece in pieces]
     return sorted(regions, key=lambda r: (r.box.y0, r.box.x0))
+
+
+def _grown_window(mask: Tensor, grow_pixels: float, holes: bool) -> tuple[Box, np.ndarray]:
+    """The part of the picture that the grown mask covers, and the mask in it."""
+    if not all_finite(mask):
+        raise ValueError("The mask contains values that are NaN or infinite.")
+    image = Extent(mask.shape[-1], mask.shape[-2])
+    tight = bounds(mask)
+    if tight is None:
+        raise ValueError(
+            f"The mask ({image}) is empty, so there is nothing to repair. Paint the detail, or leave "
+            "the mask out to repair the whole picture."
+        )
+    margin = max(0, int(np.ceil(grow_pixels))) + 1
+    window = Box(
+        tight.x0 - margin, tight.y0 - margin, tight.x1 + margin, tight.y1 + margin
+    ).intersection(Box(0, 0, *image))
+    m = mask[..., window.y0 : window.y1, window.x0 : window.x1].float().cpu()
+    m = grow(m, grow_pixels)
+    return window, (fill_holes(m) if holes else m)[0, 0].numpy()
+
+
+def _region(pixels: np.ndarray, window: Box) -> Region:
+    alone = torch.from_numpy(pixels.astype(np.float32))[None, None]
+    box = bounds(alone)
+    assert box is not None
+    cut = alone[..., box.y0 : box.y1, box.x0 : box.x1].contiguous()
+    return Region(box.moved(window.x0, window.y0), cut)
 
 
 def whole_region(image: Extent) -> Region:

@@ -1,4 +1,4 @@
-"""Small pictures of what a run is doing, for whoever watches it."""
+"""Small pictures that show the progress of a run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from .tensors import resize, to_float
 
 
 def fitted(size: Extent, side: int) -> Extent:
-    """`size` scaled down so that neither side is over `side` px; never up, never below 1."""
+    """`size` scaled down until no side is over `side` px; never enlarged, and at least 1x1."""
     factor = min(1.0, side / max(size))
     return Extent(max(1, round(size.width * factor)), max(1, round(size.height * factor)))
 
 
 def to_pillow(image: Tensor, side: int | None = None) -> Image.Image:
-    """The first picture of B 3 H W (any stored type) in 8 bit, no side over `side` px."""
+    """The first picture of B 3 H W (any stored type) with 8 bits, no side over `side` px."""
     pixels = image[:1]
     if side is not None and max(pixels.shape[-2:]) > side:
-        step = max(1, min(pixels.shape[-2:]) // (4 * side))  # skip what the resize would average
+        step = max(1, min(pixels.shape[-2:]) // (4 * side))  # keeps 4 pixels for each that is shown
         whole = Extent(pixels.shape[-1], pixels.shape[-2])
         pixels = resize(to_float(pixels[..., ::step, ::step]), fitted(whole, side))
     pixels = to_float(pixels).clamp(0, 1)[0].movedim(0, -1)
@@ -27,7 +27,7 @@ def to_pillow(image: Tensor, side: int | None = None) -> Image.Image:
 
 
 def in_place(whole: Image.Image, plan: CropPlan, crop: Image.Image) -> Image.Image:
-    """A copy of `whole` (the planned picture at any scale) with `crop` laid over its place."""
+    """A copy of the planned picture, at any scale, with a crop of it pasted in and outlined."""
     factor = whole.width / plan.image.width
     box = [round(v * factor) for v in plan.box]
     out = whole.copy()

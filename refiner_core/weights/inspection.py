@@ -32,7 +32,7 @@ ARCHITECTURES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("vision_model.",), "a CLIP vision model"),
     (("text_model.", "transformer.text_model."), "a CLIP text encoder"),
     (("encoder.conv_in.", "decoder.conv_in.", "decoder.", "first_stage_model."), "an autoencoder"),
-)  # fmt: skip
+)
 _LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.")
 _FLUX_BLOCKS, _FLUX_SINGLE = 19, 38
 _FLUX2_BLOCKS = ((8, 48), (5, 20), (8, 24))  # double and single: dev, klein 4B, klein 9B
@@ -112,12 +112,20 @@ def _types(header: Header) -> str:
 
 def _made(header: Header, kind: str, what: str, **rest: object) -> WeightFile:
     fields: dict[str, object] = {
-        "family": None, "recipes": (), "slot": _NEVER, "folder": _NEVER, **rest,
-    }  # fmt: skip
+        "family": None,
+        "recipes": (),
+        "slot": _NEVER,
+        "folder": _NEVER,
+        **rest,
+    }
     return WeightFile(
-        path=header.path, kind=kind, what=what, parameters=parameters(header),
-        types=_types(header), **fields,  # pyright: ignore[reportArgumentType]
-    )  # fmt: skip
+        path=header.path,
+        kind=kind,
+        what=what,
+        parameters=parameters(header),
+        types=_types(header),
+        **fields,  # pyright: ignore[reportArgumentType]
+    )
 
 
 def _base(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile | None:
@@ -133,13 +141,19 @@ def _base(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile | N
         return _made(header, "base", what, family="flux2", recipes=(recipe,), **where)
     if any(k.startswith("transformer_blocks.0.img_mod.") for k in names):
         edit = "__index_timestep_zero__" in names
-        what = "Qwen-Image-Edit-2511" if edit else (
-            "Qwen-Image or Qwen-Image-Edit (the file does not say which; it lacks 2511's mark)"
-        )  # fmt: skip
+        what = (
+            "Qwen-Image-Edit-2511"
+            if edit
+            else (
+                "Qwen-Image or Qwen-Image-Edit (the file does not say which; it lacks 2511's mark)"
+            )
+        )
         return _made(header, "base", what, family="qwen-edit", recipes=("refineanything",), **where)
     entry = keys.get("img_in.weight", keys.get("x_embedder.weight"))
-    flux = any(k.startswith(("single_blocks.0.linear1", "single_transformer_blocks.0.proj_mlp"))
-               for k in names)  # fmt: skip
+    flux = any(
+        k.startswith(("single_blocks.0.linear1", "single_transformer_blocks.0.proj_mlp"))
+        for k in names
+    )
     if not flux or entry is None or any(k.startswith("distilled_guidance") for k in names):
         return None
     if entry[-1] != 64:
@@ -154,16 +168,26 @@ def _part(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
     what = architecture(keys)
     if "fuse_module.layer_norm.weight" in keys:
         return _made(
-            header, "detail encoder", what, family="flux", recipes=("imagecritic",),
-            slot="detail_encoder", folder="clip_vision",
-        )  # fmt: skip
+            header,
+            "detail encoder",
+            what,
+            family="flux",
+            recipes=("imagecritic",),
+            slot="detail_encoder",
+            folder="clip_vision",
+        )
     flux = ("omnirefiner", "imagecritic", "kontext")
     if what == "a language model (Qwen or Mistral)":
         what, family, recipes = _language(keys)
         return _made(
-            header, "text encoder", what, family=family, recipes=recipes, slot="text_encoder",
+            header,
+            "text encoder",
+            what,
+            family=family,
+            recipes=recipes,
+            slot="text_encoder",
             folder="text_encoders",
-        )  # fmt: skip
+        )
     encoders = {
         "a T5 text encoder": ("flux", flux, "t5xxl"),
         "a CLIP text encoder": ("flux", flux, "clip_l"),
@@ -171,18 +195,26 @@ def _part(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
     if what in encoders:
         family, recipes, slot = encoders[what]
         return _made(
-            header, "text encoder", what, family=family, recipes=recipes, slot=slot,
+            header,
+            "text encoder",
+            what,
+            family=family,
+            recipes=recipes,
+            slot=slot,
             folder="text_encoders",
-        )  # fmt: skip
+        )
     if what == "an autoencoder":
         family = _autoencoder(keys)
         recipes = {
-            "flux": flux, "qwen-edit": ("refineanything",), "flux2": ("flux2-klein", "flux2-dev"),
-        }.get(family or "", ())  # fmt: skip
+            "flux": flux,
+            "qwen-edit": ("refineanything",),
+            "flux2": ("flux2-klein", "flux2-dev"),
+        }.get(family or "", ())
         name = {
-            "flux": "FLUX.1's autoencoder (ae)", "qwen-edit": "Qwen-Image's (Wan 2.1's) autoencoder",
+            "flux": "FLUX.1's autoencoder (ae)",
+            "qwen-edit": "Qwen-Image's (Wan 2.1's) autoencoder",
             "flux2": "FLUX.2's autoencoder",
-        }.get(family or "", what)  # fmt: skip
+        }.get(family or "", what)
         return _made(header, "vae", name, family=family, recipes=recipes, slot="vae", folder="vae")
     return _made(header, "other", what)
 
@@ -217,10 +249,16 @@ def architecture(keys: Mapping[str, object]) -> str:
 def _imagecritic_lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
     rank = next(s[0] for k, s in keys.items() if k.endswith(".down.weight"))
     return _made(
-        header, "lora", "ImageCritic's LoRA for FLUX.1-Kontext", family="flux",
-        recipes=("imagecritic",), slot="refiner_lora", folder="loras", rank=rank,
+        header,
+        "lora",
+        "ImageCritic's LoRA for FLUX.1-Kontext",
+        family="flux",
+        recipes=("imagecritic",),
+        slot="refiner_lora",
+        folder="loras",
+        rank=rank,
         alpha="= rank (fixed)",
-    )  # fmt: skip
+    )
 
 
 def _lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
@@ -231,18 +269,26 @@ def _lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
     alpha = "in the tensors" if any(k.endswith(".alpha") for k in keys) else "none: scale 1"
     family, base = lora_base(keys)
     recipes = {
-        "flux": ("omnirefiner", "kontext"), "qwen-edit": ("refineanything",),
+        "flux": ("omnirefiner", "kontext"),
+        "qwen-edit": ("refineanything",),
         "flux2": ("flux2-klein", "flux2-dev"),
-    }.get(family or "", ())  # fmt: skip
+    }.get(family or "", ())
     quick = family in ("flux", "qwen-edit") and _accelerates(header.path.name, keys)
     what = f"an accelerator LoRA for {base}" if quick else f"a LoRA for {base}"
     if quick and family == "flux":
         recipes = ("omnirefiner", "imagecritic", "kontext")
     slot = "accelerator_lora" if quick else "refiner_lora"
     return _made(
-        header, "lora", what, family=family, recipes=recipes, slot=slot,
-        folder="loras", rank=rank, alpha=alpha,
-    )  # fmt: skip
+        header,
+        "lora",
+        what,
+        family=family,
+        recipes=recipes,
+        slot=slot,
+        folder="loras",
+        rank=rank,
+        alpha=alpha,
+    )
 
 
 def _accelerates(name: str, keys: Mapping[str, object]) -> bool:
@@ -303,10 +349,15 @@ def expect(path: str | Path, slot: str, family: str | None = None) -> WeightFile
     except ValueError as e:
         raise ValueError(f"{slot}: {e}") from e
     kinds = {
-        "diffusion_model": "base", "clip_l": "text encoder", "t5xxl": "text encoder",
-        "text_encoder": "text encoder", "vae": "vae", "refiner_lora": "lora",
-        "accelerator_lora": "lora", "detail_encoder": "detail encoder",
-    }  # fmt: skip
+        "diffusion_model": "base",
+        "clip_l": "text encoder",
+        "t5xxl": "text encoder",
+        "text_encoder": "text encoder",
+        "vae": "vae",
+        "refiner_lora": "lora",
+        "accelerator_lora": "lora",
+        "detail_encoder": "detail encoder",
+    }
     words = {"base": "diffusion model", "lora": "LoRA", "vae": "VAE"}
     kind = kinds[slot]
     names = {"flux": "FLUX.1-Kontext", "qwen-edit": "Qwen-Image-Edit-2511", "flux2": "FLUX.2"}
