@@ -134,15 +134,3 @@ def test_as_many_indices_as_references() -> None:
     c = conditioning()
     with pytest.raises(ValueError, match="2 reference latents"):
         replace(c, indices=(1,))
-
-
-def test_one_way_attention_hides_the_noisy_tokens_from_the_clean_ones() -> None:
-    model, seen = tiny(), []
-    model.transformer_blocks[0].register_forward_hook(lambda _m, _i, out: seen.append(out[1]))
-    x, c = noisy(1), conditioning()
-    for one_way in (True, False):
-        for state in (x, x + 1):
-            velocity(model, state, 0.5, c, one_way=one_way)
-    a, b, d, e = (hidden[:, 12:] for hidden in seen)
-    assert torch.equal(a, b), "what the clean tokens become does not depend on the noisy ones"
-    assert not torch.allclose(d, e, atol=1e-4)

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, T5EncoderModel
 
-from refiner_core import load as load_module
 from refiner_core.load import load_engine, pick_dtype
+from refiner_core.models import text as text_module
 from refiner_core.models.devices import pick_device
 from refiner_core.models.kontext import Conditioning, velocity
 from refiner_core.models.vae import load_vae, vae_to_diffusers
+from refiner_core.nano import NANO_WEIGHTS
 from refiner_core.recipes.recipe import KONTEXT, OMNIREFINER
 from refiner_core.sampling import draw_noise
 from refiner_core.weights.lora import save_lora
@@ -168,7 +169,7 @@ def test_nano_takes_a_lora_and_a_path(tmp_path: Path) -> None:
     save_lora(tmp_path / "l.safetensors", {"transformer_blocks.0.attn.to_q": (a, b)})
     changed = load_engine("nano", loras=[(tmp_path / "l.safetensors", 2.0)], device="cpu")
     assert torch.allclose(changed.model.transformer_blocks[0].attn.to_q.weight, weight + 2)
-    copy = shutil.copy(load_module.NANO_WEIGHTS, tmp_path / "mine.safetensors")
+    copy = shutil.copy(NANO_WEIGHTS, tmp_path / "mine.safetensors")
     assert load_engine(copy, device="cpu").recipe.name == "nano"
     with pytest.raises(ValueError, match="LoRA for another model"):
         load_engine("nano", loras=[str(lora_file(tmp_path))], device="cpu")
@@ -230,7 +231,7 @@ def test_missing_tokenizers_are_told_before_anything_is_read(
     comfy_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = comfy_models / "diffusion_models" / "flux" / "kontext.safetensors"
-    monkeypatch.setattr(load_module, "comfyui_folders", lambda _: iter(()))  # a machine without
+    monkeypatch.setattr(text_module, "comfyui_folders", lambda _: iter(()))  # a machine without
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match=r"No CLIP tokenizer.*--tokenizers FOLDER"):
         load_engine(file, device="cpu")

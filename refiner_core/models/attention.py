@@ -88,7 +88,7 @@ def _projected(attn: Any, image: Tensor, text: Tensor | None) -> tuple[Tensor, T
     return torch.cat([first, query], 1), torch.cat([second, key], 1), torch.cat([third, value], 1)
 
 
-class OneWayProcessor:
+class RecordingProcessor:
     """`attend` as an attention processor of diffusers' FLUX."""
 
     def __call__(
@@ -110,3 +110,12 @@ class OneWayProcessor:
             record,
             clean,
         )
+
+
+def use_recorded_keys(model: Any) -> None:
+    """Let diffusers' FLUX record keys and values and attend to recorded ones; ours does anyway."""
+    for block in (*model.transformer_blocks, *model.single_transformer_blocks):
+        if hasattr(block.attn, "set_processor") and not isinstance(
+            block.attn.processor, RecordingProcessor
+        ):
+            block.attn.set_processor(RecordingProcessor())

@@ -13,7 +13,7 @@ from ..interfaces import SamplingJob
 from ..recipes.recipe import Recipe
 from ..sampling import draw_noise, restrict, sample
 from .detail_encoder import DetailEncoder, fill_triggers
-from .kontext import Conditioning, Denoiser
+from .kontext import CleanCache, Conditioning, Denoiser
 
 if TYPE_CHECKING:
     from .flux_transformer import Transformer
@@ -55,6 +55,7 @@ class CoreEngine:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     source: dict[str, str] = field(default_factory=dict)
     detail: DetailEncoder | None = None
+    _clean: CleanCache = field(default_factory=CleanCache)
 
     def encode(self, image: Tensor) -> Tensor:
         return self.codec.encode(image.to(self.device)).float()
@@ -71,15 +72,21 @@ class CoreEngine:
         clean = job.draft
         x = draw_noise(tuple(clean.shape), job.seed) if job.start is None else job.start
         x = x.to(self.device)
-        model = Denoiser(self.model)
+        model = Denoiser(self.model, self.recipe.attention, self._clean)
         if job.restrict is not None:
             model = restrict(model, clean, job.restrict.to(clean))
         steps = len(job.sigmas) - 1
         end = steps if job.end is None else job.end
-        return sample(
-            model, x, job.sigmas[job.begin : end + 1], {"conditioning": conditioning},
+        found = sample(
+            model,
+            x,
+            job.sigmas[job.begin : end + 1],
+            {"conditioning": conditioning},
             lambda d: step(job.begin + d["i"] + 1, steps, d["denoised"]),
-        )  # fmt: skip
+        )
+        if end == steps:
+            self._clean = CleanCache()  # of use between the rounds of a search, and large
+        return found
 
     def _encode_text(self, job: SamplingJob) -> tuple[Tensor, Tensor]:
         length = self.recipe.text_tokens

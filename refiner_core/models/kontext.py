@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import flow
+from ..recipes.recipe import Attention
 from . import tokens
+from .attention import KeysValues, use_recorded_keys
 
 if TYPE_CHECKING:
     from .flux_transformer import Transformer
@@ -68,12 +70,45 @@ def zero_text(model: Transformer, batch: int = 1, length: int = 1) -> tuple[Tens
     return p.new_zeros(batch, length, p.shape[1]), p.new_zeros(batch, pooled)
 
 
-def _one_way(length: int, text: int, noisy: int) -> Tensor:
-    """Who may look at whom, 1 1 length length: the clean tokens only at clean tokens."""
-    first = text + noisy
-    seen = torch.ones(length, length, dtype=torch.bool)
-    seen[first:, :first] = False
-    return seen[None, None]
+def _call(
+    model: Transformer,
+    latents: Sequence[Tensor],
+    ids: Tensor,
+    t: Tensor,
+    conditioning: Conditioning,
+    **keys: Any,
+) -> Tensor:
+    """The network's output on the tokens of `latents`, which stand at `ids`, at times `t`."""
+    hidden = torch.cat([tokens.pack(z) for z in latents], dim=1)
+    guidance = 1.0 if conditioning.guidance is None else conditioning.guidance
+    return model(
+        hidden_states=hidden,
+        encoder_hidden_states=conditioning.text.to(hidden),
+        pooled_projections=conditioning.pooled.to(hidden),
+        timestep=t.to(hidden),
+        img_ids=ids.to(hidden.device),
+        txt_ids=torch.zeros(conditioning.text.shape[1], 3, device=hidden.device),
+        guidance=t.new_full((len(t),), guidance).to(hidden)
+        if model.config["guidance_embeds"]
+        else None,
+        joint_attention_kwargs=keys,
+        return_dict=False,
+    )[0]
+
+
+def record_clean(model: Transformer, conditioning: Conditioning, dtype: torch.dtype) -> KeysValues:
+    """Keys and values of the clean tokens that attend only to one another, at their own time 0.
+
+    Neither the noisy latents nor the noise level nor the text changes them.
+    """
+    use_recorded_keys(model)
+    conditioning = conditioning.repeat(_count(conditioning))
+    latents = [z.to(dtype) for z in conditioning.references]
+    ids = tokens.layout_ids(latents, conditioning.indices, conditioning.layout)
+    record: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    alone = replace(conditioning, text=conditioning.text[:, :0])
+    _call(model, latents, ids, alone.pooled.new_zeros(len(latents[0])), alone, record=record)
+    return record
 
 
 def velocity(
@@ -81,55 +116,126 @@ def velocity(
     x: Tensor,
     t: Tensor | float,
     conditioning: Conditioning,
-    *,
-    one_way: bool = False,
+    attention: Attention = "both ways",
+    clean: KeysValues | None = None,
 ) -> Tensor:
     """The network's velocity for the noisy latents `x`, `B C H W`, at noise levels `t` in (0, 1].
 
-    Draft and reference tokens follow the noisy ones, attention is full in both directions, and
-    the prediction is what stands on the noisy tokens (arXiv 2511.19990, figure 2). With `one_way`
-    the clean tokens do not see the noisy ones nor the text, as in models that compute them once;
-    no recipe is trained so, it is there to be compared with.
+    Draft and reference tokens follow the noisy ones, and the prediction is what stands on the noisy
+    tokens (arXiv 2511.19990, figure 2).
+
+    Args:
+        attention: "both ways" in the paper; "one way" the clean tokens see neither the noisy ones
+            nor the text, and have time 0.
+        clean: one way, what `record_clean` gave for this conditioning; None records it.
     """
     b, _, h, w = x.shape
-    conditioning = conditioning.repeat(b)
-    latents: Sequence[Tensor] = (x, *conditioning.references)
-    ids = tokens.layout_ids(latents, (0, *conditioning.indices), conditioning.layout)
-    hidden = torch.cat([tokens.pack(z).to(x.dtype) for z in latents], dim=1)
     t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(b)
-    guidance = conditioning.guidance
-    wants_guidance = bool(model.config["guidance_embeds"])
+    if attention == "one way" and clean is None:
+        clean = record_clean(model, conditioning, x.dtype)
+    conditioning = conditioning.repeat(b)
+    if clean is not None:
+        ids = tokens.layout_ids([x], [0])
+        return tokens.unpack(_call(model, [x], ids, t, conditioning, clean=clean), h, w)
+    latents = [x, *(z.to(x.dtype) for z in conditioning.references)]
+    ids = tokens.layout_ids(latents, (0, *conditioning.indices), conditioning.layout)
     noisy = (h // tokens.PATCH) * (w // tokens.PATCH)
-    length = conditioning.text.shape[1]
-    limits = None
-    if one_way:
-        seen = _one_way(length + hidden.shape[1], length, noisy)
-        limits = {"attention_mask": seen.to(x.device)}
-    out = model(
-        hidden_states=hidden,
-        encoder_hidden_states=conditioning.text.to(x.dtype),
-        pooled_projections=conditioning.pooled.to(x.dtype),
-        timestep=t.to(x.dtype),
-        img_ids=ids.to(x.device),
-        txt_ids=torch.zeros(length, 3, device=x.device),
-        guidance=x.new_full((b,), 1.0 if guidance is None else guidance)
-        if wants_guidance
-        else None,
-        joint_attention_kwargs=limits,
-        return_dict=False,
-    )[0]
-    return tokens.unpack(out[:, :noisy], h, w)
+    return tokens.unpack(_call(model, latents, ids, t, conditioning)[:, :noisy], h, w)
 
 
 class Denoiser:
     """The model in the samplers' call shape: `denoiser(x, sigma, conditioning=...)` -> x0.
 
-    `x` is float32; the network runs in its own type.
+    `x` is float32; the network runs in its own type. With attention one way, `cache` keeps
+    the clean tokens' keys and values from step to step.
     """
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        attention: Attention = "both ways",
+        cache: CleanCache | None = None,
+    ) -> None:
         self.model = model
+        self.attention: Attention = attention
+        self.cache = CleanCache() if cache is None else cache
 
     def __call__(self, x: Tensor, sigma: Tensor, *, conditioning: Conditioning) -> Tensor:
-        v = velocity(self.model, x.to(self.model.dtype), sigma, conditioning)
+        dtype = self.model.dtype
+        clean = None
+        if self.attention == "one way":
+            clean = self.cache.get(self.model, conditioning, dtype)
+        v = velocity(self.model, x.to(dtype), sigma, conditioning, self.attention, clean)
         return flow.x0_from_velocity(x, v.to(x.dtype), sigma)
+
+
+class CleanCache:
+    """What `record_clean` gave, for all steps of a run and all rounds of a search.
+
+    Samples that have the same clean tokens share one entry.
+    """
+
+    def __init__(self) -> None:
+        self._known: Conditioning | None = None
+        self._last: Conditioning | None = None
+        self._all: KeysValues = {}
+        self._chosen: KeysValues = {}
+
+    def get(self, model: Transformer, conditioning: Conditioning, dtype: torch.dtype) -> KeysValues:
+        """Keys and values of the conditioning's clean tokens, of one sample or of each."""
+        if conditioning is not self._last:
+            rows = self._rows(conditioning)
+            if rows is None:
+                self._known = _shared(conditioning)
+                self._all = record_clean(model, self._known, dtype)
+                self._chosen = self._all
+            else:
+                self._chosen = {m: (k[rows], v[rows]) for m, (k, v) in self._all.items()}
+            self._last = conditioning
+        return self._chosen
+
+    def _rows(self, conditioning: Conditioning) -> list[int] | None:
+        """Where the samples' clean tokens are among the known ones; None if one is not."""
+        known = self._known
+        if known is None or not _alike(known, conditioning):
+            return None
+        mine, theirs = _samples(_shared(conditioning)), _samples(known)
+        found = [[i for i, old in enumerate(theirs) if _equal(new, old)] for new in mine]
+        return [f[0] for f in found] if all(found) else None
+
+
+def _count(conditioning: Conditioning) -> int:
+    """How many different samples it may hold."""
+    return max(len(p) for p in (*conditioning.references, conditioning.pooled))
+
+
+def _alike(a: Conditioning, b: Conditioning) -> bool:
+    """Whether all but the values of the clean latents and of the pooled text is the same."""
+    shapes = [[r.shape[1:] for r in c.references] for c in (a, b)]
+    facts = [(c.indices, c.guidance, c.layout) for c in (a, b)]
+    return shapes[0] == shapes[1] and facts[0] == facts[1]
+
+
+def _samples(conditioning: Conditioning) -> list[tuple[Tensor, ...]]:
+    """Clean latents and pooled text of every sample."""
+    parts = (*conditioning.references, conditioning.pooled)
+    count = _count(conditioning)
+    return [tuple(p[i if len(p) > 1 else 0] for p in parts) for i in range(count)]
+
+
+def _equal(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _shared(conditioning: Conditioning) -> Conditioning:
+    """One sample's conditioning if all samples have the same clean tokens, else all of it."""
+    first, *others = _samples(conditioning)
+    if not all(_equal(first, other) for other in others):
+        return conditioning.repeat(1 + len(others))
+    references = tuple(r[:1] for r in conditioning.references)
+    return replace(
+        conditioning,
+        references=references,
+        text=conditioning.text[:1],
+        pooled=conditioning.pooled[:1],
+    )

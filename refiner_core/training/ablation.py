@@ -28,7 +28,7 @@ class OneWayNet(VelocityNet):
     """The transformer whose clean tokens do not see the noisy ones."""
 
     def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        return velocity(self.transformer, x, t, conditioning, one_way=True)
+        return velocity(self.transformer, x, t, conditioning, "one way")
 
 
 @dataclass(frozen=True)
