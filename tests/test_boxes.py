@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from refiner_core.images.boxes import (
     BoxPair,
     RelativeBox,
+    RelativeQuad,
     box_regions,
     format_boxes,
     parse_boxes,
     reference_box_mask,
 )
 from refiner_core.images.geometry import Box, Extent
+from refiner_core.matching.outline import is_upright, quadrilateral
 from refiner_core.repair.mask_building import MaskOptions, build_mask, grown_boxes, reference_mask
 
 HALF = RelativeBox(0.25, 0.25, 0.75, 0.75)
@@ -41,6 +43,12 @@ boxes = st.tuples(fractions, fractions, fractions, fractions).map(
         ('[{"draft": [0, 0, 1, NaN]}]', "1 .*draft .*nan"),
         ('[{"draft": [0, 0, 1, 1]}, {"draft": [0.5, 0.2, 0.5, 0.4]}]', "2 .*draft .*0.5, 0.4"),
         ('[{"draft": [0, 0, 1, 1], "reference": [0, 1, 1, 0]}]', "1 .*reference .*1, 1, 0"),
+        ('[{"draft": [[0, 0], [1, 0], [1, 1]]}]', r"1 .*draft .*\[\[0, 0\], \[1, 0\], \[1, 1\]\]"),
+        ('[{"draft": [[0, 0], [1, 0], [1, 1], [0, "1"]]}]', "1 .*draft .*'1'"),
+        ('[{"draft": [[0, 0], [1, 0], [1, 1], 0]}]', "1 .*draft .*0"),
+        ('[{"draft": [[0, 0], [1, 0], [1, 2], [0, 1]]}]', "1 .*draft .*2"),
+        ('[{"draft": [[0, 0], [1, 1], [1, 0], [0, 1]]}]', r"1 .*draft .*\[1, 1\], \[1, 0\]"),
+        ('[{"draft": [[0, 0], [1, 0], [0.1, 0.1], [0, 1]]}]', r"1 .*draft .*\[0.1, 0.1\]"),
         (json.dumps([{"draft": [0, 0, 1, 1]}] * 100), "100 .*64"),
     ],
 )
@@ -58,6 +66,60 @@ def test_no_boxes(text: str | None) -> None:
 def test_text_round_trip(drawn: list[RelativeBox]) -> None:
     pairs = tuple(BoxPair(b, None if i % 2 else b) for i, b in enumerate(drawn))
     assert parse_boxes(format_boxes(pairs)) == pairs
+
+
+TURNED = RelativeQuad(((0.5, 0.2), (0.8, 0.5), (0.5, 0.8), (0.2, 0.5)))
+TILTED = RelativeQuad(((0.3, 0.2), (0.7, 0.3), (0.65, 0.8), (0.25, 0.7)))
+
+
+def test_outlines_are_text_and_old_text_is_boxes() -> None:
+    pairs = (BoxPair(TURNED, TILTED), BoxPair(HALF, TURNED), BoxPair(TILTED, HALF), BoxPair(TURNED))
+    assert parse_boxes(format_boxes(pairs)) == pairs
+    text = '[{"draft": [[0.5, 0.2], [0.8, 0.5], [0.5, 0.8], [0.2, 0.5]], "reference": null}]'
+    assert parse_boxes(text) == (BoxPair(TURNED),)
+
+
+@pytest.mark.parametrize("outline", [TURNED, TILTED, RelativeQuad(TILTED.corners[::-1])])
+def test_an_outline_covers_its_area_and_is_found_again(outline: RelativeQuad) -> None:
+    size = Extent(400, 200)
+    covered = outline.cover(size, Box(0, 0, *size))
+    points = torch.tensor(outline.corners, dtype=torch.float64) * torch.tensor(size)
+    x, y = points.T
+    area = float((x * y.roll(-1) - x.roll(-1) * y).sum().abs() / 2)
+    assert float(covered.sum()) == pytest.approx(area, rel=0.01)
+    found = quadrilateral(covered)
+    assert found is not None and not is_upright(found)
+    corners = torch.from_numpy(found) + torch.tensor(size) / 2
+    assert float(torch.cdist(points, corners).amin(1).max()) < 0.5  # px
+    part = outline.pixels(size)
+    inside = covered[..., part.y0 : part.y1, part.x0 : part.x1]
+    assert torch.equal(outline.cover(size, part), inside) and inside.sum() == covered.sum()
+
+
+def test_an_upright_outline_is_the_box_and_a_sliver_is_not_nothing() -> None:
+    size = Extent(40, 20)
+    upright = RelativeQuad(((0.25, 0.25), (0.75, 0.25), (0.75, 0.75), (0.25, 0.75)))
+    whole = Box(0, 0, *size)
+    assert torch.equal(upright.cover(size, whole), HALF.cover(size, whole))
+    sliver = RelativeQuad(((0.5, 0.5), (0.502, 0.5), (0.502, 0.503), (0.5, 0.502)))
+    assert float(sliver.cover(size, whole).sum()) > 0
+    (region,) = box_regions((BoxPair(TURNED),), size)
+    assert 0 < float(region.mask.mean()) < 0.6 and region.box == TURNED.pixels(size)
+
+
+def test_outlines_grow_and_shrink_and_stay_outlines() -> None:
+    size = Extent(100, 100)
+    (grown,) = grown_boxes((BoxPair(TURNED),), size, 5)
+    assert isinstance(grown.draft, RelativeQuad)
+    step = 0.05 * 2**0.5  # a side that moves by 5 px takes its corner along the diagonal
+    expected = [(0.5, 0.2 - step), (0.8 + step, 0.5), (0.5, 0.8 + step), (0.2 - step, 0.5)]
+    assert [v for c in grown.draft.corners for v in c] == pytest.approx(
+        [v for c in expected for v in c]
+    )
+    assert grown.draft.grown(-5, size).corners[0] == pytest.approx((0.5, 0.2))
+    assert all(0 <= v <= 1 for c in TURNED.grown(60, size).corners for v in c)
+    with pytest.raises(ValueError, match="30"):
+        TURNED.grown(-30, size)
 
 
 @given(boxes, st.integers(1, 5000), st.integers(1, 5000))

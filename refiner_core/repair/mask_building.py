@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..images.boxes import BoxPair, RelativeBox, box_regions, fill_box
-from ..images.geometry import Extent
+from ..images.boxes import BoxPair, RelativeBox, RelativeQuad, Shape, box_regions
+from ..images.geometry import Box, Extent
 from ..images.masks import bounds, find_regions
 from ..matching.difference import difference_mask
 
@@ -56,7 +56,7 @@ def build_mask(
             )
         total = torch.maximum(total, painted.float())
     for pair in pairs:
-        fill_box(total, pair.draft.pixels(size))
+        total = torch.maximum(total, pair.draft.cover(size, Box(0, 0, *size)))
     if other is not None:
         found = difference_mask(image, other, threshold=o.threshold, aligned=o.align)
         total = torch.maximum(total, found)
@@ -83,11 +83,17 @@ def grown_boxes(pairs: tuple[BoxPair, ...], size: Extent, grow: int) -> tuple[Bo
     if grow == 0:
         return pairs
     regions = box_regions(pairs, size, grow_pixels=grow)
-    w, h = size
     return tuple(
-        BoxPair(RelativeBox(b.x0 / w, b.y0 / h, b.x1 / w, b.y1 / h), pair.reference)
-        for pair, b in zip(pairs, (r.box for r in regions), strict=True)
+        BoxPair(_grown(pair.draft, region.box, size, grow), pair.reference)
+        for pair, region in zip(pairs, regions, strict=True)
     )
+
+
+def _grown(shape: Shape, box: Box, size: Extent, grow: int) -> Shape:
+    if isinstance(shape, RelativeQuad):
+        return shape.grown(grow, size)
+    w, h = size
+    return RelativeBox(box.x0 / w, box.y0 / h, box.x1 / w, box.y1 / h)
 
 
 def reference_mask(pairs: tuple[BoxPair, ...], size: Extent) -> Tensor | None:
@@ -97,5 +103,5 @@ def reference_mask(pairs: tuple[BoxPair, ...], size: Extent) -> Tensor | None:
         return None
     mask = torch.zeros(1, 1, size.height, size.width)
     for box in boxes:
-        fill_box(mask, box.pixels(size))
+        mask = torch.maximum(mask, box.cover(size, Box(0, 0, *size)))
     return mask

@@ -210,8 +210,9 @@ def outside_boxes(request: RefineRequest, size: Extent) -> int:
     assert request.mask is not None
     uncovered = request.mask > 0
     for pair in request.boxes:
-        b = pair.draft.pixels(size)
-        uncovered[..., b.y0 : b.y1, b.x0 : b.x1] = False
+        box = pair.draft.pixels(size)
+        inside = pair.draft.cover(size, box) > 0
+        uncovered[..., box.y0 : box.y1, box.x0 : box.x1] &= ~inside
     return int(uncovered.sum())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 
 from tests.browser.graphs import build, drag, frame_of, picker_graph, refine_graph, value_of
 
@@ -53,6 +53,87 @@ def test_boxes_are_drawn_paired_edited_and_undone(
     comfy.page.keyboard.press("Control+y")
     comfy.settle(600)
     assert len(pairs_of(comfy, node)) == 1
+    comfy.assert_clean()
+
+
+def drag_by(
+    comfy: Any, pane: int, start: tuple[float, float], by: tuple[float, float], from_px: float = 0
+) -> None:
+    """Drag from a point of a pane's picture (fractions), `from_px` px right and below of it, by px."""
+    x, y, width, height = frame_of(comfy, pane)
+    at = x + start[0] * width + from_px, y + start[1] * height + from_px
+    mouse = comfy.page.mouse
+    mouse.move(*at)
+    mouse.down()
+    mouse.move(at[0] + by[0] / 2, at[1] + by[1] / 2)
+    mouse.move(at[0] + by[0], at[1] + by[1], steps=3)
+    mouse.up()
+    comfy.settle(250)
+
+
+@RENDERERS
+def test_a_drag_beside_a_selected_box_draws(open_comfy: Callable[..., Any], vue: bool) -> None:
+    comfy = open_comfy(vue=vue)
+    node = picker_graph(comfy)[2]
+    drag(comfy, 0, (0.25, 0.3), (0.5, 0.6))
+    drag_by(comfy, 0, (0.5, 0.6), (40, 40), from_px=6)  # beside the corner, outside
+    first, second = (pair["draft"] for pair in pairs_of(comfy, node))
+    assert first == pytest.approx([0.25, 0.3, 0.5, 0.6], abs=0.01)
+    assert second[0] > 0.5 and second[1] > 0.6
+    comfy.page.keyboard.press("n")  # the first is selected again
+    comfy.page.keyboard.down("Shift")
+    drag(comfy, 0, (0.3, 0.35), (0.45, 0.55))
+    comfy.page.keyboard.up("Shift")
+    boxes = [pair["draft"] for pair in pairs_of(comfy, node)]
+    assert boxes[:2] == [first, second]
+    assert boxes[2] == pytest.approx([0.3, 0.35, 0.45, 0.55], abs=0.01)
+    comfy.assert_clean()
+
+
+@RENDERERS
+def test_corners_are_dragged_and_what_is_outlined_is_repaired(
+    open_comfy: Callable[..., Any], vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue)
+    node = refine_graph(comfy)[3]
+    drag(comfy, 0, (0.62, 0.36), (0.82, 0.66))
+    drag(comfy, 1, (0.25, 0.24), (0.75, 0.74))
+    x0, y0, x1, y1 = pairs_of(comfy, node)[0]["draft"]
+    comfy.page.get_by_role("button", name="outline of four corners").click()
+    (pair,) = pairs_of(comfy, node)
+    assert pair["draft"] == [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+    drag_by(comfy, 0, (x1, y1), (-14, -10))
+    (pair,) = pairs_of(comfy, node)
+    moved = pair["draft"]
+    assert moved[:2] == [[x0, y0], [x1, y0]] and moved[3] == [x0, y1]
+    assert moved[2][0] < x1 - 0.01 and moved[2][1] < y1 - 0.01
+    x, y, width, height = frame_of(comfy, 1)
+    (ax, ay), (bx, by) = pair["reference"][:2]
+    handle = x + (ax + bx) / 2 * width, y + (ay + by) / 2 * height - 20
+    comfy.page.mouse.move(*handle)
+    comfy.page.mouse.down()
+    comfy.page.mouse.move(handle[0] + 8, handle[1] + 1, steps=4)
+    comfy.page.mouse.up()
+    comfy.settle(250)
+    comfy.shot(f"picker-corners-{'vue' if vue else 'canvas'}")
+    turned = pairs_of(comfy, node)[0]["reference"]
+    assert turned[0][0] > ax and turned[0][1] < ay and turned[1][1] > by
+    entry = comfy.run()
+    assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
+    shown = entry["outputs"][str(node)]["omnirefiner"][0]
+    before, after = (
+        np.asarray(
+            Image.open(comfy.server.base / "temp" / shown["pairs"][0][k]["filename"])
+        ).astype(int)
+        for k in ("before", "after")
+    )
+    outline = [(px * 640, py * 427) for px, py in moved]
+    drawn = Image.new("L", (640, 427))
+    ImageDraw.Draw(drawn).polygon(outline, fill=255)
+    allowed = np.asarray(drawn.filter(ImageFilter.MaxFilter(3))) > 0  # pixels it cuts count, too
+    changed = (before != after).any(-1)
+    assert changed.sum() > 100 and not (changed & ~allowed).any()
+    assert not changed[round(y1 * 427) - 3 :, round(x1 * 640) - 3 :].any()  # the box's old corner
     comfy.assert_clean()
 
 

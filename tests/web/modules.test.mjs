@@ -3,10 +3,14 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as boxes from "../../web/js/boxes.js";
 import { roundHalfEven } from "../../web/js/geometry.js";
+import { partAt, turnHandle } from "../../web/js/hit.js";
 import { migrateGraph } from "../../web/js/migrate.js";
+import * as shapes from "../../web/js/shapes.js";
 import { sharedFrame, Viewport } from "../../web/js/viewport.js";
 
 const PAIR = { draft: [0.1, 0.2, 0.4, 0.5], reference: null };
+const QUAD = [[0.2, 0.2], [0.6, 0.3], [0.5, 0.7], [0.1, 0.6]];
+const near = (a, b) => a.flat().every((v, i) => Math.abs(v - b.flat()[i]) < 1e-9);
 
 test("text and pairs", () => {
   assert.deepEqual(boxes.parsePairs(""), []);
@@ -18,12 +22,60 @@ test("text and pairs", () => {
   }
 });
 
+test("outlines of four corners are text, too", () => {
+  const pair = { draft: QUAD, reference: [0, 0, 1, 1] };
+  assert.deepEqual(boxes.parsePairs(boxes.formatPairs([pair])), [pair]);
+  const dented = [[0, 0], [1, 0], [0.1, 0.1], [0, 1]];
+  const crossed = [QUAD[0], QUAD[2], QUAD[1], QUAD[3]];
+  const outside = [[-0.1, 0], [1, 0], [1, 1], [0, 1]];
+  for (const draft of [dented, crossed, outside, QUAD.slice(1), [...QUAD, [0, 0]]]) {
+    assert.equal(boxes.parsePairs(JSON.stringify([{ draft }])), null, JSON.stringify(draft));
+  }
+});
+
+test("corners are dragged, and never across the outline", () => {
+  const box = [0.2, 0.2, 0.6, 0.6];
+  assert.deepEqual(shapes.reshaped(box, "se", 0.1, 0.1, false).map((v) => +v.toFixed(9)), [0.2, 0.2, 0.7, 0.7]);
+  const free = shapes.reshaped(box, "se", 0.1, 0.2, true);
+  assert.ok(near(free, [[0.2, 0.2], [0.6, 0.2], [0.7, 0.8], [0.2, 0.6]]));
+  assert.equal(shapes.reshaped(QUAD, "corner 0", 0.5, 0.5, false), QUAD);
+  assert.ok(near(shapes.reshaped(QUAD, "side 1", 0.1, 0, false), [[0.2, 0.2], [0.7, 0.3], [0.6, 0.7], [0.1, 0.6]]));
+  assert.ok(near(shapes.movedShape(QUAD, -5, 0), QUAD.map(([x, y]) => [x - 0.1, y])));
+  assert.deepEqual(shapes.boundsOf(QUAD), [0.1, 0.2, 0.6, 0.7]);
+});
+
+test("a turn is one of pixels, and keeps inside the picture", () => {
+  const turned = shapes.turned([0.4, 0.3, 0.6, 0.7], Math.PI / 2, [200, 100]);
+  assert.ok(near(turned, [[0.6, 0.3], [0.6, 0.7], [0.4, 0.7], [0.4, 0.3]]), JSON.stringify(turned));
+  const edge = shapes.turned([0, 0, 0.2, 0.2], Math.PI / 4, [100, 100]);
+  assert.ok(edge.flat().every((v) => v >= -1e-12 && v <= 1));
+  const whole = [0, 0, 1, 1];
+  assert.equal(shapes.turned(whole, 0.1, [100, 100]), whole, "there is no room");
+});
+
+test("outside a box a drag draws, on its line and handles it takes hold", () => {
+  const frame = [0, 0, 100, 100];
+  const box = [0.2, 0.4, 0.6, 0.8];
+  const cases = [
+    [[20, 40], "nw"], [[18, 38], "nw"], [[15, 35], null], [[64, 84], null], [[62, 60], "e"],
+    [[65, 60], null], [[26, 60], "w"], [[40, 60], ""], [[40, 20], "turn"],
+  ];
+  for (const [at, part] of cases) assert.equal(partAt(box, at, frame, true), part, `${at}`);
+  assert.equal(partAt(box, [40, 20], frame, false), null, "no handle is shown");
+  assert.equal(partAt([0.2, 0.2, 0.23, 0.23], [21.5, 21.5], frame, true), "", "a tiny box can be moved");
+  const quad = [[0.2, 0.4], [0.6, 0.4], [0.7, 0.8], [0.2, 0.8]];
+  for (const [at, part] of [[[70, 80], "corner 2"], [[65, 60], "side 1"], [[40, 60], ""], [[80, 90], null]]) {
+    assert.equal(partAt(quad, at, frame, true), part, `${at}`);
+  }
+  assert.ok(turnHandle([[20, 4], [60, 4], [60, 30], [20, 30]])[1][1] > 30, "below, where there is no room above");
+});
+
 test("boxes stay inside and keep their size when moved", () => {
-  const moved = boxes.movedBox([0.6, 0.7, 0.9, 0.9], 0.5, -2);
+  const moved = shapes.movedBox([0.6, 0.7, 0.9, 0.9], 0.5, -2);
   assert.deepEqual(moved.map((v) => +v.toFixed(6)), [0.7, 0, 1, 0.2]);
-  const crossed = boxes.resizedBox([0.2, 0.2, 0.4, 0.4], "e", -0.3, 0);
+  const crossed = shapes.resizedBox([0.2, 0.2, 0.4, 0.4], "e", -0.3, 0);
   assert.deepEqual(crossed.map((v) => +v.toFixed(6)), [0.1, 0.2, 0.2, 0.4]);
-  const [x0, y0, x1, y1] = boxes.boxBetween(1.4, -0.5, 1.6, -0.2);
+  const [x0, y0, x1, y1] = shapes.boxBetween(1.4, -0.5, 1.6, -0.2);
   assert.ok(0 <= x0 && x0 < x1 && x1 <= 1 && 0 <= y0 && y0 < y1 && y1 <= 1);
 });
 

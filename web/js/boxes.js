@@ -1,27 +1,36 @@
 // @ts-check
 /** Pairs of boxes: the value of the widget as text, and what editing does to them. No DOM. */
 
+import { isConvex, isQuad } from "./shapes.js";
+
 /** @typedef {import("./geometry.js").Box} Box */
-/** @typedef {{draft: Box, reference: Box | null}} Pair */
+/** @typedef {import("./shapes.js").Shape} Shape A box, or an outline of four corners. */
+/** @typedef {{draft: Shape, reference: Shape | null}} Pair */
 /** @typedef {"draft" | "reference"} Side */
 
 /** As many as one run repairs (`refiner_core.images.masks.MAX_REGIONS`). */
 export const MOST_BOXES = 64;
-/** Shortest side of a box, as a fraction of the picture. */
-export const SMALLEST = 0.001;
 
 /**
  * @param {any} value
- * @returns {value is Box}
+ * @param {number} length
  */
-function isBox(value) {
+function areFractions(value, length) {
   return (
     Array.isArray(value) &&
-    value.length === 4 &&
-    value.every((v) => typeof v === "number" && v >= 0 && v <= 1) &&
-    value[0] < value[2] &&
-    value[1] < value[3]
+    value.length === length &&
+    value.every((v) => typeof v === "number" && v >= 0 && v <= 1)
   );
+}
+
+/**
+ * @param {any} value
+ * @returns {value is Shape}
+ */
+function isShape(value) {
+  if (areFractions(value, 4)) return value[0] < value[2] && value[1] < value[3];
+  const corners = Array.isArray(value) && value.length === 4 && value.every((p) => areFractions(p, 2));
+  return corners && isConvex(value);
 }
 
 /**
@@ -29,9 +38,9 @@ function isBox(value) {
  * @returns {Pair | null}
  */
 function toPair(entry) {
-  if (!entry || !isBox(entry.draft)) return null;
+  if (!entry || !isShape(entry.draft)) return null;
   const reference = entry.reference ?? null;
-  return reference === null || isBox(reference) ? { draft: entry.draft, reference } : null;
+  return reference === null || isShape(reference) ? { draft: entry.draft, reference } : null;
 }
 
 /**
@@ -58,64 +67,15 @@ export function parsePairs(text) {
  */
 export function formatPairs(pairs) {
   if (!pairs.length) return "";
-  const rounded = (/** @type {Box | null} */ box) => box && box.map((v) => Number(v.toFixed(5)));
   return JSON.stringify(
-    pairs.map((p) => ({ draft: rounded(p.draft), reference: rounded(p.reference) })),
+    pairs.map((p) => ({ draft: rounded(p.draft), reference: p.reference && rounded(p.reference) })),
   );
 }
 
-/**
- * The box between two points, inside the picture and not too small to hold.
- * @param {number} ax
- * @param {number} ay
- * @param {number} bx
- * @param {number} by
- * @returns {Box}
- */
-export function boxBetween(ax, ay, bx, by) {
-  const [x0, x1] = span(ax, bx);
-  const [y0, y1] = span(ay, by);
-  return [x0, y0, x1, y1];
-}
-
-/**
- * @param {number} a
- * @param {number} b
- * @returns {[number, number]}
- */
-function span(a, b) {
-  const low = Math.min(Math.max(Math.min(a, b), 0), 1 - SMALLEST);
-  return [low, Math.min(Math.max(Math.max(a, b), low + SMALLEST), 1)];
-}
-
-/**
- * The box moved as far as the picture goes.
- * @param {Box} box
- * @param {number} dx
- * @param {number} dy
- * @returns {Box}
- */
-export function movedBox(box, dx, dy) {
-  const mx = Math.min(Math.max(dx, -box[0]), 1 - box[2]);
-  const my = Math.min(Math.max(dy, -box[1]), 1 - box[3]);
-  return [box[0] + mx, box[1] + my, box[2] + mx, box[3] + my];
-}
-
-/**
- * The box with some of its edges (letters of "nesw") moved; edges that cross change places.
- * @param {Box} box
- * @param {string} edges
- * @param {number} dx
- * @param {number} dy
- * @returns {Box}
- */
-export function resizedBox(box, edges, dx, dy) {
-  return boxBetween(
-    box[0] + (edges.includes("w") ? dx : 0),
-    box[1] + (edges.includes("n") ? dy : 0),
-    box[2] + (edges.includes("e") ? dx : 0),
-    box[3] + (edges.includes("s") ? dy : 0),
-  );
+/** @param {Shape} shape */
+function rounded(shape) {
+  const round = (/** @type {number} */ v) => Number(v.toFixed(5));
+  return isQuad(shape) ? shape.map((p) => p.map(round)) : shape.map(round);
 }
 
 /**
@@ -123,7 +83,7 @@ export function resizedBox(box, edges, dx, dy) {
  * pair, or the first that has no partner yet, or replaces the selected pair's partner.
  * @param {Pair[]} pairs
  * @param {Side} side
- * @param {Box} box
+ * @param {Shape} box
  * @param {number} selected Index or -1.
  * @returns {{pairs: Pair[], selected: number} | null} null if there is no room or nothing to pair.
  */
@@ -141,7 +101,7 @@ export function withDrawn(pairs, side, box, selected) {
  * @param {Pair[]} pairs
  * @param {number} at
  * @param {Side} side
- * @param {Box} box
+ * @param {Shape} box
  * @returns {Pair[]}
  */
 export function withBox(pairs, at, side, box) {

@@ -63,6 +63,18 @@ export function toPixels(box, size) {
 }
 
 /**
+ * The whole pixels that an outline touches, at least 1x1.
+ * @param {Box} bounds The upright box around it, fractions.
+ * @param {Extent} size
+ * @returns {Box}
+ */
+export function touchedPixels([x0, y0, x1, y1], [width, height]) {
+  const left = Math.min(Math.floor(x0 * width), width - 1);
+  const top = Math.min(Math.floor(y0 * height), height - 1);
+  return [left, top, Math.max(left + 1, Math.ceil(x1 * width)), Math.max(top + 1, Math.ceil(y1 * height))];
+}
+
+/**
  * A box grown (or shrunk) by whole pixels as the node grows a full box; null if nothing is left.
  * @param {Box} box
  * @param {number} grow

@@ -1,7 +1,12 @@
 // @ts-check
 /** How boxes, crops and masks look on a picture. */
 
+import { cornersIn, turnHandle } from "./hit.js";
+import { boundsOf, isQuad } from "./shapes.js";
+
 /** @typedef {import("./geometry.js").Box} Box */
+/** @typedef {import("./shapes.js").Point} Point */
+/** @typedef {import("./shapes.js").Shape} Shape */
 
 // Told apart by eye also with the common colour blindnesses, on dark and light pictures.
 const COLOURS = ["#ffb000", "#3aa0ff", "#ff5f8a", "#5fd38d", "#c38bff", "#ff7f3f", "#2fd3d3", "#e8e337"];
@@ -31,49 +36,72 @@ function place(frame, box) {
 }
 
 /**
+ * A box or an outline of four corners.
  * @param {CanvasRenderingContext2D} context
  * @param {number[]} frame
- * @param {Box} box
+ * @param {Shape} shape
  * @param {number} index
- * @param {boolean} selected
+ * @param {boolean} selected Whether its handles are shown.
  */
-export function drawBox(context, frame, box, index, selected) {
-  const [x, y, w, h] = place(frame, box);
+export function drawShape(context, frame, shape, index, selected) {
+  const corners = cornersIn(shape, frame);
   const colour = colourOf(index);
+  const path = new Path2D();
+  corners.forEach(([x, y], i) => (i ? path.lineTo(x, y) : path.moveTo(x, y)));
+  path.closePath();
   context.lineWidth = 4;
   context.strokeStyle = "rgba(0, 0, 0, 0.55)";
-  context.strokeRect(x, y, w, h);
+  context.stroke(path);
   context.lineWidth = 2;
   context.strokeStyle = colour;
-  context.strokeRect(x, y, w, h);
-  if (selected) drawHandles(context, x, y, w, h, colour);
-  drawNumber(context, x, y, String(index + 1), colour, Math.min(w, h) < 28 ? 9 : 12);
+  context.stroke(path);
+  if (selected) {
+    context.globalAlpha = 0.14;
+    context.fillStyle = colour;
+    context.fill(path);
+    context.globalAlpha = 1;
+    drawHandles(context, corners, !isQuad(shape));
+  }
+  const [, , w, h] = place(frame, boundsOf(shape));
+  drawNumber(context, ...corners[0], String(index + 1), colour, Math.min(w, h) < 28 ? 9 : 12);
 }
 
 /**
  * @param {CanvasRenderingContext2D} context
- * @param {number} x
- * @param {number} y
- * @param {number} w
- * @param {number} h
- * @param {string} colour
+ * @param {Point[]} corners
+ * @param {boolean} sides Whether there are handles between the corners, too.
  */
-function drawHandles(context, x, y, w, h, colour) {
-  context.globalAlpha = 0.14;
-  context.fillStyle = colour;
-  context.fillRect(x, y, w, h);
-  context.globalAlpha = 1;
+function drawHandles(context, corners, sides) {
+  const [from, to] = turnHandle(corners);
+  context.lineWidth = 1;
+  context.strokeStyle = "#fff";
+  context.beginPath();
+  context.moveTo(...from);
+  context.lineTo(...to);
+  context.stroke();
   context.fillStyle = "#fff";
   context.strokeStyle = "#000";
-  context.lineWidth = 1;
-  for (const fx of [0, 0.5, 1]) {
-    for (const fy of [0, 0.5, 1]) {
-      const between = (fx === 0.5 && w < ROOM_FOR_HANDLES) || (fy === 0.5 && h < ROOM_FOR_HANDLES);
-      if (between || (fx === 0.5 && fy === 0.5)) continue;
-      context.fillRect(x + fx * w - 3, y + fy * h - 3, 6, 6);
-      context.strokeRect(x + fx * w - 3, y + fy * h - 3, 6, 6);
-    }
+  context.beginPath();
+  context.arc(...to, 4.5, 0, 2 * Math.PI);
+  context.fill();
+  context.stroke();
+  for (const [x, y] of sides ? [...corners, ...middles(corners)] : corners) {
+    context.fillRect(x - 3, y - 3, 6, 6);
+    context.strokeRect(x - 3, y - 3, 6, 6);
   }
+}
+
+/**
+ * The middles of the sides that have room for a handle.
+ * @param {Point[]} corners
+ * @returns {Point[]}
+ */
+function middles(corners) {
+  return corners.flatMap(([x, y], i) => {
+    const [nx, ny] = corners[(i + 1) % 4];
+    if (Math.hypot(nx - x, ny - y) < ROOM_FOR_HANDLES) return [];
+    return [/** @type {Point} */ ([(x + nx) / 2, (y + ny) / 2])];
+  });
 }
 
 /**

@@ -1,26 +1,27 @@
 // @ts-check
 /** One picture, zoomed as one likes, with boxes on it that can be drawn, moved, resized and deleted. */
 
-import { movedBox, resizedBox, boxBetween } from "./boxes.js";
 import { followDrag, pointerIn, prepareCanvas } from "./dom.js";
-import { drawBox, drawCrop, drawMask } from "./paint.js";
+import { partAt } from "./hit.js";
+import { drawCrop, drawMask, drawShape } from "./paint.js";
+import { boxBetween, cornersOf, isQuad, movedShape, reshaped, turned } from "./shapes.js";
 import { Viewport } from "./viewport.js";
 
 /** @typedef {import("./geometry.js").Box} Box */
 /** @typedef {import("./geometry.js").Extent} Extent */
+/** @typedef {import("./shapes.js").Shape} Shape */
 /**
  * @typedef {object} PaneModel What a pane shows and whom it tells.
- * @property {() => (Box | null)[]} boxes One per pair; null where this picture has none.
+ * @property {() => (Shape | null)[]} boxes One per pair; null where this picture has none.
  * @property {() => number} selected
  * @property {(index: number) => void} select
  * @property {(box: Box) => void} draw A new box was drawn.
- * @property {(index: number, box: Box, done: boolean) => void} change
+ * @property {(index: number, box: Shape, done: boolean) => void} change
  * @property {(index: number) => void} remove
  * @property {() => {crop: Box, label: string, index: number}[]} crops Outlines, fractions.
  * @property {() => boolean} locked
  */
 
-const NEAR = 7; // CSS px around an edge that take hold of it
 const LEAST_DRAG = 5; // CSS px below which a drag is a click
 const MARGIN = 4; // CSS px around the whole picture
 
@@ -108,24 +109,20 @@ export class Pane {
   }
 
   /**
-   * What is under the pointer: the index of a box and the edges that are near, "" for its inside.
+   * What is under the pointer: the index of a box and which part of it (see `partAt`).
    * @param {{clientX: number, clientY: number}} event
-   * @returns {{index: number, edges: string} | null}
+   * @returns {{index: number, part: string} | null}
    */
   hit(event) {
-    const [x, y] = this.at(event);
-    const [, , width, height] = this.frame();
-    const [nx, ny] = [NEAR / width, NEAR / height];
+    const at = pointerIn(this.canvas, event);
+    const frame = this.frame();
     const chosen = this.model.selected();
     const boxes = this.model.boxes();
     const order = [chosen, ...boxes.keys()].filter((i) => boxes[i]);
     order.sort((a, b) => Number(b === chosen) - Number(a === chosen) || b - a);
     for (const index of order) {
-      const b = /** @type {Box} */ (boxes[index]);
-      if (x < b[0] - nx || x > b[2] + nx || y < b[1] - ny || y > b[3] + ny) continue;
-      const vertical = Math.abs(y - b[1]) < ny ? "n" : Math.abs(y - b[3]) < ny ? "s" : "";
-      const horizontal = Math.abs(x - b[0]) < nx ? "w" : Math.abs(x - b[2]) < nx ? "e" : "";
-      return { index, edges: vertical + horizontal };
+      const part = partAt(/** @type {Shape} */ (boxes[index]), at, frame, index === chosen);
+      if (part !== null) return { index, part };
     }
     return null;
   }
@@ -134,9 +131,9 @@ export class Pane {
   onHover(event) {
     if (event.buttons) return;
     if (this.moving) return;
-    const hit = this.picture && !this.model.locked() ? this.hit(event) : null;
-    const cursor = hit ? (hit.edges ? `${hit.edges}-resize` : "move") : "crosshair";
-    this.canvas.style.cursor = this.picture && !this.model.locked() ? cursor : "default";
+    const usable = this.picture && !this.model.locked();
+    const hit = usable && !event.shiftKey ? this.hit(event) : null;
+    this.canvas.style.cursor = usable ? cursorOf(hit?.part ?? null) : "default";
   }
 
   /** @param {PointerEvent} event */
@@ -150,7 +147,7 @@ export class Pane {
       return;
     }
     if (this.model.locked()) return;
-    const hit = this.hit(event);
+    const hit = event.shiftKey ? null : this.hit(event); // Shift draws, also inside another box
     this.model.select(hit ? hit.index : -1);
     if (hit) this.edit(event, hit);
     else this.drawNew(event);
@@ -174,23 +171,37 @@ export class Pane {
 
   /**
    * @param {PointerEvent} start
-   * @param {{index: number, edges: string}} hit
+   * @param {{index: number, part: string}} hit
    */
-  edit(start, { index, edges }) {
-    const [ax, ay] = this.at(start);
-    const before = /** @type {Box} */ (this.model.boxes()[index]);
-    let box = before;
+  edit(start, { index, part }) {
+    const from = this.at(start);
+    const before = /** @type {Shape} */ (this.model.boxes()[index]);
+    let shape = before;
     followDrag(
       this.canvas,
       start,
       (event) => {
         const [x, y] = this.at(event);
-        const [dx, dy] = [x - ax, y - ay];
-        box = edges ? resizedBox(before, edges, dx, dy) : movedBox(before, dx, dy);
-        this.model.change(index, box, false);
+        if (part === "turn") shape = turned(before, this.angle(before, from, [x, y]), this.size);
+        else shape = reshaped(before, part, x - from[0], y - from[1], event.altKey);
+        this.model.change(index, shape, false);
       },
-      (cancelled) => this.model.change(index, cancelled ? before : box, true),
+      (cancelled) => this.model.change(index, cancelled ? before : shape, true),
     );
+  }
+
+  /**
+   * How far a drag between two points turns around a shape's middle, clockwise, radians.
+   * @param {Shape} shape
+   * @param {[number, number]} from
+   * @param {[number, number]} to
+   */
+  angle(shape, from, to) {
+    const corners = cornersOf(shape);
+    const middle = [0, 1].map((i) => corners.reduce((sum, p) => sum + p[i], 0) / 4);
+    const towards = (/** @type {[number, number]} */ [x, y]) =>
+      Math.atan2((y - middle[1]) * this.size[1], (x - middle[0]) * this.size[0]);
+    return towards(to) - towards(from);
   }
 
   /** @param {PointerEvent} start */
@@ -265,15 +276,18 @@ export class Pane {
     else if (event.key === "Delete" || event.key === "Backspace") {
       if (box) this.model.remove(index);
     } else if (event.key.startsWith("Arrow")) this.nudge(event, index, box);
+    else if (event.key === "[") this.turn(-1, index, box);
+    else if (event.key === "]") this.turn(1, index, box);
     else return false;
     return true;
   }
 
   /**
-   * Arrows move the selected box by one pixel of the picture, ten with Shift; with Alt they resize.
+   * Arrows move the selected box by one pixel of the picture, ten with Shift; with Alt they move its
+   * lower right corner.
    * @param {KeyboardEvent} event
    * @param {number} index
-   * @param {Box | null | undefined} box
+   * @param {Shape | null | undefined} box
    */
   nudge(event, index, box) {
     if (!box) return;
@@ -281,11 +295,18 @@ export class Pane {
     const right = Number(event.key === "ArrowRight") - Number(event.key === "ArrowLeft");
     const down = Number(event.key === "ArrowDown") - Number(event.key === "ArrowUp");
     const [dx, dy] = [(right * step) / this.size[0], (down * step) / this.size[1]];
-    this.model.change(
-      index,
-      event.altKey ? resizedBox(box, "se", dx, dy) : movedBox(box, dx, dy),
-      true,
-    );
+    const corner = isQuad(box) ? "corner 2" : "se";
+    const moved = event.altKey ? reshaped(box, corner, dx, dy, false) : movedShape(box, dx, dy);
+    this.model.change(index, moved, true);
+  }
+
+  /**
+   * @param {number} degrees Clockwise.
+   * @param {number} index
+   * @param {Shape | null | undefined} box
+   */
+  turn(degrees, index, box) {
+    if (box) this.model.change(index, turned(box, (degrees * Math.PI) / 180, this.size), true);
   }
 
   redraw() {
@@ -301,9 +322,9 @@ export class Pane {
     const chosen = this.model.selected();
     for (const outline of this.model.crops()) drawCrop(context, frame, outline, chosen);
     this.model.boxes().forEach((box, i) => {
-      if (box) drawBox(context, frame, box, i, i === chosen);
+      if (box) drawShape(context, frame, box, i, i === chosen && !this.model.locked());
     });
-    if (this.drawing) drawBox(context, frame, this.drawing, this.model.boxes().length, true);
+    if (this.drawing) drawShape(context, frame, this.drawing, this.model.boxes().length, false);
   }
 
   /**
@@ -320,6 +341,14 @@ export class Pane {
       context.fillText(line, width / 2, height / 2 + (i - (lines.length - 1) / 2) * 17),
     );
   }
+}
+
+/** @param {string | null} part See `partAt`. */
+function cursorOf(part) {
+  if (part === null) return "crosshair";
+  if (part === "") return "move";
+  if (part === "turn") return "grab";
+  return part.includes(" ") ? "pointer" : `${part}-resize`;
 }
 
 /**

@@ -3,16 +3,18 @@
 
 import { formatPairs, parsePairs, withBox, withDrawn, without, MOST_BOXES } from "./boxes.js";
 import { button, element } from "./dom.js";
-import { grown, planCrop, toPixels } from "./geometry.js";
+import { grown, planCrop, toPixels, touchedPixels } from "./geometry.js";
 import { say } from "./messages.js";
 import { maskVeil } from "./paint.js";
 import { Pane } from "./pane.js";
+import { boundsOf, cornersOf, isQuad } from "./shapes.js";
 import { isConnected, loadPicture, planningOf, rememberChange, sourceOf, viewUrl } from "./sources.js";
 
 /** @typedef {import("./geometry.js").Box} Box */
 /** @typedef {import("./geometry.js").Extent} Extent */
 /** @typedef {import("./boxes.js").Side} Side */
 /** @typedef {import("./boxes.js").Pair} Pair */
+/** @typedef {import("./shapes.js").Shape} Shape */
 
 /** @type {Side[]} */
 const SIDES = ["draft", "reference"];
@@ -63,6 +65,7 @@ export class Picker {
         "div",
         { class: "omnirefiner-bar" },
         this.status,
+        button(say("corners"), say("cornersTip"), () => this.toggleCorners()),
         button(say("delete"), say("deleteTip"), () => this.removeSelected()),
         button(say("clear"), say("clearTip"), () => this.set([], -1)),
       ),
@@ -76,7 +79,7 @@ export class Picker {
       selected: () => this.selected,
       select: (/** @type {number} */ i) => this.select(i),
       draw: (/** @type {Box} */ box) => this.draw(side, box),
-      change: (/** @type {number} */ i, /** @type {Box} */ box, /** @type {boolean} */ done) =>
+      change: (/** @type {number} */ i, /** @type {Shape} */ box, /** @type {boolean} */ done) =>
         this.set(withBox(this.pairs, i, side, box), i, done),
       remove: (/** @type {number} */ i) => this.set(without(this.pairs, i, side), -1),
       crops: () => this.crops(side),
@@ -131,6 +134,17 @@ export class Picker {
     if (this.pairs[this.selected]) this.set(without(this.pairs, this.selected, "draft"), -1);
   }
 
+  /** Makes outlines of four corners of the selected pair, or upright boxes again. */
+  toggleCorners() {
+    const pair = this.pairs[this.selected];
+    if (!pair) return;
+    const shapes = [pair.draft, pair.reference].filter((s) => s !== null);
+    const change = shapes.every(isQuad) ? boundsOf : cornersOf;
+    const { draft, reference } = pair;
+    const next = { draft: change(draft), reference: reference && change(reference) };
+    this.set(this.pairs.map((p, i) => (i === this.selected ? next : p)), this.selected);
+  }
+
   /**
    * @param {Side} side
    * @param {Box} box
@@ -153,7 +167,8 @@ export class Picker {
     const grow = side === "draft" ? planning.grow : 0;
     return this.pairs.flatMap((pair, index) => {
       const box = pair[side];
-      const region = box && grown(toPixels(box, size), grow, size);
+      const pixels = box && (isQuad(box) ? touchedPixels(boundsOf(box), size) : toPixels(box, size));
+      const region = pixels && grown(pixels, grow, size);
       if (!region) return [];
       const plan = planCrop(size, region, planning.recipe, planning.context, planning.megapixels);
       const [w, h] = size;
