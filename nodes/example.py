@@ -60,6 +60,9 @@ class ExampleCase(io.ComfyNode):
     def execute(cls, case: str) -> io.NodeOutput:
         c = example_case(case)
         return io.NodeOutput(
-            from_core(to_float(c.draft)), from_core(to_float(c.reference)), mask_from_core(c.mask),
-            mask_from_core(c.reference_mask), from_core(to_float(c.target)),
-        )  # fmt: skip
+            from_core(to_float(c.draft)),
+            from_core(to_float(c.reference)),
+            mask_from_core(c.mask),
+            mask_from_core(c.reference_mask),
+            from_core(to_float(c.target)),
+        )

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..refiner_core.repair.pick_best import pick_best
-from ..refiner_core.scoring.interface import Scorer
+from ..refiner_core.scoring.scorer import Scorer
 from .layout import mask_to_core, to_core
 from .types import SCORING, ScorerSocket
 

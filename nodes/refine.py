@@ -13,7 +13,7 @@ from torch import Tensor
 from ..refiner_core.images.boxes import parse_boxes
 from ..refiner_core.repair.pipeline import RefineResult, refine
 from ..refiner_core.repair.request import RefineOptions, RefineRequest
-from ..refiner_core.scoring.interface import Scorer
+from ..refiner_core.scoring.scorer import Scorer
 from .engine import OWN_SAMPLER, RECIPE_SCHEDULE, ComfyEngine
 from .layout import from_core, mask_from_core, mask_to_core, to_core
 from .live import LiveView

@@ -13,11 +13,13 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..refiner_core.scoring.comparison import SIZE_POLICIES, SizePolicy, compare, draw_heat
-from ..refiner_core.scoring.dreamsim import DreamSim, DreamSimScorer
+from ..refiner_core.scoring.comparison import SIZE_POLICIES, SizePolicy, compare
+from ..refiner_core.scoring.dreamsim import DreamSim
 from ..refiner_core.scoring.dreamsim_files import load_dreamsim
 from ..refiner_core.scoring.dreamsim_release import release_url
-from ..refiner_core.scoring.interface import MapScorer
+from ..refiner_core.scoring.dreamsim_scorer import DreamSimScorer
+from ..refiner_core.scoring.heatmap import draw_heat
+from ..refiner_core.scoring.scorer import MapScorer
 from ..refiner_core.scoring.structural import StructuralScorer
 from .layout import from_core, mask_to_core, to_core
 from .types import SCORING, ScorerSocket

@@ -56,7 +56,7 @@ class RefineCrop:
 
 RefinerSocket = io.Custom("REFINER")
 RefineCropSocket = io.Custom("REFINE_CROP")
-ScorerSocket = io.Custom("SCORER")  # carries a `refiner_core.scoring.interface.Scorer`
+ScorerSocket = io.Custom("SCORER")  # carries a `refiner_core.scoring.scorer.Scorer`
 
 
 def boxes_input(tooltip: str) -> io.String.Input:

@@ -18,19 +18,19 @@ import pytest
 
 from refiner_core.__main__ import main
 from refiner_core.data.build import run_build
-from refiner_core.data.corruptions import MISPRINTS
+from refiner_core.data.build_settings import Build
+from refiner_core.data.corruptions import CORRUPTIONS
 from refiner_core.data.degrade import DEGRADATIONS
-from refiner_core.data.plan import Build
-from refiner_core.data.render import photograph
-from refiner_core.data.shards import read_lines, read_manifest, read_triplets
-from refiner_core.data.stages.interface import (
+from refiner_core.data.render import render
+from refiner_core.data.sample import (
+    BuildStage,
     RejectedError,
     Sample,
-    Stage,
     sample_seed,
     split_of_identity,
 )
-from refiner_core.data.stages.pasting import paste_inside
+from refiner_core.data.shards import read_lines, read_manifest, read_triplets
+from refiner_core.data.stages.drafts import paste_inside
 from refiner_core.data.stages.procedural import (
     ProceduralDegrade,
     ProceduralMask,
@@ -43,12 +43,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PAIR = ProceduralPair(side=64, held_out=0.2)
 
 
-def stages_of(pair: ProceduralPair = PAIR, **degrade: Any) -> tuple[Stage, ...]:
+def stages_of(pair: ProceduralPair = PAIR, **degrade: Any) -> tuple[BuildStage, ...]:
     return (pair, ProceduralSelect(pair), ProceduralMask(pair), ProceduralDegrade(pair, **degrade))
 
 
 def build_of(out: Path, **changes: Any) -> Build:
-    return replace(Build(out, stages_of(), count=12, part=5, held_out=0.2), **changes)
+    return replace(Build(out, stages_of(), count=12, shard_size=5, held_out=0.2), **changes)
 
 
 def sample_of(number: int, seed: int = 0) -> Sample:
@@ -98,7 +98,7 @@ def test_a_build_keeps_the_contract(whole: Path) -> None:
 def test_another_configuration_is_another_set_and_refused_in_this_one(
     whole: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError, match=r"other settings .*(seed 0 there, 1|identity 0.05 there)"):
+    with pytest.raises(ValueError, match=r"seed was 0, now 1|identity was 0.05, now 1"):
         run_build(build_of(whole, **changes))
     run_build(build_of(tmp_path, count=3, **changes))
     drafts = [{t.id: t.draft.tobytes() for t in read_triplets(p)} for p in (whole, tmp_path)]
@@ -107,7 +107,7 @@ def test_another_configuration_is_another_set_and_refused_in_this_one(
 
 def test_more_samples_may_be_asked_for_but_not_fewer(whole: Path, tmp_path: Path) -> None:
     run_build(build_of(tmp_path, count=7))
-    with pytest.raises(ValueError, match="--count 7; 6 would drop"):
+    with pytest.raises(ValueError, match="--count 7; 6"):
         run_build(build_of(tmp_path, count=6))
     run_build(build_of(tmp_path))
     assert contents(tmp_path) == contents(whole)
@@ -137,7 +137,7 @@ def test_one_stage_again_keeps_the_others(whole: Path, tmp_path: Path) -> None:
 def test_a_stage_without_what_comes_before_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run stage mask first"):
         run_build(build_of(tmp_path / "a", stages=stages_of()[3:]))
-    with pytest.raises(ValueError, match="do not follow"):
+    with pytest.raises(ValueError, match="pair, mask"):
         run_build(build_of(tmp_path / "a", stages=(stages_of()[0], stages_of()[2])))
     assert not (tmp_path / "a").exists()
 
@@ -255,7 +255,7 @@ def test_splits_share_no_identity_and_no_photograph() -> None:
 
 def test_kinds_errors_and_identity_samples_all_occur() -> None:
     pair = ProceduralPair(side=64)
-    stages = (pair, ProceduralMask(pair), ProceduralDegrade(pair, least=0))
+    stages = (pair, ProceduralMask(pair), ProceduralDegrade(pair, min_change=0))
     kinds, names = Counter[str](), Counter[str]()
     for number in range(120):
         sample = sample_of(number)
@@ -264,15 +264,15 @@ def test_kinds_errors_and_identity_samples_all_occur() -> None:
         kinds[sample.info["kind"]] += 1
         names[sample.info["degradation"]["name"]] += 1
     assert set(kinds) == set(KINDS)
-    assert set(MISPRINTS) <= set(names) <= {*MISPRINTS, *DEGRADATIONS, "identity"}
+    assert set(CORRUPTIONS) <= set(names) <= {*CORRUPTIONS, *DEGRADATIONS, "identity"}
     assert 1 <= names["identity"] <= 20
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", MISPRINTS)
+@pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_misprint_changes_the_detail_and_nothing_around_it(kind: str, name: str) -> None:
     texture = draw_texture(np.random.default_rng(5), 80, kind)
-    wrong = MISPRINTS[name](np.random.default_rng(1), texture, 0.8)
+    wrong = CORRUPTIONS[name](np.random.default_rng(1), texture, 0.8)
     apart = np.abs(np.asarray(wrong, int) - np.asarray(texture.image, int)).max(-1)
     x0, y0, x1, y1 = texture.box
     assert apart[y0:y1, x0:x1].mean() > 1
@@ -288,8 +288,8 @@ def test_the_mask_lies_on_the_detail_of_bent_surfaces_too() -> None:
         sample = sample_of(number)
         for stage in (pair, ProceduralMask(pair, rough=False)):
             sample = stage(sample)
-        scene = pair.compose(sample)
-        bare = photograph(scene.texture.style.material, scene.target).astype(int)
+        scene = pair.draw_scene(sample)
+        bare = render(scene.texture.style.material, scene.target).astype(int)
         apart = np.abs(bare - sample.pair()[1]).max(-1)
         changed = apart > 40
         assert sample.mask is not None and changed.any()
@@ -317,7 +317,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "samples" in capsys.readouterr().out
     assert json.loads((tmp_path / "set" / "build.json").read_text())["count"] == 3
     assert main([*command, "--seed", "4"]) == 2
-    assert "seed 0 there, 4 now" in capsys.readouterr().err
+    assert "seed was 0, now 4" in capsys.readouterr().err
     assert main([*command[:-4], "--count", "0"]) == 2
     with pytest.raises(SystemExit):
         main([*command, "--stage", "paint"])

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from refiner_core.data.build import run_build
+from refiner_core.data.build_settings import Build
 from refiner_core.data.cluster import ray_runner
-from refiner_core.data.plan import Build
 from refiner_core.data.stages.procedural import (
     ProceduralDegrade,
     ProceduralMask,
@@ -33,7 +33,7 @@ def test_ray_gives_the_same_bytes(local_ray: Any, tmp_path: Path) -> None:
     stages = (pair, ProceduralSelect(pair), ProceduralMask(pair), ProceduralDegrade(pair))
     seen = []
     for name, run in (("here", None), ("there", ray_runner("local"))):
-        build = Build(tmp_path / name, stages, count=6, part=2)
+        build = Build(tmp_path / name, stages, count=6, shard_size=2)
         counts = run_build(
             build, progress=lambda d, n, r: seen.append((d, n)), **({"run": run} if run else {})
         )

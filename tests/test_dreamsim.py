@@ -18,10 +18,12 @@ from torch import Tensor
 
 from refiner_core.__main__ import main
 from refiner_core.matching.registration import blur
-from refiner_core.scoring.comparison import compare, draw_heat, match_size
-from refiner_core.scoring.dreamsim import DreamSimScorer, cosine_distance
+from refiner_core.scoring.comparison import compare, match_size
+from refiner_core.scoring.dreamsim import cosine_distance
 from refiner_core.scoring.dreamsim_files import load_dreamsim, read_variant, save_dreamsim
 from refiner_core.scoring.dreamsim_release import convert_release
+from refiner_core.scoring.dreamsim_scorer import DreamSimScorer
+from refiner_core.scoring.heatmap import draw_heat
 from refiner_core.scoring.preparation import prepare_exact, prepare_image, prepare_smooth
 from refiner_core.scoring.structural import StructuralScorer
 from refiner_core.weights.safetensors_io import read_header

@@ -18,20 +18,22 @@ import pytest
 from PIL import Image
 
 from refiner_core.__main__ import main
-from refiner_core.data.scenes import Scene, make_scene
+from refiner_core.data.pair_files import PairFiles
 from refiner_core.data.shards import shard_name, write_shard
 from refiner_core.data.triplets import Triplet
 from refiner_core.evaluation.cases import FileCases, open_cases, unique_ids
-from refiner_core.evaluation.evaluate import Outcome, Plan, case_seed
-from refiner_core.evaluation.metrics import Column
+from refiner_core.evaluation.held_out_scenes import HeldOutScene, make_scene
+from refiner_core.evaluation.metric import Column
 from refiner_core.evaluation.plots import bars, scatter
+from refiner_core.evaluation.runner import case_seed
+from refiner_core.evaluation.settings import EvaluationSettings, Outcome
 from refiner_core.evaluation.tables import summarise, worst_first
 
 ROOT = Path(__file__).parents[1]
 FAST = ["--steps", "1"]
 
 
-def scene_of(seed: int) -> Scene:
+def scene_of(seed: int) -> HeldOutScene:
     return make_scene(seed, (128, 96), (0.3, 0.5), rough_masks=False, degradation="blur")
 
 
@@ -197,8 +199,8 @@ def test_one_colour_pictures_are_measured(tmp_path: Path) -> None:
         (["--data", "nowhere"], "nowhere"),
         (["--metrics", "psnr,beauty"], "beauty, psnr"),
         (["--other", "rival"], "NAME=DIR"),
-        (["--other", "draft=."], "a name of its own"),
-        (["--results", "nowhere"], "no folder nowhere"),
+        (["--other", "draft=."], "'draft'"),
+        (["--results", "nowhere"], "nowhere"),
         (["--workers", "0"], "workers"),
         (["--split", "train"], "no shards"),
         (["--vlm", "file:///x", "--metrics", "vlm"], "http"),
@@ -261,7 +263,7 @@ def test_a_faint_mask_stays_over_zero(tmp_path: Path) -> None:
     Image.fromarray(grey).save(path)
     save(tmp_path / "c", draft=grey, reference=grey)
     files = {k: tmp_path / "c" / f"{k}.png" for k in ("draft", "reference")} | {"mask": path}
-    assert FileCases(["c"], [files], [""]).load(0).mask[2, 2] == 1
+    assert FileCases(["c"], [PairFiles("c", files)]).load(0).mask[2, 2] == 1
 
 
 def test_ids_are_clean_and_unique() -> None:
@@ -275,7 +277,7 @@ def outcome_of(values: dict[str, float | None]) -> Outcome:
     measured = [
         {"id": k, "seed": 0, "info": {}, "scores": {"refined": {"m": v}}} for k, v in values.items()
     ]
-    return Outcome(Plan(Path("d"), Path("o")), measured, {}, ["refined"])
+    return Outcome(EvaluationSettings(Path("d"), Path("o")), measured, {})
 
 
 @pytest.mark.parametrize(("higher", "order"), [(True, "bca"), (False, "cba")])

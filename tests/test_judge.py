@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from refiner_core.evaluation.judge import RUBRIC, WEIGHTS, Endpoint, VlmJudge, read_reply
-from refiner_core.evaluation.metrics import Case
+from refiner_core.evaluation.judge import RUBRIC, WEIGHTS, VlmJudge, read_reply
+from refiner_core.evaluation.metric import EvaluationCase
+from refiner_core.scoring.vlm_client import VlmClient
 
 Answer = Callable[[int, dict[str, Any]], tuple[int, bytes]]
 GOOD = '{"detail": 80, "text": null, "background": 100, "naturalness": 60}'
@@ -62,13 +63,15 @@ def endpoint(
         thread.join()
 
 
-def case() -> Case:
+def case() -> EvaluationCase:
     grey = torch.full((1, 3, 16, 24), 100, dtype=torch.uint8)
-    return Case("one", grey, grey + 50, None, torch.ones(1, 1, 16, 24), None)
+    return EvaluationCase("one", grey, grey + 50, None, torch.ones(1, 1, 16, 24), None)
 
 
-def judged(url: str, folder: Path, **settings: Any) -> tuple[VlmJudge, float | None]:
-    judge = VlmJudge(Endpoint(url, "model", **settings), folder / "replies.jsonl")
+def judged(
+    url: str, folder: Path, votes: int = 3, **settings: Any
+) -> tuple[VlmJudge, float | None]:
+    judge = VlmJudge(VlmClient(url, "model", **settings), folder / "replies.jsonl", votes)
     scores = judge.measure(case(), {"refined": case().draft})
     return judge, scores["refined"]["vlm"]
 
@@ -118,7 +121,7 @@ def test_rubbish_is_kept_and_does_not_count(tmp_path: Path) -> None:
     answers = [said("rubbish"), said(GOOD), said(None)]
     with endpoint(lambda i, _: (200, answers[i])) as (url, _):
         judge, score = judged(url, tmp_path)
-    assert score == pytest.approx(80.0) and judge.trouble is None
+    assert score == pytest.approx(80.0) and judge.failure is None
     kept = replies(tmp_path)
     assert kept[0]["reply"] == "rubbish" and kept[0]["score"] is None
     assert "NoneType" in kept[2]["error"]
@@ -128,9 +131,9 @@ def test_rubbish_is_kept_and_does_not_count(tmp_path: Path) -> None:
     ("status", "data", "message"),
     [
         (500, b"out of memory", "HTTP 500: out of memory"),
-        (200, b"<html>", "not an answer of the protocol"),
-        (200, b'{"choices": []}', "not an answer of the protocol"),
-        (200, b"\xff\xfe", "not an answer of the protocol"),
+        (200, b"<html>", "protocol"),
+        (200, b'{"choices": []}', "protocol"),
+        (200, b"\xff\xfe", "protocol"),
     ],
 )
 def test_an_endpoint_that_fails_is_given_up_after_three(
@@ -140,20 +143,20 @@ def test_an_endpoint_that_fails_is_given_up_after_three(
         judge, score = judged(url, tmp_path, votes=5)
         again = judge.measure(case(), {"refined": case().draft})
     assert score is None and again == {"refined": {"vlm": None}} and len(asked) == 3
-    assert judge.trouble and message in judge.trouble and url in judge.trouble
+    assert judge.failure and message in judge.failure and url in judge.failure
 
 
 def test_an_endpoint_that_never_answers_times_out(tmp_path: Path) -> None:
     with endpoint(lambda *_: (200, said(GOOD)), held=threading.Event()) as (url, _):
         judge, score = judged(url, tmp_path, timeout=0.2)
-    assert score is None and judge.trouble and "timed out" in judge.trouble
+    assert score is None and judge.failure and "timed out" in judge.failure
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
     with endpoint(lambda *_: (200, b"")) as (url, _):
         pass
     judge, score = judged(url, tmp_path)
-    assert score is None and judge.trouble and "refused" in judge.trouble
+    assert score is None and judge.failure and "refused" in judge.failure
 
 
 @pytest.mark.parametrize(
@@ -161,13 +164,17 @@ def test_nobody_listens(tmp_path: Path) -> None:
     [
         ({"url": "ftp://x", "model": "m"}, "http"),
         ({"url": "http://x/v1", "model": ""}, "--vlm-model"),
-        ({"url": "http://x/v1", "model": "m", "votes": 0}, "votes"),
         ({"url": "http://x/v1", "model": "m", "timeout": 0}, "timeout"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Endpoint(**settings)
+        VlmClient(**settings)
+
+
+def test_a_judge_needs_a_vote(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--vlm-votes.*0"):
+        judged("http://x/v1", tmp_path, votes=0)
 
 
 def test_the_documented_rubric_is_the_one_that_is_sent() -> None:

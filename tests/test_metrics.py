@@ -11,17 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from refiner_core.evaluation.dinov2 import DinoV2, whole
+from refiner_core.evaluation.dinov2_metric import DinoV2Metric, preprocess_whole
 from refiner_core.evaluation.faces import ArcFace, decode_faces, find_models, upright
+from refiner_core.evaluation.metric import EvaluationCase, MetricUnavailable, region_box
 from refiner_core.evaluation.metrics import (
     DREAMSIM,
-    Case,
-    Lpips,
-    Pixels,
-    Scored,
-    Unavailable,
+    LpipsMetric,
+    PixelMetric,
+    ScorerMetric,
     dreamsim,
-    region_box,
     structural,
 )
 from refiner_core.images.geometry import Box
@@ -34,11 +32,11 @@ def noise(seed: int, h: int = 60, w: int = 80) -> Tensor:
     return (torch.nn.functional.interpolate(small, (h, w), mode="bilinear") * 255).byte()
 
 
-def case_of(target: Tensor | None, mask: Tensor | None = None) -> Case:
+def case_of(target: Tensor | None, mask: Tensor | None = None) -> EvaluationCase:
     if mask is None:
         mask = torch.zeros(1, 1, 60, 80)
         mask[..., 20:40, 30:60] = 1
-    return Case("a", noise(0), noise(1), target, mask, None)
+    return EvaluationCase("a", noise(0), noise(1), target, mask, None)
 
 
 # --- pixels --------------------------------------------------------------------------------------
@@ -49,7 +47,7 @@ def test_pixels_of_the_window_are_those_of_the_picture() -> None:
 
     case = case_of(noise(2))
     assert case.target is not None
-    found = Pixels().measure(case, {"x": noise(3)})["x"]
+    found = PixelMetric().measure(case, {"x": noise(3)})["x"]
     whole = (noise(3), case.target, case.mask)
     assert found["psnr"] == pytest.approx(float(masked_psnr(*whole)), rel=1e-9)
     assert found["ssim"] == pytest.approx(float(masked_ssim(*whole)), rel=1e-9)
@@ -59,13 +57,13 @@ def test_pixels_of_the_window_are_those_of_the_picture() -> None:
 
 def test_without_a_target_only_the_outside_is_known() -> None:
     case = case_of(None)
-    assert Pixels().measure(case, {"draft": case.draft})["draft"] == {
+    assert PixelMetric().measure(case, {"draft": case.draft})["draft"] == {
         "psnr": None, "ssim": None, "edges": None, "outside": 0,
     }  # fmt: skip
     assert structural().measure(case, {"draft": case.draft})["draft"] == {
         "structure": None, "structure_crop": None,
     }  # fmt: skip
-    scored = Scored(StructuralScorer(), DREAMSIM, "").measure(case, {"draft": case.draft})
+    scored = ScorerMetric(StructuralScorer(), DREAMSIM, "").measure(case, {"draft": case.draft})
     assert scored["draft"]["dreamsim"] is None
     assert scored["draft"]["dreamsim_reference"] is not None
 
@@ -73,7 +71,7 @@ def test_without_a_target_only_the_outside_is_known() -> None:
 def test_an_exact_result_is_capped() -> None:
     case = case_of(noise(2))
     assert case.target is not None
-    found = Pixels().measure(case, {"x": case.target})["x"]
+    found = PixelMetric().measure(case, {"x": case.target})["x"]
     assert found["psnr"] == 60 and found["ssim"] == 1 and found["edges"] == 0
 
 
@@ -115,7 +113,7 @@ def dino_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_dinov2_of_the_same_and_of_others(dino_folder: Path) -> None:
     case = case_of(noise(2))
     assert case.target is not None
-    metric = DinoV2(dino_folder)
+    metric = DinoV2Metric(dino_folder)
     found = metric.measure(case, {"same": case.target, "other": noise(3)})
     assert found["same"]["dinov2"] == pytest.approx(1, abs=1e-5)
     assert found["same"]["dinov2_crop"] == pytest.approx(1, abs=1e-5)
@@ -130,7 +128,7 @@ def test_dinov2_of_the_same_and_of_others(dino_folder: Path) -> None:
 def test_dinov2_takes_the_middle_square(size: tuple[int, int]) -> None:
     pixels = torch.zeros(1, 3, size[1], size[0], dtype=torch.uint8)
     pixels[..., size[1] // 2, size[0] // 2] = 255
-    image = np.asarray(whole(pixels)).astype(int).sum(2)
+    image = np.asarray(preprocess_whole(pixels)).astype(int).sum(2)
     assert image.shape == (224, 224)
     y, x = np.unravel_index(image.argmax(), image.shape)
     assert abs(y - 112) <= 4 and abs(x - 112) <= 4
@@ -176,14 +174,14 @@ def test_scrfd_is_decoded_and_doubles_are_dropped() -> None:
 
 
 def test_a_turned_face_is_made_upright() -> None:
-    from refiner_core.evaluation.faces import _PLACES
+    from refiner_core.evaluation.faces import _LANDMARKS
 
     image = Image.new("RGB", (400, 400))
-    turned = _PLACES @ np.array([[0, 2.0], [-2.0, 0]]) + [330, 20]
+    turned = _LANDMARKS @ np.array([[0, 2.0], [-2.0, 0]]) + [330, 20]
     for x, y in turned:
         image.paste((255, 255, 255), (int(x) - 6, int(y) - 6, int(x) + 7, int(y) + 7))
     found = np.asarray(upright(image, turned)).astype(int).sum(2)
-    for x, y in _PLACES:
+    for x, y in _LANDMARKS:
         assert found[int(y), int(x)] > 600
     assert found[10, 10] == 0
 
@@ -246,19 +244,19 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         (lambda: dreamsim(None), "--dreamsim"),
         (lambda: dreamsim(tmp_path / "none.safetensors"), "none.safetensors"),
         (lambda: dreamsim(tmp_path / "x.safetensors"), "x.safetensors"),
-        (lambda: DinoV2(None), "--dinov2"),
-        (lambda: DinoV2(tmp_path), "facebook/dinov2-base"),
-        (lambda: DinoV2(broken), "broken"),
+        (lambda: DinoV2Metric(None), "--dinov2"),
+        (lambda: DinoV2Metric(tmp_path), "facebook/dinov2-base"),
+        (lambda: DinoV2Metric(broken), "broken"),
         (lambda: ArcFace(None), "--insightface"),
         (lambda: ArcFace(tmp_path), "antelopev2"),
     ):
-        with pytest.raises(Unavailable, match=words):
+        with pytest.raises(MetricUnavailable, match=words):
             make()
     assert find_models(tmp_path) is None
 
 
 def test_lpips_is_never_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
-    with pytest.raises(Unavailable, match="LPIPS"):
-        Lpips()
+    with pytest.raises(MetricUnavailable, match="LPIPS"):
+        LpipsMetric()
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from refiner_core.matching.registration import blur
-from refiner_core.scoring.dreamsim import VARIANTS, DreamSim, DreamSimScorer, tower_config
+from refiner_core.scoring.dreamsim import VARIANTS, DreamSim, tower_config
+from refiner_core.scoring.dreamsim_scorer import DreamSimScorer
 from refiner_core.scoring.patchwise import PatchScores, RewardWeights, patch_scores
 from refiner_core.scoring.structural import StructuralScorer
 

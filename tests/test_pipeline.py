@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refiner_core.data.scenes import Scene, make_scene
+from refiner_core.evaluation.held_out_scenes import HeldOutScene, make_scene
 from refiner_core.images.boxes import BoxPair, RelativeBox
 from refiner_core.images.geometry import Box, Extent
 from refiner_core.images.tensors import to_dtype
@@ -46,12 +46,15 @@ def mask_of(x: np.ndarray) -> Tensor:
     return torch.from_numpy(x.copy())[None, None].float() / 255
 
 
-def scene_of(seed: int = 0, size: tuple[int, int] = (200, 150), **kwargs: Any) -> Scene:
+def scene_of(seed: int = 0, size: tuple[int, int] = (200, 150), **kwargs: Any) -> HeldOutScene:
     return make_scene(seed, size, (0.3, 0.5), held_out=True, **kwargs)
 
 
 def request_of(
-    scene: Scene, options: RefineOptions = FAST, dtype: torch.dtype = torch.uint8, **kwargs: Any
+    scene: HeldOutScene,
+    options: RefineOptions = FAST,
+    dtype: torch.dtype = torch.uint8,
+    **kwargs: Any,
 ) -> RefineRequest:
     request = RefineRequest(
         image(scene.draft, dtype), (image(scene.reference),), mask_of(scene.mask),

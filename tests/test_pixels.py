@@ -11,8 +11,8 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from refiner_core.scoring.heatmap import difference_heat
 from refiner_core.scoring.pixels import (
-    difference_heat,
     edge_error,
     masked_mse,
     masked_psnr,

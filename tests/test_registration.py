@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from refiner_core.data.scenes import Scene, make_scene
+from refiner_core.evaluation.held_out_scenes import HeldOutScene, make_scene
 from refiner_core.matching import homography as hom
 from refiner_core.matching.alignment import align, apply_alignment
 from refiner_core.matching.registration import correlation, grid, register, warp
@@ -142,7 +142,7 @@ def test_correlation() -> None:
 # --- alignment -----------------------------------------------------------------------------------
 
 
-def tensors(scene: Scene) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def tensors(scene: HeldOutScene) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def image(x: np.ndarray) -> Tensor:
         return torch.from_numpy(x.copy()).permute(2, 0, 1)[None].float() / 255
 
@@ -152,7 +152,7 @@ def tensors(scene: Scene) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return image(scene.draft), mask(scene.mask), image(scene.reference), mask(scene.reference_mask)
 
 
-def corner_error(scene: Scene, matrix: Tensor) -> float:
+def corner_error(scene: HeldOutScene, matrix: Tensor) -> float:
     """How far the mask box's corners land from where they belong, in target px."""
     h, w = scene.mask.shape
     rh, rw = scene.reference_mask.shape

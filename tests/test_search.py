@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from refiner_core.data.scenes import Scene, make_scene
+from refiner_core.evaluation.held_out_scenes import HeldOutScene, make_scene
 from refiner_core.interfaces import SamplingJob
 from refiner_core.models.core_engine import CoreEngine
 from refiner_core.nano.nano_engine import load_nano
@@ -37,11 +37,11 @@ def nano() -> CoreEngine:
 
 
 @pytest.fixture(scope="module")
-def scene() -> Scene:
+def scene() -> HeldOutScene:
     return make_scene(3, (160, 120), (0.3, 0.5), held_out=True)
 
 
-def request_of(scene: Scene, options: RefineOptions) -> RefineRequest:
+def request_of(scene: HeldOutScene, options: RefineOptions) -> RefineRequest:
     def image(x: np.ndarray) -> Tensor:
         return torch.from_numpy(x.copy()).permute(2, 0, 1)[None]
 
@@ -206,7 +206,7 @@ def test_a_run_in_two_parts_is_the_run(nano: CoreEngine) -> None:
 
 @pytest.mark.parametrize("model_mask", [0.0, 1.0])
 def test_the_first_candidate_is_the_plain_run(
-    nano: CoreEngine, scene: Scene, model_mask: float
+    nano: CoreEngine, scene: HeldOutScene, model_mask: float
 ) -> None:
     """A scorer that loves the plain run's result makes the search return it."""
     options = replace(FAST, model_mask=model_mask)
@@ -224,7 +224,7 @@ def test_the_first_candidate_is_the_plain_run(
     assert float((searched.crops[0] - plain).abs().max()) < 2e-5
 
 
-def test_one_candidate_takes_the_plain_path(nano: CoreEngine, scene: Scene) -> None:
+def test_one_candidate_takes_the_plain_path(nano: CoreEngine, scene: HeldOutScene) -> None:
     jobs: list[SamplingJob] = []
 
     @dataclass
@@ -241,7 +241,7 @@ def test_one_candidate_takes_the_plain_path(nano: CoreEngine, scene: Scene) -> N
     assert "search" not in one.report["regions"][0]
 
 
-def test_the_report_is_true_of_the_result(nano: CoreEngine, scene: Scene) -> None:
+def test_the_report_is_true_of_the_result(nano: CoreEngine, scene: HeldOutScene) -> None:
     options = RefineOptions(steps=4, candidates=4, seed=2**64 - 2)
     request = request_of(scene, options)
     result = refine(nano, request)
@@ -282,6 +282,6 @@ def test_bad_options(changes: dict[str, int], message: str) -> None:
         RefineOptions(**changes)
 
 
-def test_the_weight_free_scorer_is_the_default(nano: CoreEngine, scene: Scene) -> None:
+def test_the_weight_free_scorer_is_the_default(nano: CoreEngine, scene: HeldOutScene) -> None:
     result = refine(nano, request_of(scene, replace(FAST, candidates=2)))
     assert result.report["regions"][0]["search"]["scorer"] == StructuralScorer().name

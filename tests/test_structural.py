@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from refiner_core.matching.registration import blur
-from refiner_core.scoring.interface import check_pair
+from refiner_core.scoring.scorer import check_pair
 from refiner_core.scoring.structural import StructuralScorer
 
 SCORER = StructuralScorer()

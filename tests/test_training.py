@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from refiner_core.__main__ import main
-from refiner_core.data.scenes import photographs
+from refiner_core.data.photographs import photographs
 from refiner_core.data.shards import TripletSet
 from refiner_core.nano.codec import BlockCodec
 from refiner_core.nano.nano_engine import load_codec, load_nano

@@ -1,4 +1,4 @@
-"""`omnirefiner data`: builds data sets of triplets and shows what is in them."""
+"""`omnirefiner data`: builds data sets of triplets and shows their contents."""
 
 from __future__ import annotations
 
@@ -15,80 +15,92 @@ if TYPE_CHECKING:
 
 def add_parser(commands: Any) -> None:
     """Add the command's options."""
-    p = commands.add_parser("data", help="build training data, or look at it")
+    p = commands.add_parser("data", help="build or inspect training data")
     kinds = p.add_subparsers(dest="kind", required=True, metavar="KIND")
     _add_build(
         kinds.add_parser(
             "build",
-            help="make triplets in four stages; run again to go on",
-            description="Make triplets (draft, reference, truth, mask) in the stages pair, select, "
-            "mask, degrade. Without a source everything is drawn, offline. A build that was "
-            "interrupted goes on when the same command runs again, to the same bytes.",
+            help="make triplets in four stages; resumes an interrupted build",
+            description="Make triplets (draft, reference, target, mask) in the stages pair, select, "
+            "mask and degrade. Without a source everything is procedural and offline. Run the same "
+            "command again to resume an interrupted build; the result has the same bytes.",
         )
     )
-    show = kinds.add_parser("show", help="contact sheets and a page of statistics")
+    show = kinds.add_parser("show", help="write contact sheets and a page of statistics")
     show.add_argument("data", metavar="DIR", help="a finished data set")
-    show.add_argument("--out", metavar="DIR", help="default: DIR/show; earlier pages are replaced")
-    show.add_argument("--count", type=int, default=24, help="samples shown; default: %(default)s")
-    show.add_argument("--split", help="only this one")
+    show.add_argument("--out", metavar="DIR", help="default: DIR/show; existing files are replaced")
+    show.add_argument(
+        "--count", type=int, default=24, help="number of samples; default: %(default)s"
+    )
+    show.add_argument("--split", help="only this split")
     show.set_defaults(run=run_show)
 
 
 def _add_build(p: argparse.ArgumentParser) -> None:
     p.add_argument(
-        "--out", required=True, metavar="DIR", help="the data set; a started one goes on"
+        "--out", required=True, metavar="DIR", help="the data set; an interrupted one is resumed"
     )
     p.add_argument("--count", type=int, required=True, metavar="N", help="samples to try")
     p.add_argument(
-        "--stage", action="append", choices=STAGES, metavar="STAGE",
-        help=f"run only this stage, may be repeated: {', '.join(STAGES)}; default: all",
-    )  # fmt: skip
+        "--stage",
+        action="append",
+        choices=STAGES,
+        metavar="STAGE",
+        help=f"run only this stage ({', '.join(STAGES)}); repeatable; default: all",
+    )
     p.add_argument(
-        "--from", dest="source", metavar="DIR",
-        help="with --stage: a build whose earlier stages are kept; default: --out",
-    )  # fmt: skip
+        "--from",
+        dest="source",
+        metavar="DIR",
+        help="with --stage: the build whose earlier stages are used; default: --out",
+    )
     p.add_argument("--seed", type=int, default=0, help="of the whole build; default: %(default)s")
     p.add_argument("--workers", type=int, default=1, help="processes; default: %(default)s")
     p.add_argument(
-        "--shard", type=int, metavar="N",
-        help="samples a part, the unit of work and of resuming; default: 64, 16 with a workflow",
-    )  # fmt: skip
+        "--shard",
+        type=int,
+        metavar="N",
+        help="samples per shard, the unit of work and of resuming; default: 64, 16 with a workflow",
+    )
     p.add_argument(
-        "--held-out", type=float, default=0.05, metavar="SHARE",
-        help="of all identities, for the split 'validation'; default: %(default)s",
-    )  # fmt: skip
+        "--held-out",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="share of all identities for the split 'validation'; default: %(default)s",
+    )
     p.add_argument(
-        "--ray", metavar="ADDRESS",
-        help="make the parts on a Ray cluster ('auto', 'local' or ray://host:port); every node must "
-        "see --out under the same path",
-    )  # fmt: skip
+        "--ray",
+        metavar="ADDRESS",
+        help="build on a Ray cluster ('auto', 'local' or ray://HOST:PORT); every node must see --out "
+        "under the same path",
+    )
     add_stage_options(p)
     p.set_defaults(run=run_build)
 
 
 def show_progress(done: int, total: int, report: Report) -> None:
-    """One line on stderr that counts the parts."""
-    print(f"\rpart {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
+    """Count the shards on one line of stderr."""
+    print(f"\rshard {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
 
 
 def run_build(chosen: argparse.Namespace) -> None:
-    """Build what is missing and say what is there."""
+    """Build what is missing and print what the data set holds."""
     from ..data.build import REJECTED, run_build, run_locally
-    from ..data.plan import Build
+    from ..data.build_settings import Build
 
     wanted = chosen.stage or STAGES
     if chosen.source and not chosen.stage:
-        raise ValueError("--from names the build to go on from: say with --stage what runs again.")
+        raise ValueError("--from names the build to start from: add --stage for what runs again.")
     out = Path(chosen.out)
-    stages = chosen_stages(chosen, wanted)
     build = Build(
-        out,
-        stages,
-        chosen.count,
-        chosen.seed,
-        chosen.shard or (16 if chosen.pair_workflow or chosen.degrade_workflow else 64),
-        chosen.held_out,
-        Path(chosen.source) if chosen.source else None,
+        out=out,
+        stages=chosen_stages(chosen, wanted),
+        count=chosen.count,
+        seed=chosen.seed,
+        shard_size=chosen.shard or (16 if chosen.pair_workflow or chosen.degrade_workflow else 64),
+        held_out=chosen.held_out,
+        source=Path(chosen.source) if chosen.source else None,
     )
     run = run_locally
     if chosen.ray:
@@ -97,18 +109,18 @@ def run_build(chosen: argparse.Namespace) -> None:
         run = ray_runner(chosen.ray)
     counts = run_build(build, chosen.workers, show_progress, run)
     if not counts["kept"]:
-        raise ValueError(f"{out}: no sample was kept; why: {out / REJECTED}.")
+        raise ValueError(f"{out}: no sample was kept; the reasons are in {out / REJECTED}.")
     splits = [f"{n} {k}" for k, n in counts.items() if k not in ("kept", "rejected", "broken")]
     listed = f" ({', '.join(splits)})" if splits else ""
     print(f"{out}: {counts['kept']} samples{listed}")
     if counts["rejected"]:
         print(
-            f"left out: {counts['rejected']}, {counts['broken']} of them broken; "
-            f"why: {out / REJECTED}"
+            f"rejected: {counts['rejected']}, of which {counts['broken']} could not be used at all; "
+            f"the reasons are in {out / REJECTED}"
         )
 
 
-_A_SHEET = 24
+_PER_SHEET = 24
 
 
 def run_show(chosen: argparse.Namespace) -> None:
@@ -127,8 +139,8 @@ def run_show(chosen: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     numbers = spread(len(data), chosen.count)
     sheets = []
-    for first in range(0, len(numbers), _A_SHEET):
-        sheets.append(contact_sheet(data, numbers[first : first + _A_SHEET]))
+    for first in range(0, len(numbers), _PER_SHEET):
+        sheets.append(contact_sheet(data, numbers[first : first + _PER_SHEET]))
         with atomic_path(out / f"contact-sheet-{len(sheets)}.png") as path:
             sheets[-1].save(path)
     rejected = read_lines(folder / REJECTED) if (folder / REJECTED).is_file() else []

@@ -1,4 +1,4 @@
-"""The options of `omnirefiner data build` that choose and set up its four stages."""
+"""The options of `omnirefiner data build` that choose and configure its four stages."""
 
 from __future__ import annotations
 
@@ -9,82 +9,98 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..data.comfyui import Servers
-    from ..data.stages.files import PairFile
-    from ..data.stages.generated import Cached
-    from ..data.stages.interface import Stage
-    from ..data.stages.selection import ScoreSelect
+    from ..data.pair_files import PairFiles
+    from ..data.sample import BuildStage
+    from ..data.stages.generated import CachedWorkflow
+    from ..data.stages.selection import ScoreSelect, VlmVerdict
 
 STAGES = ("pair", "select", "mask", "degrade")
-_UNKNOWN = "unknown: to be checked before use"
+_UNKNOWN_LICENCE = "unknown: to be checked before use"
 
 
 def add_stage_options(p: argparse.ArgumentParser) -> None:
-    """Add the stages' options, one group a stage."""
-    _add_pair_options(p)
+    """Add the stages' options, one group per stage."""
+    _add_source_options(p)
+    _add_procedural_options(p)
     _add_select_options(p)
     mask = p.add_argument_group("mask")
     mask.add_argument(
-        "--masks", choices=("given", "boxes", "alpha"), default="given",
-        help="of real pairs: mask files or the workflow's, a detector's boxes, or the alpha channel; "
-        "default: %(default)s",
-    )  # fmt: skip
+        "--masks",
+        choices=("given", "boxes", "alpha"),
+        default="given",
+        help="of real pairs: mask files or the workflow's masks, a detector's boxes, or the alpha "
+        "channel; default: %(default)s",
+    )
     mask.add_argument("--boxes", metavar="FILE", help="JSON of boxes, for --masks boxes")
-    mask.add_argument("--outline-masks", action="store_true", help="drawn: no boxes and ellipses")
     degrade = p.add_argument_group("degrade")
     degrade.add_argument(
-        "--identity", type=float, default=0.05, metavar="SHARE",
-        help="of the samples, whose draft is right already; default: %(default)s",
-    )  # fmt: skip
+        "--identity",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="share of the samples whose draft is right; default: %(default)s",
+    )
     degrade.add_argument(
-        "--degrade-workflow", metavar="FILE",
-        help="API-format workflow with {{target}} and {{mask}} that spoils the region",
-    )  # fmt: skip
-    degrade.add_argument("--given-drafts", action="store_true", help="the pairs' own drafts")
+        "--degrade-workflow",
+        metavar="FILE",
+        help="API-format workflow with {{target}} and {{mask}} that degrades the region",
+    )
+    degrade.add_argument("--given-drafts", action="store_true", help="use the pairs' own drafts")
     degrade.add_argument(
-        "--degradation", action="append", metavar="NAME",
-        help="of real pairs: only this one, may be repeated",
-    )  # fmt: skip
+        "--degradation",
+        action="append",
+        metavar="NAME",
+        help="of real pairs: use only this degradation; repeatable",
+    )
 
 
-def _add_pair_options(p: argparse.ArgumentParser) -> None:
-    pair = p.add_argument_group("pair (default: drawn, offline)")
+def _add_source_options(p: argparse.ArgumentParser) -> None:
+    pair = p.add_argument_group("pair (default: procedural, offline)")
     pair.add_argument(
         "--pairs", metavar="DIR", help="existing pairs: a folder of pairs, or Critic-10K's layout"
     )
     pair.add_argument(
-        "--pair-workflow", metavar="FILE",
+        "--pair-workflow",
+        metavar="FILE",
         help="API-format workflow with {{reference}}, run on --comfyui for every sample",
-    )  # fmt: skip
-    pair.add_argument("--references", metavar="DIR", help="its reference pictures")
-    pair.add_argument("--prompts", metavar="FILE", help="its prompts, one a line")
+    )
+    pair.add_argument("--references", metavar="DIR", help="the workflow's reference pictures")
+    pair.add_argument("--prompts", metavar="FILE", help="the workflow's prompts, one per line")
     pair.add_argument(
-        "--comfyui", action="append", default=[], metavar="URL", help="a server; may be repeated"
+        "--comfyui", action="append", default=[], metavar="URL", help="a server; repeatable"
     )
     pair.add_argument(
-        "--comfyui-timeout",
-        type=float,
-        default=900,
-        metavar="S",
-        help="for one graph; default: 900",
+        "--comfyui-timeout", type=float, default=900, metavar="S", help="per graph; default: 900"
     )
     pair.add_argument("--source", dest="origin", metavar="TEXT", help="noted in every sample")
-    pair.add_argument("--licence", default=_UNKNOWN, metavar="TEXT", help="noted in every sample")
     pair.add_argument(
-        "--size", type=int, metavar="PX",
-        help="square root of a picture's area; default: 512 drawn, 1024 generated, files as they are",
-    )  # fmt: skip
-    pair.add_argument("--square", action="store_true", help="drawn: no other aspects")
-    pair.add_argument("--flat", action="store_true", help="drawn: no bent surfaces")
-    pair.add_argument("--detail", choices=("word", "logo", "pattern"), help="drawn: only this kind")
+        "--licence", default=_UNKNOWN_LICENCE, metavar="TEXT", help="noted in every sample"
+    )
+    pair.add_argument(
+        "--size",
+        type=int,
+        metavar="PX",
+        help="square root of a picture's area; default: 512 for procedural and 1024 for generated "
+        "pairs, unchanged for files",
+    )
+
+
+def _add_procedural_options(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group("procedural pairs")
+    g.add_argument("--square", action="store_true", help="no other aspect ratios")
+    g.add_argument("--flat", action="store_true", help="no bent surfaces")
+    g.add_argument("--detail", choices=("word", "logo", "pattern"), help="only this kind")
+    g.add_argument("--outline-masks", action="store_true", help="no boxes and ellipses as masks")
 
 
 def _add_select_options(p: argparse.ArgumentParser) -> None:
     select = p.add_argument_group("select (of real pairs)")
     select.add_argument(
-        "--scorer", choices=("structural", "dreamsim", "dinov2"), default="structural",
+        "--scorer",
+        choices=("structural", "dreamsim", "dinov2"),
+        default="structural",
         help="default: %(default)s, which needs no weights and only finds copies",
-    )  # fmt: skip
+    )
     select.add_argument("--scorer-weights", metavar="PATH", help="DreamSim file or DINOv2 folder")
     select.add_argument("--min-distance", type=float, default=0.02, help="default: %(default)s")
     select.add_argument("--max-distance", type=float, help="default: any")
@@ -95,66 +111,73 @@ def _add_select_options(p: argparse.ArgumentParser) -> None:
     select.add_argument("--vlm", metavar="URL", help="OpenAI-compatible endpoint that judges pairs")
     select.add_argument("--vlm-model", metavar="NAME")
     select.add_argument("--vlm-least", type=float, default=60, help="of 100; default: %(default)s")
-    select.add_argument(
-        "--vlm-key-env", metavar="NAME", help="environment variable that holds its key"
-    )
+    select.add_argument("--vlm-key-env", metavar="NAME", help="environment variable with the key")
 
 
-def chosen_stages(chosen: argparse.Namespace, wanted: Sequence[str]) -> tuple[Stage, ...]:
-    """The stages that run, set up from the options.
+def chosen_stages(chosen: argparse.Namespace, wanted: Sequence[str]) -> tuple[BuildStage, ...]:
+    """The stages to run, configured by the options.
 
     Raises:
-        ValueError: options that contradict each other, or a file that cannot be used.
+        ValueError: options contradict each other, or a file cannot be used.
     """
     _check(chosen, wanted)
     if not chosen.pairs and not chosen.pair_workflow:
-        return tuple(s for s in _drawn(chosen) if s.name in wanted)
-    from ..data.stages.files import find_pairs, find_references
+        return tuple(s for s in _procedural_stages(chosen) if s.name in wanted)
+    from ..data.pair_files import find_pairs, find_references
 
     if chosen.pairs:
         pairs = find_pairs(Path(chosen.pairs))
     else:
-        pairs = find_references(_needed(chosen.references, "--references"))
-    made = {
-        "pair": lambda: _real_pair(chosen, pairs),
-        "select": lambda: _select(chosen),
-        "mask": lambda: _mask(chosen, pairs if chosen.pairs else ()),
-        "degrade": lambda: _degrade(chosen, pairs),
+        pairs = find_references(_required(chosen.references, "--references"))
+    factories = {
+        "pair": lambda: _pair_stage(chosen, pairs),
+        "select": lambda: _select_stage(chosen),
+        "mask": lambda: _mask_stage(chosen, pairs if chosen.pairs else ()),
+        "degrade": lambda: _degrade_stage(chosen, pairs),
     }
-    return tuple(made[name]() for name in STAGES if name in wanted)
+    return tuple(factories[name]() for name in STAGES if name in wanted)
 
 
-def _needed(path: str | None, option: str) -> Path:
+def _required(path: str | None, option: str) -> Path:
     if not path:
-        raise ValueError(f"{option} is needed here.")
+        raise ValueError(f"{option} is required here.")
     return Path(path)
 
 
 def _check(chosen: argparse.Namespace, wanted: Sequence[str]) -> None:
     real = bool(chosen.pairs or chosen.pair_workflow)
-    clashes = [
-        (chosen.pairs and chosen.pair_workflow, "--pairs and --pair-workflow are two sources"),
-        (chosen.degrade_workflow and chosen.given_drafts,
-         "--degrade-workflow and --given-drafts both make the draft"),
+    procedural_only = chosen.square or chosen.flat or chosen.detail or chosen.outline_masks
+    conflicts = [
+        (chosen.pairs and chosen.pair_workflow, "--pairs and --pair-workflow exclude each other"),
+        (
+            chosen.degrade_workflow and chosen.given_drafts,
+            "--degrade-workflow and --given-drafts exclude each other",
+        ),
         (chosen.boxes and chosen.masks != "boxes", "--boxes needs --masks boxes"),
-        (not real and chosen.masks != "given", "--masks is for real pairs (--pairs, --pair-workflow)"),
-        (not real and chosen.given_drafts, "--given-drafts needs --pairs"),
+        (
+            not real and chosen.masks != "given",
+            "--masks is for real pairs (--pairs, --pair-workflow)",
+        ),
+        (not chosen.pairs and chosen.given_drafts, "--given-drafts needs --pairs"),
         (not real and chosen.degradation, "--degradation is for real pairs"),
-        (chosen.pair_workflow and chosen.given_drafts, "--given-drafts needs --pairs"),
         (chosen.pair_workflow and chosen.masks == "alpha", "--masks alpha needs --pairs"),
-        (real and (chosen.square or chosen.flat or chosen.detail or chosen.outline_masks),
-         "--square, --flat, --detail and --outline-masks are for drawn pairs"),
+        (
+            real and procedural_only,
+            "--square, --flat, --detail and --outline-masks are for procedural pairs",
+        ),
         (chosen.vlm and not chosen.vlm_model, "--vlm needs --vlm-model"),
         (not 0 <= chosen.identity <= 1, f"--identity must be 0 to 1, got {chosen.identity}"),
-        (chosen.size is not None and not 32 <= chosen.size <= 4096,
-         f"--size must be 32 to 4096 px, got {chosen.size}"),
-    ]  # fmt: skip
-    for clash, message in clashes:
-        if clash:
+        (
+            chosen.size is not None and not 32 <= chosen.size <= 4096,
+            f"--size must be 32 to 4096 px, got {chosen.size}",
+        ),
+    ]
+    for conflict, message in conflicts:
+        if conflict:
             raise ValueError(f"{message}.")
 
 
-def _drawn(chosen: argparse.Namespace) -> tuple[Stage, ...]:
+def _procedural_stages(chosen: argparse.Namespace) -> tuple[BuildStage, ...]:
     from ..data.stages.procedural import (
         ProceduralDegrade,
         ProceduralMask,
@@ -165,34 +188,32 @@ def _drawn(chosen: argparse.Namespace) -> tuple[Stage, ...]:
     pair = ProceduralPair(
         chosen.size or 512, chosen.square, chosen.detail, chosen.held_out, chosen.flat
     )
-    degrade: Stage = ProceduralDegrade(pair, chosen.identity)
+    degrade: BuildStage = ProceduralDegrade(pair, chosen.identity)
     if chosen.degrade_workflow:
         degrade = _workflow_degrade(chosen)
     return (pair, ProceduralSelect(pair), ProceduralMask(pair, not chosen.outline_masks), degrade)
 
 
-def _servers(chosen: argparse.Namespace) -> Servers:
+def _workflow(
+    chosen: argparse.Namespace, file: str, known: dict[str, str], *needed: str
+) -> CachedWorkflow:
     from ..data.comfyui import servers_of
-
-    return servers_of(chosen.comfyui, chosen.comfyui_timeout)
-
-
-def _cached(chosen: argparse.Namespace, file: str, known: dict[str, str], *needed: str) -> Cached:
-    from ..data.stages.generated import Cached
+    from ..data.stages.generated import CachedWorkflow
     from ..data.workflow import load_workflow
 
     workflow = load_workflow(Path(file), known, needed)
-    return Cached(workflow, _servers(chosen), Path(chosen.out) / "work")
+    servers = servers_of(chosen.comfyui, chosen.comfyui_timeout)
+    return CachedWorkflow(workflow, servers, Path(chosen.out) / "work")
 
 
-def _real_pair(chosen: argparse.Namespace, pairs: tuple[PairFile, ...]) -> Stage:
-    from ..data.stages.files import FilePair
+def _pair_stage(chosen: argparse.Namespace, pairs: tuple[PairFiles, ...]) -> BuildStage:
+    from ..data.stages.file_pair import FilePair
     from ..data.stages.generated import PAIR_PLACEHOLDERS, WorkflowPair
 
     if chosen.pairs:
         origin = chosen.origin or f"folder {Path(chosen.pairs).name}"
         return FilePair(pairs, chosen.size, origin, chosen.licence)
-    cached = _cached(chosen, chosen.pair_workflow, PAIR_PLACEHOLDERS, "reference")
+    workflow = _workflow(chosen, chosen.pair_workflow, PAIR_PLACEHOLDERS, "reference")
     prompts = [""]
     if chosen.prompts:
         lines = Path(chosen.prompts).read_text(encoding="utf-8").splitlines()
@@ -200,43 +221,54 @@ def _real_pair(chosen: argparse.Namespace, pairs: tuple[PairFile, ...]) -> Stage
         if not prompts:
             raise ValueError(f"The prompts file {chosen.prompts} is empty.")
     origin = chosen.origin or f"workflow {Path(chosen.pair_workflow).name}"
-    return WorkflowPair(cached, pairs, tuple(prompts), chosen.size or 1024, origin, chosen.licence)
+    size = chosen.size or 1024
+    return WorkflowPair(workflow, pairs, tuple(prompts), size, origin, chosen.licence)
 
 
-def _select(chosen: argparse.Namespace) -> ScoreSelect:
-    from ..data.stages.selection import ScoreSelect, Verdict, load_scorer
+def _verdict(chosen: argparse.Namespace) -> VlmVerdict | None:
+    from ..data.stages.selection import VlmVerdict
+    from ..scoring.vlm_client import VlmClient
 
-    verdict = None
-    if chosen.vlm:
-        key = os.environ.get(chosen.vlm_key_env) if chosen.vlm_key_env else None
-        if chosen.vlm_key_env and not key:
-            raise ValueError(
-                f"The environment variable {chosen.vlm_key_env} (--vlm-key-env) is empty."
-            )
-        verdict = Verdict(chosen.vlm, chosen.vlm_model, chosen.vlm_least, key)
+    if not chosen.vlm:
+        return None
+    key = os.environ.get(chosen.vlm_key_env) if chosen.vlm_key_env else None
+    if chosen.vlm_key_env and not key:
+        raise ValueError(f"The environment variable {chosen.vlm_key_env} (--vlm-key-env) is empty.")
+    client = VlmClient(chosen.vlm, chosen.vlm_model, key, timeout=120.0)
+    return VlmVerdict(client, chosen.vlm_least)
+
+
+def _select_stage(chosen: argparse.Namespace) -> ScoreSelect:
+    from ..data.stages.selection import ScoreSelect, load_scorer
+
     load_scorer(chosen.scorer, chosen.scorer_weights)  # fails here rather than at every sample
     return ScoreSelect(
-        chosen.scorer, chosen.scorer_weights, chosen.min_distance, chosen.max_distance,
-        chosen.min_side, chosen.min_sharpness, verdict,
-    )  # fmt: skip
+        scorer=chosen.scorer,
+        weights=chosen.scorer_weights,
+        min_distance=chosen.min_distance,
+        max_distance=chosen.max_distance,
+        min_side=chosen.min_side,
+        min_sharpness=chosen.min_sharpness,
+        verdict=_verdict(chosen),
+    )
 
 
-def _mask(chosen: argparse.Namespace, pairs: tuple[PairFile, ...]) -> Stage:
-    from ..data.stages.masking import AlphaMask, BoxMask, GivenMask, load_boxes
+def _mask_stage(chosen: argparse.Namespace, pairs: tuple[PairFiles, ...]) -> BuildStage:
+    from ..data.stages.mask_sources import AlphaMask, BoxMask, GivenMask, load_boxes
 
     if chosen.masks == "boxes":
-        return BoxMask(load_boxes(_needed(chosen.boxes, "--boxes")))
+        return BoxMask(load_boxes(_required(chosen.boxes, "--boxes")))
     return AlphaMask(pairs) if chosen.masks == "alpha" else GivenMask(pairs)
 
 
-def _workflow_degrade(chosen: argparse.Namespace) -> Stage:
+def _workflow_degrade(chosen: argparse.Namespace) -> BuildStage:
     from ..data.stages.generated import DEGRADE_PLACEHOLDERS, WorkflowDegrade
 
-    cached = _cached(chosen, chosen.degrade_workflow, DEGRADE_PLACEHOLDERS, "target", "mask")
-    return WorkflowDegrade(cached, identity=chosen.identity)
+    workflow = _workflow(chosen, chosen.degrade_workflow, DEGRADE_PLACEHOLDERS, "target", "mask")
+    return WorkflowDegrade(workflow, identity=chosen.identity)
 
 
-def _degrade(chosen: argparse.Namespace, pairs: tuple[PairFile, ...]) -> Stage:
+def _degrade_stage(chosen: argparse.Namespace, pairs: tuple[PairFiles, ...]) -> BuildStage:
     from ..data.degrade import DEGRADATIONS
     from ..data.stages.degrading import GivenDraft, RegionDegrade
 

@@ -1,4 +1,4 @@
-"""`omnirefiner evaluate`: repairs a data set's cases, measures them, and writes tables and a report."""
+"""`omnirefiner evaluate`: repairs the cases of a data set, measures them, and writes a report."""
 
 from __future__ import annotations
 
@@ -11,53 +11,83 @@ from typing import TYPE_CHECKING, Any
 from .model_options import add_model_options, model_arguments
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluate import Plan
-    from ..evaluation.metrics import Column, Metric
+    from ..data.triplets import Triplet
+    from ..evaluation.metric import Column, Metric
+    from ..evaluation.settings import EvaluationSettings, Outcome
 
 METRICS = ("pixels", "structure", "dreamsim", "dinov2", "arcface", "vlm", "lpips")
 
 
 def add_parser(commands: Any) -> None:
     """Add the command's options."""
-    p = commands.add_parser("evaluate", help="measure a refiner on many cases, with a report")
-    p.add_argument("--data", required=True, metavar="DIR",
-                   help="shards, Critic-10K's layout, or a folder of case folders")  # fmt: skip
-    p.add_argument("--out", required=True, metavar="DIR", help="a run that was stopped goes on")
+    p = commands.add_parser("evaluate", help="measure a refiner on many cases and write a report")
+    p.add_argument(
+        "--data",
+        required=True,
+        metavar="DIR",
+        help="shards, Critic-10K's layout, or a folder with one folder per case",
+    )
+    p.add_argument("--out", required=True, metavar="DIR", help="an interrupted run is resumed")
     p.add_argument("--split", help="of shards: train, validation, ...; default: all")
     p.add_argument("--count", type=int, metavar="N", help="the first N cases; default: all")
     p.add_argument("--workers", type=int, default=1, help="processes that repair; default: 1")
-    p.add_argument("--results", metavar="DIR",
-                   help="read finished repairs ID.png from there instead of running a refiner")  # fmt: skip
-    p.add_argument("--other", action="append", default=[], metavar="NAME=DIR",
-                   help="another system's ID.png (or ID/refined.png), a row of its own")  # fmt: skip
-    p.add_argument("--pictures", type=int, default=200, metavar="N",
-                   help="cases shown in the report, worst first; default: %(default)s")  # fmt: skip
+    p.add_argument(
+        "--results", metavar="DIR", help="measure finished repairs DIR/ID.png, run no refiner"
+    )
+    p.add_argument(
+        "--other",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="another system's ID.png (or ID/refined.png), as a row of its own; repeatable",
+    )
+    p.add_argument(
+        "--pictures",
+        type=int,
+        default=200,
+        metavar="N",
+        help="number of cases shown in the report, worst first; default: %(default)s",
+    )
     add_model_options(p)
-    how = p.add_argument_group("repair")
-    how.add_argument("--prompt", help="for every case; default: the case's own, else the recipe's")
-    how.add_argument("--seed", type=int, default=0, help="mixed with each case's id")
-    how.add_argument("--steps", type=int, help="default: the recipe's")
-    how.add_argument("--candidates", type=int, default=1, metavar="N", help="best of N; default: 1")
-    m = p.add_argument_group("metrics")
-    m.add_argument("--metrics", default="pixels,structure", metavar="A,B,...",
-                   help=f"of {', '.join(METRICS)}; default: %(default)s")  # fmt: skip
-    m.add_argument("--dreamsim", metavar="FILE", help="from `omnirefiner convert dreamsim`")
-    m.add_argument("--dinov2", metavar="DIR", help="facebook/dinov2-base or -large, downloaded")
-    m.add_argument("--insightface", metavar="DIR", help="holds antelopev2 or buffalo_l")
-    m.add_argument("--vlm", metavar="URL", help="OpenAI-compatible endpoint, http://HOST:PORT/v1")
-    m.add_argument("--vlm-model", default="", metavar="NAME")
-    m.add_argument("--vlm-key", metavar="VARIABLE", help="environment variable with the key")
-    m.add_argument("--vlm-votes", type=int, default=3, metavar="N", help="default: %(default)s")
-    m.add_argument("--vlm-timeout", type=float, default=60, metavar="SECONDS")
+    _add_repair_options(p)
+    _add_metric_options(p)
     p.set_defaults(run=run)
 
 
-def _chosen_metrics(text: str) -> list[str]:
+def _add_repair_options(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group("repair")
+    g.add_argument("--prompt", help="for every case; default: the case's own, or the recipe's")
+    g.add_argument("--seed", type=int, default=0, help="combined with the id of each case")
+    g.add_argument("--steps", type=int, help="default: the recipe's")
+    g.add_argument(
+        "--candidates", type=int, default=1, metavar="N", help="best of N candidates; default: 1"
+    )
+
+
+def _add_metric_options(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group("metrics")
+    g.add_argument(
+        "--metrics",
+        default="pixels,structure",
+        metavar="A,B,...",
+        help=f"any of {', '.join(METRICS)}; default: %(default)s",
+    )
+    g.add_argument("--dreamsim", metavar="FILE", help="made by `omnirefiner convert dreamsim`")
+    g.add_argument("--dinov2", metavar="DIR", help="facebook/dinov2-base or -large, downloaded")
+    g.add_argument("--insightface", metavar="DIR", help="holds antelopev2 or buffalo_l")
+    g.add_argument("--vlm", metavar="URL", help="OpenAI-compatible endpoint, http://HOST:PORT/v1")
+    g.add_argument("--vlm-model", default="", metavar="NAME")
+    g.add_argument("--vlm-key", metavar="VARIABLE", help="environment variable with the key")
+    g.add_argument("--vlm-votes", type=int, default=3, metavar="N", help="default: %(default)s")
+    g.add_argument("--vlm-timeout", type=float, default=60, metavar="SECONDS")
+
+
+def _metric_names(text: str) -> list[str]:
     names = [n.strip() for n in text.split(",") if n.strip()]
     unknown = sorted(set(names) - set(METRICS))
     if unknown or not names:
         raise ValueError(
-            f"--metrics takes some of {', '.join(METRICS)}; got {', '.join(unknown) or 'none'}."
+            f"--metrics takes any of {', '.join(METRICS)}; got {', '.join(unknown) or 'none'}."
         )
     return [n for n in METRICS if n in names]
 
@@ -66,92 +96,114 @@ def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text).expanduser()
 
 
-def _makers(
+def _judge(chosen: argparse.Namespace, out: Path) -> Metric:
+    from ..evaluation.judge import VlmJudge
+    from ..evaluation.metric import MetricUnavailable
+    from ..scoring.vlm_client import VlmClient
+
+    if chosen.vlm is None:
+        raise MetricUnavailable("VLM: name an OpenAI-compatible endpoint with --vlm URL.")
+    key = os.environ.get(chosen.vlm_key) if chosen.vlm_key else None
+    client = VlmClient(chosen.vlm, chosen.vlm_model, key, chosen.vlm_timeout)
+    return VlmJudge(client, out / "vlm-replies.jsonl", chosen.vlm_votes)
+
+
+def _factories(
     chosen: argparse.Namespace, out: Path
 ) -> dict[str, tuple[Callable[[], Metric], tuple[Column, ...]]]:
-    """How each metric is made, and its columns, which stay (empty) if it cannot be."""
-    from ..evaluation import dinov2, faces, judge, metrics
-    from ..load import pick_device
+    """How each metric is created, and its columns, which stay empty if it cannot be."""
+    from ..evaluation import metrics
+    from ..evaluation.dinov2_metric import DinoV2Metric
+    from ..evaluation.faces import ArcFace
+    from ..evaluation.judge import VlmJudge
+    from ..models.devices import pick_device
 
     device = str(pick_device(chosen.device))
-
-    def vlm() -> Metric:
-        if chosen.vlm is None:
-            raise metrics.Unavailable("VLM: name an OpenAI-compatible endpoint with --vlm URL.")
-        key = os.environ.get(chosen.vlm_key) if chosen.vlm_key else None
-        endpoint = judge.Endpoint(
-            chosen.vlm, chosen.vlm_model, key, chosen.vlm_timeout, chosen.vlm_votes
-        )
-        return judge.VlmJudge(endpoint, out / "vlm-replies.jsonl")
-
     return {
-        "pixels": (metrics.Pixels, metrics.Pixels.columns),
+        "pixels": (metrics.PixelMetric, metrics.PixelMetric.columns),
         "structure": (metrics.structural, metrics.STRUCTURE),
         "dreamsim": (lambda: metrics.dreamsim(_path(chosen.dreamsim), device), metrics.DREAMSIM),
-        "dinov2": (lambda: dinov2.DinoV2(_path(chosen.dinov2), device), dinov2.DinoV2.columns),
-        "arcface": (lambda: faces.ArcFace(_path(chosen.insightface)), faces.ArcFace.columns),
-        "vlm": (vlm, judge.VlmJudge.columns),
-        "lpips": (metrics.Lpips, metrics.Lpips.columns),
+        "dinov2": (lambda: DinoV2Metric(_path(chosen.dinov2), device), DinoV2Metric.columns),
+        "arcface": (lambda: ArcFace(_path(chosen.insightface)), ArcFace.columns),
+        "vlm": (lambda: _judge(chosen, out), VlmJudge.columns),
+        "lpips": (metrics.LpipsMetric, metrics.LpipsMetric.columns),
     }
 
 
-def _plan(chosen: argparse.Namespace) -> Plan:
-    from ..evaluation.evaluate import Plan
+def _settings(chosen: argparse.Namespace) -> EvaluationSettings:
+    from ..evaluation.settings import EvaluationSettings
     from ..repair.request import RefineOptions
 
-    others = {}
+    others: dict[str, Path] = {}
     for text in chosen.other:
-        name, found, folder = text.partition("=")
-        if not found:
+        name, equals, folder = text.partition("=")
+        if not equals:
             raise ValueError(f"--other takes NAME=DIR, got {text!r}.")
         others[name] = Path(folder).expanduser()
-    options = RefineOptions(
-        prompt=chosen.prompt, seed=chosen.seed, steps=chosen.steps, candidates=chosen.candidates
+    return EvaluationSettings(
+        data=Path(chosen.data),
+        out=Path(chosen.out),
+        split=chosen.split,
+        count=chosen.count,
+        model=model_arguments(chosen),
+        options=RefineOptions(
+            prompt=chosen.prompt, seed=chosen.seed, steps=chosen.steps, candidates=chosen.candidates
+        ),
+        results=_path(chosen.results),
+        others=others,
+        workers=chosen.workers,
     )
-    return Plan(
-        Path(chosen.data), Path(chosen.out), chosen.split, chosen.count, model_arguments(chosen),
-        options, _path(chosen.results), others, chosen.workers,
-    )  # fmt: skip
 
 
-def run(chosen: argparse.Namespace) -> None:
-    """Run it and write OUT/table.csv, OUT/results.json and OUT/report.html."""
-    from ..evaluation.evaluate import evaluate
-    from ..evaluation.judge import VlmJudge
-    from ..evaluation.metrics import Unavailable
-    from ..evaluation.report import write_report
-    from ..evaluation.tables import text_table, write_csv, write_json
+def _create_metrics(
+    chosen: argparse.Namespace, out: Path
+) -> tuple[list[Metric], list[Column], list[str]]:
+    """The metrics that can be computed, the columns of all, and notes on the missing ones."""
+    from ..evaluation.metric import MetricUnavailable
 
-    names, plan = _chosen_metrics(chosen.metrics), _plan(chosen)
-    made: list[Metric] = []
+    names = _metric_names(chosen.metrics)
+    metrics: list[Metric] = []
     columns: list[Column] = []
     notes: list[str] = []
-    for name, (make, own) in _makers(chosen, plan.out).items():
+    for name, (create, own) in _factories(chosen, out).items():
         if name not in names:
             continue
         columns += own
         try:
-            made.append(make())
-        except Unavailable as e:
+            metrics.append(create())
+        except MetricUnavailable as e:
             notes.append(f"{e} Its columns stay empty.")
             print(notes[-1])
-    outcome = evaluate(plan, made, print)
-    notes += [m.trouble for m in made if isinstance(m, VlmJudge) and m.trouble]
-    described = {k: v for m in made for k, v in m.describe().items()}
-    write_csv(plan.out / "table.csv", outcome, columns)
-    write_json(plan.out / "results.json", outcome, columns, described, notes)
-    triplets = _shown(plan, outcome, columns, chosen.pictures)
-    write_report(plan.out / "report.html", outcome, columns, triplets, described, notes)
+    return metrics, columns, notes
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Run it and write OUT/table.csv, OUT/results.json and OUT/report.html."""
+    from ..evaluation.judge import VlmJudge
+    from ..evaluation.report import write_report
+    from ..evaluation.runner import evaluate
+    from ..evaluation.tables import text_table, write_csv, write_json
+
+    settings = _settings(chosen)
+    out = settings.out
+    metrics, columns, notes = _create_metrics(chosen, out)
+    outcome = evaluate(settings, metrics, print)
+    notes += [m.failure for m in metrics if isinstance(m, VlmJudge) and m.failure]
+    described = {k: v for m in metrics for k, v in m.describe().items()}
+    write_csv(out / "table.csv", outcome, columns)
+    write_json(out / "results.json", outcome, columns, described, notes)
+    triplets = _shown_triplets(outcome, columns, chosen.pictures)
+    write_report(out / "report.html", outcome, columns, triplets, described, notes)
     print(text_table(outcome, columns))
-    print(f"{plan.out / 'report.html'}: open it in a browser")
+    print(f"Open {out / 'report.html'} in a browser.")
 
 
-def _shown(plan: Plan, outcome: Any, columns: list[Column], most: int) -> dict[str, Any]:
-    """The worst cases' pictures, read again."""
+def _shown_triplets(outcome: Outcome, columns: list[Column], count: int) -> dict[str, Triplet]:
+    """The worst cases, read again for their pictures."""
     from ..evaluation.cases import open_cases
     from ..evaluation.tables import ranking, worst_first
 
-    cases = open_cases(plan.data, plan.split)
+    cases = open_cases(outcome.settings.data, outcome.settings.split)
     number = {name: i for i, name in enumerate(cases.ids)}
-    worst = worst_first(outcome, ranking(outcome, columns))[: max(0, most)]
+    worst = worst_first(outcome, ranking(outcome, columns))[: max(0, count)]
     return {c["id"]: cases.load(number[c["id"]]) for c in worst}

@@ -1,4 +1,4 @@
-"""`omnirefiner score`: how far apart two pictures are."""
+"""`omnirefiner score`: the distance between two pictures."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ from typing import Any
 
 def add_parser(commands: Any) -> None:
     """Add the command's options."""
-    p = commands.add_parser("score", help="say how far apart two pictures are")
+    p = commands.add_parser("score", help="measure the distance between two pictures")
     p.add_argument("a", metavar="A", help="a picture")
-    p.add_argument("b", metavar="B", help="the picture it is compared with")
+    p.add_argument("b", metavar="B", help="the picture to compare it with")
     p.add_argument(
-        "--metric", choices=("dreamsim", "structural"), default="structural",
+        "--metric",
+        choices=("dreamsim", "structural"),
+        default="structural",
         help="dreamsim needs --weights; structural is MS-SSIM and edges, without weights (default)",
-    )  # fmt: skip
+    )
     p.add_argument(
-        "--weights", metavar="FILE",
+        "--weights",
+        metavar="FILE",
         help="DreamSim's safetensors, made by `omnirefiner convert dreamsim`",
-    )  # fmt: skip
-    p.add_argument("--mask", metavar="FILE", help="white = compare only this, in A's frame")
+    )
+    p.add_argument("--mask", metavar="FILE", help="of picture A: compare only where it is white")
     p.add_argument(
-        "--sizes", choices=("refuse", "stretch", "crop"), default="refuse",
-        help="if the sizes differ: stop, resize B to A's, or cover A with B and cut",
-    )  # fmt: skip
-    p.add_argument("--heatmap", metavar="FILE", help="write where they differ, drawn over A")
+        "--sizes",
+        choices=("refuse", "stretch", "crop"),
+        default="refuse",
+        help="if the sizes differ: stop, resize B to A's size, or scale B to cover A and crop it",
+    )
+    p.add_argument("--heatmap", metavar="FILE", help="write a heatmap of the differences over A")
     p.add_argument("--overwrite", action="store_true", help="replace an existing heatmap")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda; default: %(default)s")
     p.add_argument("--json", action="store_true", help="print JSON")
@@ -35,7 +40,7 @@ def add_parser(commands: Any) -> None:
 def _scorer(metric: str, weights: str | None, device: str) -> Any:
     if metric == "structural":
         if weights is not None:
-            raise ValueError("--weights go with --metric dreamsim; structural has none.")
+            raise ValueError("--weights is only for --metric dreamsim; structural has no weights.")
         from ..scoring.structural import StructuralScorer
 
         return StructuralScorer()
@@ -47,8 +52,8 @@ def _scorer(metric: str, weights: str | None, device: str) -> Any:
             "omnirefiner convert dreamsim dreamsim_ensemble_checkpoint.zip OUT.safetensors"
         )
     from ..models.devices import pick_device
-    from ..scoring.dreamsim import DreamSimScorer
     from ..scoring.dreamsim_files import load_dreamsim
+    from ..scoring.dreamsim_scorer import DreamSimScorer
 
     return DreamSimScorer(load_dreamsim(weights, pick_device(device)))
 
@@ -57,7 +62,7 @@ def run(chosen: argparse.Namespace) -> None:
     """Print the distance.
 
     Raises:
-        ValueError: an input that cannot be used.
+        ValueError: an input cannot be used.
     """
     import torch
 
@@ -69,7 +74,8 @@ def run(chosen: argparse.Namespace) -> None:
         save_picture,
     )
     from ..images.tensors import to_dtype, to_float
-    from ..scoring.comparison import compare, draw_heat
+    from ..scoring.comparison import compare
+    from ..scoring.heatmap import draw_heat
 
     out = check_picture_output(chosen.heatmap, chosen.overwrite) if chosen.heatmap else None
     a, b = (to_float(load_picture(p).pixels) for p in (chosen.a, chosen.b))
@@ -85,7 +91,12 @@ def run(chosen: argparse.Namespace) -> None:
         print(result.summary())
         return
     report = {
-        "metric": scorer.name, "distance": result.distance, "similarity": 1 - result.distance,
-        "a": chosen.a, "b": chosen.b, "mask": chosen.mask, "weights": chosen.weights,
-    }  # fmt: skip
+        "metric": scorer.name,
+        "distance": result.distance,
+        "similarity": 1 - result.distance,
+        "a": chosen.a,
+        "b": chosen.b,
+        "mask": chosen.mask,
+        "weights": chosen.weights,
+    }
     print(json.dumps(report))

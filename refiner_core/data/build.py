@@ -1,7 +1,7 @@
-"""Runs the stages over many samples and writes the data set, part by part.
+"""Runs the stages over many samples and writes the data set, shard by shard.
 
-As every sample follows from hash(seed, number), the bytes of a build that was interrupted are those
-of one that ran through.
+Every sample follows from a hash of the build's seed and its number, so an interrupted and resumed
+build gives the same bytes as one that ran through.
 """
 
 from __future__ import annotations
@@ -11,16 +11,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from functools import partial
 
-from .plan import Build, check_build, settle_config
-from .shard_build import Report, build_part, earlier_files, read_report
-from .shards import (
-    MANIFEST,
-    split_of,
-    write_lines,
-)
-from .stages.interface import (
-    STAGES,
-)
+from .build_settings import Build, check_build, write_config
+from .sample import STAGES
+from .shard_build import Report, build_shard, earlier_files, read_report
+from .shards import MANIFEST, split_of, write_lines
 from .worker_pool import worker_pool
 
 REJECTED = "rejected.jsonl"
@@ -31,30 +25,30 @@ Progress = Callable[[int, int, Report], None]
 def _check_source(build: Build) -> None:
     if build.first == STAGES[0]:
         return
-    if not any(earlier_files(build, part) for part in build.parts):
+    if not any(earlier_files(build, shard) for shard in build.shards):
         before = STAGES[STAGES.index(build.first) - 1]
         raise ValueError(
-            f"{build.source or build.out} holds nothing that stage {build.first} could go on "
-            f"from: run stage {before} first, or name a build with --from."
+            f"{build.source or build.out} holds no results that stage {build.first} could "
+            f"start from: run stage {before} first, or name a build with --from."
         )
     if build.source is None and (build.out / MANIFEST).is_file() and read_report(build, 0) is None:
         raise ValueError(
-            f"{build.out} is a finished data set: give --from {build.out} and another --out."
+            f"{build.out} is a finished data set: use --from {build.out} and another --out."
         )
 
 
-def run_locally(build: Build, parts: Sequence[int], workers: int, progress: Progress) -> None:
-    """Make parts in this process (1 worker) or in a pool of them."""
-    work = partial(build_part, build)
-    if workers <= 1 or len(parts) <= 1:
-        for done, part in enumerate(parts, 1):
-            progress(done, len(parts), work(part))
+def run_locally(build: Build, shards: Sequence[int], workers: int, progress: Progress) -> None:
+    """Make shards in this process (1 worker) or in a pool of processes."""
+    work = partial(build_shard, build)
+    if workers <= 1 or len(shards) <= 1:
+        for done, shard in enumerate(shards, 1):
+            progress(done, len(shards), work(shard))
         return
-    with worker_pool(min(workers, len(parts))) as pool:
+    with worker_pool(min(workers, len(shards))) as pool:
         try:
-            running = [pool.submit(work, part) for part in parts]
+            running = [pool.submit(work, shard) for shard in shards]
             for done, future in enumerate(as_completed(running), 1):
-                progress(done, len(parts), future.result())
+                progress(done, len(shards), future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -66,34 +60,34 @@ def run_build(
     progress: Progress = lambda done, total, report: None,
     run: Callable[[Build, Sequence[int], int, Progress], None] = run_locally,
 ) -> dict[str, int]:
-    """Make a data set, or what is missing of it.
+    """Make a data set, or complete it.
 
     Args:
-        build: what to make.
-        workers: processes.
-        progress: called after every part with the number done, of how many, and its report.
-        run: makes parts: here (`run_locally`) or on a cluster (`cluster.run_on_ray`).
+        build: its settings.
+        workers: number of processes.
+        progress: called after every shard with the number done, the total, and its report.
+        run: makes the shards: `run_locally`, or a `cluster.ray_runner`.
 
     Returns:
-        counts: "kept", "rejected", "broken" (of the rejected, those that could not be used at all)
-        and one for each split.
+        Counts: "kept", "rejected", "broken" (those of the rejected that could not be used at all)
+        and one per split.
 
     Raises:
-        ValueError: settings that cannot work, or differ from those the folder was built with.
-        ConnectionError: a server is gone; what is done is kept.
+        ValueError: the settings are not valid, or differ from those the folder was built with.
+        ConnectionError: a server cannot be reached; finished shards are kept.
     """
     check_build(build)
     _check_source(build)
     build.out.mkdir(parents=True, exist_ok=True)
-    settle_config(build)
-    missing = [p for p in build.parts if read_report(build, p) is None]
+    write_config(build)
+    missing = [s for s in build.shards if read_report(build, s) is None]
     run(build, missing, workers, progress)
     return _finish(build)
 
 
 def _finish(build: Build) -> dict[str, int]:
-    reports = [read_report(build, p) for p in build.parts]
-    assert all(r is not None for r in reports), "every part is made"
+    reports = [read_report(build, s) for s in build.shards]
+    assert all(r is not None for r in reports), "every shard is made"
     entries = [e for r in reports if r for e in r["entries"]]
     rejected = [e for r in reports if r for e in r["rejected"]]
     for stage in STAGES[: STAGES.index(build.first)]:

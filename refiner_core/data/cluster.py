@@ -1,7 +1,7 @@
-"""The parts of a build as a Ray Data job, for more than one machine.
+"""The shards of a build as a Ray Data job, for more than one machine.
 
-A part writes its own files, whole or not at all, so a part that Ray runs twice does no harm. All
-nodes must see the build's folder under one path (NFS, a cluster file system).
+A shard writes its own files, completely or not at all, so a shard that Ray runs twice does no harm.
+All nodes must see the build's folder under the same path (NFS, a cluster file system).
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .build import Progress
-from .plan import Build
-from .shard_build import build_part
+from .build_settings import Build
+from .shard_build import build_shard
 
 
 def _work(build: Build, row: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    part = int(row["item"])
+    shard = int(row["item"])
     # Only numbers travel back: the report itself is on the shared disk.
-    return {"part": part, "kept": build_part(build, part)["kept"]}
+    return {"shard": shard, "kept": build_shard(build, shard)["kept"]}
 
 
 def _connect(address: str) -> None:
@@ -44,15 +44,15 @@ def _connect(address: str) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    # Ray itself knocks for minutes before it gives up, and then ends the process.
+    # Ray itself tries for minutes before it gives up, and then ends the process.
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
         host, port = parts.hostname, parts.port
     except ValueError as e:
-        raise ValueError(f"{address!r} is no address of a Ray cluster: {e}.") from e
+        raise ValueError(f"{address!r} is not an address of a Ray cluster: {e}.") from e
     if not host or not port:
         raise ValueError(
-            f"{address!r} is no address of a Ray cluster; one is ray://head:10001, 'auto' or 'local'."
+            f"{address!r} is not an address of a Ray cluster; use ray://HOST:PORT, 'auto' or 'local'."
         )
     try:
         socket.create_connection((host, port), timeout=10).close()
@@ -65,16 +65,16 @@ def ray_runner(address: str) -> Callable[[Build, Sequence[int], int, Progress], 
 
     Raises (when it runs):
         ModuleNotFoundError: Ray is not installed.
-        ValueError: `address` is none.
-        ConnectionError: there is no cluster, or a server that a stage needs is gone.
+        ValueError: `address` is not an address.
+        ConnectionError: there is no cluster, or a server that a stage needs cannot be reached.
     """
     return partial(_run_on_ray, address)
 
 
 def _run_on_ray(
-    address: str, build: Build, parts: Sequence[int], workers: int, progress: Progress
+    address: str, build: Build, shards: Sequence[int], workers: int, progress: Progress
 ) -> None:
-    if not parts:
+    if not shards:
         return
     _connect(address)
     import ray
@@ -82,11 +82,11 @@ def _run_on_ray(
     from ray.exceptions import RayError
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    items = from_items(list(parts), override_num_blocks=len(parts))
+    items = from_items(list(shards), override_num_blocks=len(shards))
     jobs = items.map(partial(_work, build))
     try:
         for done, row in enumerate(jobs.iter_rows(), 1):
-            progress(done, len(parts), {"kept": row["kept"]})
+            progress(done, len(shards), {"kept": row["kept"]})
     except RayError as e:
         cause = getattr(e, "cause", None) or e
-        raise ConnectionError(f"The Ray job stopped, finished parts are kept: {cause}") from e
+        raise ConnectionError(f"The Ray job stopped; finished shards are kept: {cause}") from e

@@ -1,4 +1,4 @@
-"""Talks to ComfyUI servers: send pictures, run a graph, fetch what it saved.
+"""A client for ComfyUI servers: uploads pictures, runs a graph and downloads what it saved.
 
 Plain HTTP with the standard library: `/upload/image`, `/prompt`, `/history`, `/queue`, `/view`.
 """
@@ -22,37 +22,37 @@ import numpy as np
 from .triplets import decode_png, encode_png
 from .workflow import titles
 
-_ANSWER = 30.0  # seconds a server may take for one answer; it answers while it computes
+_RESPONSE_TIMEOUT = 30.0  # seconds per request; a server also responds while it computes
 _LOST = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
 
 
 class ComfyUIError(ConnectionError):
-    """No server can do the work, or one refuses the workflow: going on is pointless."""
+    """No server can be reached, or one rejects the workflow: the build cannot go on."""
 
 
 class _LostError(Exception):
-    """This server is gone; another may do the work."""
+    """This server cannot be reached; another may do the work."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """One ComfyUI, such as http://127.0.0.1:8188. `timeout` seconds for one graph."""
+    """One ComfyUI."""
 
-    url: str
-    timeout: float = 900.0
+    url: str  # such as http://127.0.0.1:8188
+    timeout: float = 900.0  # seconds per graph
 
     def _request(
         self, path: str, data: bytes | None = None, kind: str = "application/json"
     ) -> bytes:
         request = urllib.request.Request(f"{self.url}{path}", data, {"Content-Type": kind})
         try:
-            with urllib.request.urlopen(request, timeout=_ANSWER) as answer:
+            with urllib.request.urlopen(request, timeout=_RESPONSE_TIMEOUT) as answer:
                 return answer.read()
         except urllib.error.HTTPError as e:
             body = e.read()
             if path == "/prompt" and e.code == 400:
-                raise ComfyUIError(f"{self.url} refuses the workflow: {_refusal(body)}") from e
-            raise _LostError(f"{self.url}{path} answered {e.code}") from e
+                raise ComfyUIError(f"{self.url} rejects the workflow: {_refusal(body)}") from e
+            raise _LostError(f"{self.url}{path} responded with status {e.code}") from e
         except _LOST as e:
             raise _LostError(f"{self.url}: {getattr(e, 'reason', e)}") from e
 
@@ -61,64 +61,66 @@ class Server:
         try:
             return json.loads(self._request(path, data))
         except ValueError as e:
-            raise _LostError(f"{self.url}{path} is no ComfyUI: its answer is no JSON") from e
+            raise _LostError(
+                f"{self.url}{path} is not a ComfyUI server: its response is not JSON"
+            ) from e
 
     def waiting(self) -> int:
-        """Graphs running or queued there."""
+        """Number of graphs running or queued."""
         queue = self._json("/queue")
         return len(queue["queue_running"]) + len(queue["queue_pending"])
 
     def upload(self, pixels: np.ndarray) -> str:
-        """Send a picture; the name a Load Image node takes. The same picture is one file there."""
+        """Upload a picture; returns its name for a Load Image node. Equal pictures share one file."""
         data = encode_png(pixels)
         name = f"{hashlib.blake2b(data, digest_size=12).hexdigest()}.png"
-        mark = uuid.uuid4().hex
-        parts = [("subfolder", "omnirefiner"), ("type", "input"), ("overwrite", "true")]
+        boundary = uuid.uuid4().hex
+        fields = [("subfolder", "omnirefiner"), ("type", "input"), ("overwrite", "true")]
         body = b"".join(
-            f'--{mark}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode()
-            for k, v in parts
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode()
+            for k, v in fields
         )
         body += (
-            f'--{mark}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
+            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
             "Content-Type: image/png\r\n\r\n"
         ).encode()
-        body += data + f"\r\n--{mark}--\r\n".encode()
+        body += data + f"\r\n--{boundary}--\r\n".encode()
         answer = json.loads(
-            self._request("/upload/image", body, f"multipart/form-data; boundary={mark}")
+            self._request("/upload/image", body, f"multipart/form-data; boundary={boundary}")
         )
         return f"{answer['subfolder']}/{answer['name']}" if answer["subfolder"] else answer["name"]
 
     def run(self, graph: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Run a graph to its end; the pictures it saved by the saving nodes' titles.
+        """Run a graph; returns the saved pictures by the titles of the saving nodes.
 
         Raises:
             ValueError: a node failed, or nothing was saved.
-            ComfyUIError: the graph is refused.
+            ComfyUIError: the graph is rejected.
         """
         prompt = self._json("/prompt", {"prompt": graph, "client_id": "omnirefiner-data"})
         if prompt.get("node_errors"):
-            # ComfyUI would run the branches that are right and leave out the others.
+            # ComfyUI would run the valid branches and leave out the others.
             self._request("/queue", json.dumps({"delete": [prompt["prompt_id"]]}).encode())
-            raise ComfyUIError(f"{self.url} refuses the workflow: {_node_errors(prompt)}")
+            raise ComfyUIError(f"{self.url} rejects the workflow: {_node_errors(prompt)}")
         entry = self._wait(prompt["prompt_id"])
         status = entry.get("status", {})
         if status.get("status_str") == "error":
             raise ValueError(f"the workflow failed on {self.url}: {_failure(status)}")
-        names, found = titles(graph), {}
+        names, pictures = titles(graph), {}
         for node, output in entry["outputs"].items():
             for image in output.get("images", [])[:1]:
                 query = urllib.parse.urlencode(
                     {k: image[k] for k in ("filename", "subfolder", "type")}
                 )
-                found[names[node]] = decode_png(self._request(f"/view?{query}"), mask=False)
-        if not found:
+                pictures[names[node]] = decode_png(self._request(f"/view?{query}"), mask=False)
+        if not pictures:
             raise ValueError("the workflow saved no picture: end it with a Save Image node")
-        return found
+        return pictures
 
     def _wait(self, prompt: str) -> dict[str, Any]:
-        """The history entry of a prompt, once it has ended."""
-        begun, pause = time.monotonic(), 0.05
-        while time.monotonic() - begun < self.timeout:
+        """The history entry of a prompt, once it has finished."""
+        started, pause = time.monotonic(), 0.05
+        while time.monotonic() - started < self.timeout:
             history = self._json(f"/history/{prompt}")
             if prompt in history:
                 return history[prompt]
@@ -126,13 +128,13 @@ class Server:
             pause = min(1.0, pause * 1.5)
             if not self._knows(prompt) and prompt not in self._json(f"/history/{prompt}"):
                 raise _LostError(
-                    f"{self.url} has forgotten the workflow: it was restarted or cleared"
+                    f"{self.url} has lost the workflow: it was restarted, or its queue was cleared"
                 )
-        raise ValueError(f"the workflow did not end in {self.timeout:g} s on {self.url}")
+        raise ValueError(f"the workflow did not finish within {self.timeout:g} s on {self.url}")
 
     def _knows(self, prompt: str) -> bool:
         queue = self._json("/queue")
-        return any(entry[1] == prompt for part in queue.values() for entry in part)
+        return any(entry[1] == prompt for entries in queue.values() for entry in entries)
 
 
 def _node_errors(answer: Mapping[str, Any]) -> str:
@@ -144,7 +146,7 @@ def _node_errors(answer: Mapping[str, Any]) -> str:
 
 
 def _refusal(body: bytes) -> str:
-    """ComfyUI's reasons for refusing a graph, node by node."""
+    """ComfyUI's reasons for rejecting a graph, node by node."""
     try:
         answer = json.loads(body)
         return "; ".join(t for t in (answer["error"]["message"], _node_errors(answer)) if t)
@@ -164,25 +166,22 @@ def _failure(status: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Servers:
-    """Several ComfyUIs that do the same work; each graph goes to the one with the shortest queue.
-
-    `retries` rounds over all of them with `pause` seconds between, before giving up.
-    """
+    """Several ComfyUIs that share the work; each graph goes to the one with the shortest queue."""
 
     servers: tuple[Server, ...]
-    retries: int = 3
-    pause: float = 1.0
+    retries: int = 3  # rounds over all servers before giving up
+    pause: float = 1.0  # seconds between rounds
 
     def _by_queue(self, first: int) -> tuple[list[Server], list[str]]:
-        """Reachable servers, the idlest first, from `first` on where they are equal; and why the
-        others are not.
+        """Reachable servers by the length of their queues (ties go to `first` and those after it),
+        and why the others cannot be reached.
         """
         n = len(self.servers)
         queues, lost = [], []
-        for place in range(n):
-            server = self.servers[(first + place) % n]
+        for offset in range(n):
+            server = self.servers[(first + offset) % n]
             try:
-                queues.append((server.waiting(), place, server))
+                queues.append((server.waiting(), offset, server))
             except _LostError as e:
                 lost.append(str(e))
         return [server for _, _, server in sorted(queues, key=lambda q: q[:2])], lost
@@ -195,11 +194,11 @@ class Servers:
     ) -> dict[str, np.ndarray]:
         """Upload `pictures` and run `fill({name: uploaded name})` on one server.
 
-        A server that dies on the way is left for the next.
+        If a server fails, the next one is tried.
 
         Raises:
             ValueError: the graph failed.
-            ComfyUIError: no server is left, or the graph is refused.
+            ComfyUIError: no server can be reached, or the graph is rejected.
         """
         lost: list[str] = []
         for attempt in range(self.retries):
@@ -213,24 +212,28 @@ class Servers:
                 except _LostError as e:
                     lost.append(str(e))
         raise ComfyUIError(
-            f"No ComfyUI does the work ({'; '.join(lost)}). What is done is kept: start it and run "
-            "the same command again."
+            f"No ComfyUI server can be reached ({'; '.join(lost)}). Finished work is kept: start one and "
+            "run the same command again."
         )
 
 
 def servers_of(urls: Sequence[str], timeout: float) -> Servers:
-    """The servers at these addresses; `host:port` is taken as http.
+    """The servers at these URLs; `host:port` means http.
 
     Raises:
-        ValueError: no address, or one that is none.
+        ValueError: there is no URL, or one is not valid.
     """
     if not urls:
-        raise ValueError("A workflow needs a ComfyUI: give --comfyui URL, once for each server.")
-    found = []
+        raise ValueError(
+            "A workflow needs a ComfyUI server: add --comfyui URL, once for each server."
+        )
+    servers = []
     for url in urls:
-        whole = url if "://" in url else f"http://{url}"
-        parts = urllib.parse.urlsplit(whole)
+        full = url if "://" in url else f"http://{url}"
+        parts = urllib.parse.urlsplit(full)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is no address of a ComfyUI; one is http://127.0.0.1:8188.")
-        found.append(Server(whole.rstrip("/"), timeout))
-    return Servers(tuple(found))
+            raise ValueError(
+                f"{url!r} is not a URL of a ComfyUI server such as http://127.0.0.1:8188."
+            )
+        servers.append(Server(full.rstrip("/"), timeout))
+    return Servers(tuple(servers))

@@ -1,4 +1,4 @@
-"""Contact sheets of a data set: what a person looks at before training on it."""
+"""Contact sheets of a data set, to look at before training on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EDGE = (255, 64, 64)
 
 
 def spread(total: int, count: int) -> list[int]:
-    """`count` numbers out of `range(total)`, evenly apart; all of them if there are not so many."""
+    """`count` evenly spaced numbers of `range(total)`, or all of them if there are fewer."""
     if count >= total:
         return list(range(total))
     return [round((i + 0.5) * total / count - 0.5) for i in range(count)]
@@ -35,14 +35,14 @@ def _outline(pixels: np.ndarray, mask: np.ndarray) -> Image.Image:
 
 
 def _crop_box(triplet: Triplet) -> tuple[int, int, int, int]:
-    """A box around the mask with a third of it as margin."""
+    """The box of the mask with a third of it as margin."""
     h, w = triplet.mask.shape
     rows, cols = np.flatnonzero(triplet.mask.any(1)), np.flatnonzero(triplet.mask.any(0))
     if not len(rows):
         return 0, 0, w, h
     dx, dy = (len(cols) // 3 + 2), (len(rows) // 3 + 2)
-    return (max(0, int(cols[0]) - dx), max(0, int(rows[0]) - dy),
-            min(w, int(cols[-1]) + dx), min(h, int(rows[-1]) + dy))  # fmt: skip
+    left, top = max(0, int(cols[0]) - dx), max(0, int(rows[0]) - dy)
+    return left, top, min(w, int(cols[-1]) + dx), min(h, int(rows[-1]) + dy)
 
 
 def _tile(image: Image.Image) -> Image.Image:
@@ -55,36 +55,39 @@ def _tile(image: Image.Image) -> Image.Image:
 
 
 def _row(triplet: Triplet, split: str) -> Image.Image:
-    """Reference, draft with the mask's edge, and the details of draft and target."""
+    """Reference, draft with the mask's edge, and the detail in draft and target."""
     box = _crop_box(triplet)
     reference = Image.fromarray(triplet.reference)
     if triplet.reference_mask is not None:
         reference = _outline(triplet.reference, triplet.reference_mask)
     target = triplet.draft if triplet.target is None else triplet.target
-    pictures = [reference, _outline(triplet.draft, triplet.mask),
-                Image.fromarray(triplet.draft).crop(box), Image.fromarray(target).crop(box)]  # fmt: skip
+    details = (Image.fromarray(p).crop(box) for p in (triplet.draft, target))
+    pictures = [reference, _outline(triplet.draft, triplet.mask), *details]
     row = Image.new("RGB", (4 * _TILE + 3 * _GAP, _TILE + _LINE), "white")
     for i, picture in enumerate(pictures):
         row.paste(_tile(picture), (i * (_TILE + _GAP), _LINE))
-    broken = triplet.info.get("degradation", {})
-    strength = f" {broken['strength']:.2f}" if broken.get("strength") else ""
-    size = f"{triplet.draft.shape[1]}x{triplet.draft.shape[0]}"
-    error = f"{broken.get('name', '')}{strength}"
-    words = [triplet.id, split, size, str(triplet.info.get("kind", "")), error]
     font = ImageFont.load_default(12)
-    ImageDraw.Draw(row).text((1, 1), "  ".join(w for w in words if w), fill="black", font=font)
+    ImageDraw.Draw(row).text((1, 1), _caption(triplet, split), fill="black", font=font)
     return row
 
 
+def _caption(triplet: Triplet, split: str) -> str:
+    degradation = triplet.info.get("degradation", {})
+    strength = f" {degradation['strength']:.2f}" if degradation.get("strength") else ""
+    size = f"{triplet.draft.shape[1]}x{triplet.draft.shape[0]}"
+    degraded = f"{degradation.get('name', '')}{strength}"
+    words = [triplet.id, split, size, str(triplet.info.get("kind", "")), degraded]
+    return "  ".join(w for w in words if w)
+
+
 def contact_sheet(data: TripletSet, numbers: Sequence[int], columns: int = 2) -> Image.Image:
-    """A sheet of these triplets, each as reference, draft, draft's detail and true detail."""
+    """A sheet of these triplets: reference, draft, and the detail in draft and target."""
     rows = [_row(data[n], str(data.entries[n]["split"])) for n in numbers]
-    deep = -(-len(rows) // columns)
+    per_column = -(-len(rows) // columns)
     width, height = rows[0].size
-    sheet = Image.new(
-        "RGB", (columns * width + (columns + 1) * 3 * _GAP, deep * (height + _GAP) + 3 * _GAP), "white"
-    )  # fmt: skip
+    size = (columns * width + (columns + 1) * 3 * _GAP, per_column * (height + _GAP) + 3 * _GAP)
+    sheet = Image.new("RGB", size, "white")
     for i, row in enumerate(rows):
-        x = 3 * _GAP + i // deep * (width + 3 * _GAP)
-        sheet.paste(row, (x, 2 * _GAP + i % deep * (height + _GAP)))
+        x = 3 * _GAP + i // per_column * (width + 3 * _GAP)
+        sheet.paste(row, (x, 2 * _GAP + i % per_column * (height + _GAP)))
     return sheet

@@ -1,7 +1,7 @@
-"""Wrong details on the right surface: what a generator prints where a logo or a word should be.
+"""Wrong details on the right surface, as a generator draws them in place of a logo or a word.
 
-Each function takes a texture and returns its picture with the detail gone wrong. Photographed like
-the true one, the error has the scene's own light, perspective and sharpness, and no seam.
+Each function takes a texture and returns its picture with a wrong detail. Rendered like the true
+one, the error has the scene's own light, perspective and sharpness, and no seam.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from .render import mesh_of
 from .textures import Texture, alternative
 
-Misprint = Callable[[np.random.Generator, Texture, float], Image.Image]
+Corruption = Callable[[np.random.Generator, Texture, float], Image.Image]
 
 
 def swap(rng: np.random.Generator, texture: Texture, strength: float) -> Image.Image:
@@ -23,7 +24,7 @@ def swap(rng: np.random.Generator, texture: Texture, strength: float) -> Image.I
 
 
 def scramble(rng: np.random.Generator, texture: Texture, strength: float) -> Image.Image:
-    """Upright strips of the detail, about a letter wide, mirrored, turned over or exchanged."""
+    """Vertical strips of the detail, about a letter wide, flipped, mirrored or exchanged."""
     image = texture.image.copy()
     x0, y0, x1, y1 = texture.box
     count = int(rng.integers(4, 9))
@@ -44,7 +45,7 @@ def scramble(rng: np.random.Generator, texture: Texture, strength: float) -> Ima
 
 
 def melt(rng: np.random.Generator, texture: Texture, strength: float) -> Image.Image:
-    """Strokes that wave, swell and run into each other; the material stays."""
+    """Strokes that wave, swell and run together; the material stays."""
     x0, y0, x1, y1 = texture.box
     w, h = texture.image.size
     reach = (0.05 + 0.11 * strength) * (y1 - y0)
@@ -55,14 +56,7 @@ def melt(rng: np.random.Generator, texture: Texture, strength: float) -> Image.I
     nodes[0], nodes[-1], nodes[:, 0], nodes[:, -1] = 0, 0, 0, 0
     at = np.stack(np.meshgrid(xs, ys), -1) + nodes
     at = np.clip(at, 0, (w, h))
-    mesh = [
-        (
-            (int(xs[i]), int(ys[j]), int(xs[i + 1]), int(ys[j + 1])),
-            tuple(float(v) for c in (at[j, i], at[j + 1, i], at[j + 1, i + 1], at[j, i + 1]) for v in c),
-        )
-        for j in range(cells[1])
-        for i in range(cells[0])
-    ]  # fmt: skip
+    mesh = mesh_of(at, xs, ys)
     bent = texture.image.transform((w, h), Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
     out = texture.image.copy()
     out.paste(bent.crop(texture.box), (x0, y0))
@@ -70,7 +64,7 @@ def melt(rng: np.random.Generator, texture: Texture, strength: float) -> Image.I
 
 
 def recolor(rng: np.random.Generator, texture: Texture, strength: float) -> Image.Image:
-    """The right shapes in the wrong ink."""
+    """The right shapes in the wrong colours."""
     kept = np.asarray(texture.image, np.float32)
     ink = np.abs(kept - np.asarray(texture.style.material, np.float32)).max(-1, keepdims=True) > 12
     wrong = kept[..., rng.permutation(3)] * rng.uniform(0.6, 1.4, 3)
@@ -81,7 +75,7 @@ def recolor(rng: np.random.Generator, texture: Texture, strength: float) -> Imag
 
 
 def partial(rng: np.random.Generator, texture: Texture, strength: float) -> Image.Image:
-    """Another detail that takes over along one side: the first letters right, the rest not."""
+    """Another detail on one side: the first letters are right, the rest are not."""
     x0, _, x1, _ = texture.box
     w, h = texture.image.size
     edge = rng.uniform(0.3, 0.75) * (x1 - x0) + x0
@@ -94,7 +88,7 @@ def partial(rng: np.random.Generator, texture: Texture, strength: float) -> Imag
 
 
 def smear(rng: np.random.Generator, texture: Texture, strength: float) -> Image.Image:
-    """Ink run out: thin strokes closed or eaten away."""
+    """Strokes thickened until they close, or thinned until they vanish."""
     side = 2 * max(1, round((0.02 + 0.035 * strength) * (texture.box[3] - texture.box[1]))) + 1
     how = ndimage.minimum_filter if rng.random() < 0.5 else ndimage.maximum_filter
     run_out = how(np.asarray(texture.image.crop(texture.box)), (side, side, 1))
@@ -104,10 +98,10 @@ def smear(rng: np.random.Generator, texture: Texture, strength: float) -> Image.
 
 
 def blank(rng: np.random.Generator, texture: Texture, strength: float) -> Image.Image:
-    """The detail left out, but for a ghost of it."""
+    """The detail missing except for a faint trace."""
     return Image.blend(texture.image, texture.style.material, 0.75 + 0.25 * strength)
 
 
-MISPRINTS: dict[str, Misprint] = {
+CORRUPTIONS: dict[str, Corruption] = {
     f.__name__: f for f in (swap, scramble, melt, recolor, partial, smear, blank)
 }

@@ -1,7 +1,7 @@
-"""How drafts go wrong: each function breaks a crop the way a generator or a codec does.
+"""Degradations of a crop, as generators, codecs and upscalers cause them.
 
 Every function takes and returns a float32 array H W 3 in [0, 255] and a strength in [0, 1].
-The caller pastes the result through the mask, so nothing here has to respect it.
+The caller pastes the result through the mask, so no function has to respect it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageFilter
+
+from .triplets import mask_box
 
 Degradation = Callable[[np.ndarray, np.random.Generator, float], np.ndarray]
 
@@ -26,7 +28,7 @@ def blur(pixels: np.ndarray, rng: np.random.Generator, strength: float) -> np.nd
 
 
 def low_resolution(pixels: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Down and up again by a factor of 2.5 to 7."""
+    """Downscaled and upscaled again by a factor of 2.5 to 7."""
     h, w = pixels.shape[:2]
     factor = 2.5 + 4.5 * strength
     small = _image(pixels).resize(
@@ -59,7 +61,7 @@ def warp(pixels: np.ndarray, rng: np.random.Generator, strength: float) -> np.nd
 
 
 def erase(pixels: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Only the large shapes of the colours are left."""
+    """Only large patches of colour are left."""
     h, w = pixels.shape[:2]
     small = _image(pixels).resize((3, 3), Image.Resampling.BOX)
     smooth = np.asarray(small.resize((w, h), Image.Resampling.BICUBIC), np.float32)
@@ -68,7 +70,7 @@ def erase(pixels: np.ndarray, rng: np.random.Generator, strength: float) -> np.n
 
 
 def shuffle(pixels: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Blocks exchanged with their neighbours: letters in the wrong order."""
+    """Blocks replaced by their neighbours: letters in the wrong order."""
     out = pixels.copy()
     h, w = pixels.shape[:2]
     side = max(3, int(min(h, w) * rng.uniform(0.12, 0.3)))
@@ -96,7 +98,7 @@ def jpeg(pixels: np.ndarray, rng: np.random.Generator, strength: float) -> np.nd
 
 
 def color_shift(pixels: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Channel gains and contrast moved, over a blur: the detail is there in the wrong colours."""
+    """Channel gains and contrast changed over a blur: the right detail in the wrong colours."""
     gain = 1 + rng.uniform(-0.35, 0.35, 3) * (0.4 + 0.6 * strength)
     mean = pixels.mean((0, 1))
     flat = mean + (pixels - mean) * rng.uniform(0.5, 1.1)
@@ -106,3 +108,16 @@ def color_shift(pixels: np.ndarray, rng: np.random.Generator, strength: float) -
 DEGRADATIONS: dict[str, Degradation] = {
     f.__name__: f for f in (blur, low_resolution, warp, erase, shuffle, noise, jpeg, color_shift)
 }
+
+
+def degrade_box(
+    target: np.ndarray, mask: np.ndarray, name: str, rng: np.random.Generator, strength: float
+) -> np.ndarray:
+    """The target, uint8 H W 3, with one of `DEGRADATIONS` in the box of a mask that is not empty."""
+    box = mask_box(mask)
+    assert box is not None, "an empty mask is rejected before"
+    x0, y0, x1, y1 = box
+    degraded = target.copy()
+    patch = DEGRADATIONS[name](target[y0:y1, x0:x1].astype(np.float32), rng, strength)
+    degraded[y0:y1, x0:x1] = np.clip(np.rint(patch), 0, 255).astype(np.uint8)
+    return degraded

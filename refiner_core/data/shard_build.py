@@ -1,7 +1,8 @@
-"""One part of a data set: a fixed range of samples through the stages, into shards.
+"""Builds one shard of a data set: a fixed range of samples goes through the stages.
 
-The shards are written first and the report (`stages/<stage>/<number>.json`) last, each whole or not
-at all; a build that was interrupted finds the reports and makes the rest.
+The samples of one shard are written into one tar per split, and the report
+(`stages/<stage>/<number>.json`) last, each completely or not at all; an interrupted build finds the
+reports and makes the remaining shards.
 """
 
 from __future__ import annotations
@@ -14,24 +15,13 @@ from typing import Any
 
 from ..storage.checksums import sha256
 from ..storage.output_files import atomic_path
-from .plan import Build
-from .shards import (
-    read_samples,
-    shard_name,
-    write_samples,
-    write_shard,
-)
-from .stages.interface import (
-    STAGES,
-    RejectedError,
-    Sample,
-    sample_seed,
-    split_of_identity,
-)
+from .build_settings import Build
+from .sample import STAGES, RejectedError, Sample, sample_seed, split_of_identity
+from .shards import read_samples, shard_name, write_samples, write_shard
 from .triplets import PICTURES, decode_members, encode_members
 
-# What each stage adds to a sample: all of it goes when the stage runs again.
-_MAKES = {
+# What each stage adds to a sample; it is removed when the stage runs again.
+_PICTURES = {
     "pair": ("reference", "target"),
     "select": (),
     "mask": ("mask", "reference_mask"),
@@ -42,44 +32,44 @@ _NOTES = {"pair": (), "select": ("scores",), "mask": ("boxes",), "degrade": ("de
 Report = dict[str, Any]
 
 
-def _fresh(build: Build, part: int) -> Iterator[Sample]:
-    for number in build.numbers(part):
+def _new_samples(build: Build, shard: int) -> Iterator[Sample]:
+    for number in build.numbers(shard):
         seed = sample_seed(build.seed, number)
         yield Sample(f"{number:08d}", seed, number, info={"seed": seed, "number": number})
 
 
-def earlier_files(build: Build, part: int) -> list[Path]:
-    """The files that hold the part's samples after the stage before the first that runs."""
+def earlier_files(build: Build, shard: int) -> list[Path]:
+    """The files that hold the shard's samples after the stage before the first one to run."""
     folder = build.source or build.out
     before = STAGES[STAGES.index(build.first) - 1]
-    staged = folder / "stages" / before / f"{part:05d}.tar"
+    staged = folder / "stages" / before / f"{shard:05d}.tar"
     if staged.is_file():
         return [staged]
-    return sorted(p for p in folder.glob(f"*-{part:05d}.tar") if not p.name.startswith("."))
+    return sorted(p for p in folder.glob(f"*-{shard:05d}.tar") if not p.name.startswith("."))
 
 
-def _earlier(build: Build, part: int) -> Iterator[Sample]:
-    again = {s.name for s in build.stages}
-    gone = {p for stage in again for p in _MAKES[stage]}
-    notes = {n for stage in again for n in _NOTES[stage]}
-    found: list[Sample] = []
-    for path in earlier_files(build, part):
+def _earlier_samples(build: Build, shard: int) -> Iterator[Sample]:
+    rerun = {s.name for s in build.stages}
+    dropped = {p for stage in rerun for p in _PICTURES[stage]}
+    notes = {n for stage in rerun for n in _NOTES[stage]}
+    samples: list[Sample] = []
+    for path in earlier_files(build, shard):
         for name, members in read_samples(path):
             try:
                 pictures, prompt, info = decode_members(name, members)
             except ValueError as e:
                 raise ValueError(f"In the shard {path}: {e}.") from e
-            kept = {n: a for n, a in pictures.items() if n not in gone}
+            kept = {n: a for n, a in pictures.items() if n not in dropped}
             info = {k: v for k, v in info.items() if k not in notes}
-            found.append(
+            samples.append(
                 Sample(name, info["seed"], info["number"], **kept, prompt=prompt, info=info)
             )
-    wanted = build.numbers(part)
-    return iter(sorted((s for s in found if s.number in wanted), key=lambda s: s.number))
+    wanted = build.numbers(shard)
+    return iter(sorted((s for s in samples if s.number in wanted), key=lambda s: s.number))
 
 
-def _run(build: Build, sample: Sample) -> Sample | dict[str, Any]:
-    """The sample after all stages, or why it was left out."""
+def _run_stages(build: Build, sample: Sample) -> Sample | dict[str, Any]:
+    """The sample after all stages, or the record of its rejection."""
     name = build.first
     try:
         for stage in build.stages:
@@ -90,14 +80,14 @@ def _run(build: Build, sample: Sample) -> Sample | dict[str, Any]:
     except (RejectedError, ValueError, FileNotFoundError) as e:
         broken = not isinstance(e, RejectedError)
         return {"id": sample.id, "stage": name, "broken": broken, "reason": str(e)}
-    # The scene would keep two photographs alive for every sample of the part.
+    # The scene would keep two backgrounds in memory for every sample of the shard.
     return replace(sample, scene=None)
 
 
-def _write(build: Build, part: int, samples: Sequence[Sample]) -> tuple[list[Path], list[Any]]:
-    """The part's files and manifest entries."""
+def _write(build: Build, shard: int, samples: Sequence[Sample]) -> tuple[list[Path], list[Any]]:
+    """Write the shard; returns its files and manifest entries."""
     if build.last != STAGES[-1]:
-        path = build.report_path(part).with_suffix(".tar")
+        path = build.report_path(shard).with_suffix(".tar")
         write_samples(path, ((s.id, _members(s)) for s in samples))
         return [path], []
     by_split: dict[str, list[Sample]] = {}
@@ -106,7 +96,7 @@ def _write(build: Build, part: int, samples: Sequence[Sample]) -> tuple[list[Pat
         by_split.setdefault(split, []).append(sample)
     files, entries = [], []
     for split, members in sorted(by_split.items()):
-        files.append(build.out / shard_name(split, part))
+        files.append(build.out / shard_name(split, shard))
         entries += write_shard(files[-1], (s.triplet() for s in members))
     return files, entries
 
@@ -117,45 +107,48 @@ def _members(sample: Sample) -> dict[str, bytes]:
     )
 
 
-def read_report(build: Build, part: int) -> Report | None:
-    """The report of a finished part, None if it has to be made."""
-    path = build.report_path(part)
+def read_report(build: Build, shard: int) -> Report | None:
+    """The report of a finished shard, None if it has to be made."""
+    path = build.report_path(shard)
     if not path.is_file():
         return None
     report = json.loads(path.read_text(encoding="utf-8"))
-    whole = all(
+    complete = all(
         (build.out / name).is_file() and (build.out / name).stat().st_size == f["bytes"]
         for name, f in report["files"].items()
     )
-    return report if whole and report["samples"] == len(build.numbers(part)) else None
+    return report if complete and report["samples"] == len(build.numbers(shard)) else None
 
 
-def build_part(build: Build, part: int) -> Report:
-    """Make one part, or find it made; its report.
+def build_shard(build: Build, shard: int) -> Report:
+    """Make one shard unless it is finished; returns its report.
 
     Raises:
-        ConnectionError: a server that a stage needs is gone.
-        OSError: the disk is full or the folder cannot be written.
+        ConnectionError: a server that a stage needs cannot be reached.
+        OSError: the disk is full or the folder cannot be written to.
     """
-    report = read_report(build, part)
+    report = read_report(build, shard)
     if report is not None:
         return report
-    path = build.report_path(part)
+    path = build.report_path(shard)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in (*build.out.glob(f".*-{part:05d}.tar.*"), *path.parent.glob(f".{part:05d}.*")):
+    for left_over in (
+        *build.out.glob(f".*-{shard:05d}.tar.*"),
+        *path.parent.glob(f".{shard:05d}.*"),
+    ):
         left_over.unlink(missing_ok=True)
-    samples = _fresh(build, part) if build.first == STAGES[0] else _earlier(build, part)
-    done = [_run(build, s) for s in samples]
+    make = _new_samples if build.first == STAGES[0] else _earlier_samples
+    done = [_run_stages(build, s) for s in make(build, shard)]
     kept = [s for s in done if isinstance(s, Sample)]
     try:
-        files, entries = _write(build, part, kept)
+        files, entries = _write(build, shard, kept)
     except OSError as e:
         raise OSError(
-            f"Part {part} cannot be written to {build.out}: {e}. Finished parts are kept: make room "
-            "and run the same command again."
+            f"Shard {shard} cannot be written to {build.out}: {e}. Finished shards are kept: free some "
+            "space and run the same command again."
         ) from e
     report = {
-        "samples": len(build.numbers(part)),
+        "samples": len(build.numbers(shard)),
         "kept": len(kept),
         "files": {str(f.relative_to(build.out)): _digest(f) for f in files},
         "entries": entries,

@@ -1,9 +1,9 @@
-"""Triplets in tar files, in webdataset's layout, and the manifest beside them.
+"""Triplets in tar files in webdataset's layout, with a manifest.
 
-A data set is a folder of shards `<split>-<number>.tar`, whose samples are runs of members
-`<id>.draft.png ... <id>.json`, and `manifest.jsonl` with one line a sample: its id, split, shard,
-sizes, box and info. Shards appear whole or not at all, and the same samples give the same bytes.
-A folder of such tars that something else wrote is read as well, without a manifest.
+A data set is a folder of shards `<split>-<number>.tar`, whose samples are consecutive members
+`<id>.draft.png ... <id>.json`, and `manifest.jsonl` with one line per sample: its id, split, shard,
+sizes, box and info. A shard is written completely or not at all, and the same samples give the same
+bytes. A folder of such tars without a manifest, written by another program, is read as well.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
-import numpy as np
-
 from ..storage.output_files import atomic_path
-from .triplets import Triplet, check, check_id, decode, encode
+from .triplets import Triplet, check, check_id, decode, encode, mask_box
 
 MANIFEST = "manifest.jsonl"
 
@@ -30,9 +28,9 @@ def shard_name(split: str, number: int) -> str:
 
 
 def write_samples(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
-    """Write (id, members) into one tar, whole or not at all; the number of samples.
+    """Write (id, members) into one tar, completely or not at all; returns the number of samples.
 
-    No times, users or padding of the machine get into the file: the same samples are the same
+    No times, users or padding of the machine get into the file: the same samples give the same
     bytes.
     """
     count = 0
@@ -50,12 +48,12 @@ def write_samples(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]
 
 
 def write_shard(path: Path, triplets: Iterable[Triplet]) -> list[dict[str, Any]]:
-    """Write triplets into one tar, whole or not at all; their manifest entries.
+    """Write triplets into one tar, completely or not at all; returns their manifest entries.
 
     The file's name is `shard_name(split, number)`: the entries take their split from it.
 
     Raises:
-        ValueError: a triplet breaks the contract; nothing is written then.
+        ValueError: a triplet is not valid; nothing is written then.
     """
     entries = []
 
@@ -68,16 +66,8 @@ def write_shard(path: Path, triplets: Iterable[Triplet]) -> list[dict[str, Any]]
     return entries
 
 
-def mask_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """(x0, y0, x1, y1) of what is over 0 in a mask H W, or None."""
-    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return None
-    return int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1
-
-
 def manifest_entry(triplet: Triplet, shard: str) -> dict[str, Any]:
-    """A triplet's line of the manifest."""
+    """A triplet's line in the manifest."""
     height, width = triplet.draft.shape[:2]
     return {
         **triplet.info,
@@ -93,12 +83,12 @@ def manifest_entry(triplet: Triplet, shard: str) -> dict[str, Any]:
 
 
 def split_of(shard: str) -> str:
-    """The split of a shard's file name: what stands before its number."""
+    """The split in a shard's file name: what precedes its number."""
     return shard.removesuffix(".tar").rpartition("-")[0]
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines, whole or not at all."""
+    """Write JSON lines, completely or not at all."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for record in records:
             stream.write(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n")
@@ -108,7 +98,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read JSON lines.
 
     Raises:
-        ValueError: a line is no JSON; names file and line.
+        ValueError: a line is not JSON; names file and line.
     """
     records = []
     with path.open(encoding="utf-8") as stream:
@@ -124,13 +114,13 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
     """The manifest's entries.
 
     Raises:
-        ValueError: there is none; or a line is damaged.
+        ValueError: there is no manifest, or a line is damaged.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(
             f"{folder} has no {MANIFEST}: the build is not finished (run `omnirefiner data build` "
-            "with the same --out again), or it is another folder."
+            "with the same --out again), or this is not a data set."
         )
     return read_lines(path)
 
@@ -139,17 +129,17 @@ def find_shards(folder: Path, split: str | None = None) -> list[Path]:
     """The shards of a folder in order, of one split or of all.
 
     Raises:
-        ValueError: there are none, none of that split, or one that the manifest names is missing.
+        ValueError: there are none, none of that split, or one listed in the manifest is missing.
     """
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}.")
+        raise ValueError(f"The folder {folder} does not exist.")
     if (folder / MANIFEST).is_file():
         names = sorted({entry["shard"] for entry in read_manifest(folder)})
     else:
-        # Unfinished files begin with a dot.
+        # Names of unfinished files begin with a dot.
         names = sorted(p.name for p in folder.glob("*.tar") if not p.name.startswith("."))
     if not names:
-        raise ValueError(f"{folder} holds no triplets: no shards (*.tar) are in it.")
+        raise ValueError(f"{folder} holds no triplets: there are no shards (*.tar) in it.")
     chosen = [n for n in names if split is None or split_of(n) == split]
     if not chosen:
         splits = ", ".join(sorted({split_of(n) for n in names}))
@@ -157,17 +147,17 @@ def find_shards(folder: Path, split: str | None = None) -> list[Path]:
     for name in chosen:
         if not (folder / name).is_file():
             raise ValueError(
-                f"The shard {folder / name} is missing, but {MANIFEST} names it. Copy it again, or "
-                "run `omnirefiner data build` with the same --out to make it anew."
+                f"The shard {folder / name} is missing, but {MANIFEST} lists it. Copy it again, or "
+                "run `omnirefiner data build` with the same --out to make it again."
             )
     return [folder / name for name in chosen]
 
 
 def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(id, members) of a shard, in its order.
+    """(id, members) of a shard, in order.
 
     Raises:
-        ValueError: the tar is damaged or cut off; names it.
+        ValueError: the tar is damaged or truncated; names it.
     """
     name, members = "", {}
     try:
@@ -183,7 +173,7 @@ def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
                 members[extension] = _member(tar, header)
     except (tarfile.TarError, EOFError, OSError) as e:
         where = f"after {name}" if name else "at its start"
-        raise ValueError(f"The shard {path} is damaged or cut off {where}: {e}.") from e
+        raise ValueError(f"The shard {path} is damaged or truncated {where}: {e}.") from e
     if members:
         yield name, members
 
@@ -201,7 +191,7 @@ def read_shard(path: Path) -> Iterator[Triplet]:
     """The triplets of one shard.
 
     Raises:
-        ValueError: the shard or one of its members is missing or damaged; names both.
+        ValueError: the shard or a member is missing or damaged; names both.
     """
     for name, members in read_samples(path):
         yield _decoded(path, name, members)
@@ -222,8 +212,8 @@ def read_triplets(folder: Path, split: str | None = None) -> Iterator[Triplet]:
         split: "train", "validation", ...; None = all.
 
     Raises:
-        ValueError: no such folder, split or shard, or something in it is damaged; names the shard
-            and the member.
+        ValueError: the folder, split or a shard is missing, or a member is damaged; names the
+            shard and the member.
     """
     folder = Path(folder)
     shards = find_shards(folder, split)
@@ -234,21 +224,21 @@ def read_triplets(folder: Path, split: str | None = None) -> Iterator[Triplet]:
         for triplet in read_shard(path):
             count += 1
             yield triplet
-        # A tar that was cut off between two samples reads as a shorter one.
+        # A tar that was truncated between two samples reads as a shorter one.
         if listed and count != counts[path.name]:
             raise ValueError(
-                f"The shard {path} has {count} samples where {MANIFEST} names {counts[path.name]}."
+                f"The shard {path} has {count} samples, but {MANIFEST} lists {counts[path.name]}."
             )
 
 
 class TripletSet(Sequence[Triplet]):
-    """A data set's triplets by number: reads one without the others.
+    """Random access to the triplets of a data set.
 
     Shards are indexed when they are first needed, so opening a set of thousands is quick.
-    Only offsets are kept in memory, and no file stays open: it can be sent to other processes.
+    Only offsets are kept in memory and no file stays open, so it can be sent to other processes.
 
     Raises:
-        ValueError: as `read_triplets`, at opening or at the triplet concerned.
+        ValueError: as `read_triplets`, on opening or on reading the triplet.
     """
 
     def __init__(self, folder: Path | str, split: str | None = None) -> None:
@@ -270,15 +260,15 @@ class TripletSet(Sequence[Triplet]):
     def _index(self, shard: str) -> dict[str, dict[str, tuple[int, int]]]:
         """Offset and length of every member by sample and extension."""
         if shard not in self._offsets:
-            path, found = self.folder / shard, {}
+            path, offsets = self.folder / shard, {}
             try:
                 with tarfile.open(path, "r:") as tar:
                     for header in tar:
                         key, _, extension = Path(header.name).name.partition(".")
-                        found.setdefault(key, {})[extension] = (header.offset_data, header.size)
+                        offsets.setdefault(key, {})[extension] = (header.offset_data, header.size)
             except (tarfile.TarError, OSError) as e:
-                raise ValueError(f"The shard {path} is damaged or cut off: {e}.") from e
-            self._offsets[shard] = found
+                raise ValueError(f"The shard {path} is damaged or truncated: {e}.") from e
+            self._offsets[shard] = offsets
         return self._offsets[shard]
 
     def __len__(self) -> int:
@@ -293,14 +283,14 @@ class TripletSet(Sequence[Triplet]):
             return [self[i] for i in range(*index.indices(len(self)))]
         entry = self.entries[index]
         path, name = self.folder / entry["shard"], entry["id"]
-        places = self._index(entry["shard"]).get(name)
-        if places is None:
-            raise ValueError(f"The shard {path} lacks {name}, which {MANIFEST} names.")
+        offsets = self._index(entry["shard"]).get(name)
+        if offsets is None:
+            raise ValueError(f"The shard {path} does not hold {name}, which {MANIFEST} lists.")
         with path.open("rb") as stream:
-            members = {e: _slice(stream, *place) for e, place in places.items()}
+            members = {e: _read_slice(stream, *place) for e, place in offsets.items()}
         return _decoded(path, name, members)
 
 
-def _slice(stream: BinaryIO, offset: int, size: int) -> bytes:
+def _read_slice(stream: BinaryIO, offset: int, size: int) -> bytes:
     stream.seek(offset)
     return stream.read(size)

@@ -1,4 +1,4 @@
-"""Which triplets of a data set are learnt from and which are held out, and what data it was."""
+"""Which triplets of a data set are for training and which are held out, and the set's digest."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from .shards import MANIFEST, TripletSet
 
 
 def split_data(data: TripletSet, held_out: int) -> tuple[list[int], list[int]]:
-    """The numbers of the triplets to train on and of those to hold out.
+    """The numbers of the triplets to train on, and of those to hold out.
 
-    Held out are those of its "validation" split, or without one the last of all.
+    Held out are the first of the "validation" split, or without one the last of all.
 
     Raises:
         ValueError: nothing is left to train on.

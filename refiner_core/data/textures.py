@@ -1,8 +1,8 @@
-"""What gets repaired: words, logos and patterns drawn flat, as textures of an object's surface.
+"""Draws the details to be repaired: words, logos and patterns on flat textured surfaces.
 
-A `Texture` is a flat RGB picture of a surface (material + detail) together with the box of the
-detail in it. `alternative()` draws another detail of the same family on the same material: the
-wrong word or wrong logo a generator would have put there.
+A `Texture` is a flat RGB picture of a surface (material and detail) with the box of the detail.
+`alternative` draws another detail of the same kind on the same material: the wrong word or logo
+that a generator would have put there.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _MIN_CONTRAST = 60.0  # of 255, luminance of detail against material: less is no
 
 @dataclass(frozen=True)
 class Texture:
-    """A flat surface. `image` RGB, `box` (x0, y0, x1, y1) of the detail in it, in pixels."""
+    """A flat surface with one detail."""
 
-    image: Image.Image
-    box: tuple[int, int, int, int]
-    kind: str
-    label: str
+    image: Image.Image  # RGB
+    box: tuple[int, int, int, int]  # x0 y0 x1 y1 of the detail, in pixels
+    kind: str  # one of `KINDS`
+    label: str  # the word, or the name of the logo or pattern
     style: TextureStyle
 
 
@@ -35,18 +35,18 @@ class Texture:
 class TextureStyle:
     """Everything about a texture except which detail it carries, so that a swap keeps the rest."""
 
-    size: tuple[int, int]
-    material: Image.Image
+    size: tuple[int, int]  # width and height in pixels
+    material: Image.Image  # the surface without the detail, RGB
     ink: tuple[int, int, int]
     second_ink: tuple[int, int, int]
-    font: str | None
-    font_share: float
-    kind: str
+    font: str | None  # its file; None = Pillow's own
+    font_share: float  # height of letters as a share of the surface
+    kind: str  # one of `KINDS`
 
 
 @cache
 def font_files() -> tuple[str, ...]:
-    """Paths of the scalable fonts at hand: the `font-*` packages of the training extra, or none.
+    """Paths of the scalable fonts of the training extra's `font-*` packages, or none.
 
     Without them Pillow's own bundled font is used, so drawing works on a bare install.
     """
@@ -55,7 +55,7 @@ def font_files() -> tuple[str, ...]:
     except ImportError:
         return ()
     found = [p for p in vars(ttf).values() if isinstance(p, str) and p.endswith((".ttf", ".otf"))]
-    # Hairline weights vanish at the few pixels a stroke has here: nothing to learn from them.
+    # Hairline weights vanish at the few pixels that a stroke has here.
     usable = (p for p in set(found) if not any(w in p for w in ("Thin", "Light", "Amatic")))
     return tuple(sorted(p for p in usable if Path(p).is_file()))
 
@@ -104,11 +104,6 @@ def alternative(rng: np.random.Generator, texture: Texture) -> Texture:
     return _with_detail(rng, style)
 
 
-def draw_word(style: TextureStyle, word: str) -> Texture:
-    """The surface `style` carrying exactly `word`; used where the text is chosen by a person."""
-    return _with_detail(np.random.default_rng(0), style, word)
-
-
 def _misspell(rng: np.random.Generator, word: str) -> str:
     letters = list(word)
     for _ in range(int(rng.integers(1, max(2, len(letters) // 2) + 1))):
@@ -122,9 +117,8 @@ def _material(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Image.Im
     w, h = size
     base = rng.uniform(20, 235, 3) * rng.uniform(0.5, 1.0) + rng.uniform(0, 40)
     low = rng.normal(0, rng.uniform(2, 14), (4, 6, 3)).astype(np.float32)
-    field = np.stack(
-        [np.asarray(Image.fromarray(low[..., c]).resize(size, Image.Resampling.BICUBIC))
-         for c in range(3)], -1)  # fmt: skip
+    planes = (Image.fromarray(low[..., c]) for c in range(3))
+    field = np.stack([np.asarray(p.resize(size, Image.Resampling.BICUBIC)) for p in planes], -1)
     pixels = base + field
     yy, xx = np.mgrid[0:h, 0:w]
     surface = rng.random()
@@ -193,7 +187,7 @@ def _draw_word(image: Image.Image, style: TextureStyle, word: str) -> tuple[int,
     left, top, right, bottom = draw.textbbox((0, 0), word, font=font)
     x, y = (w - (right - left)) / 2 - left, (h - (bottom - top)) / 2 - top
     draw.text((x, y), word, fill=style.ink, font=font)
-    # The box spans the whole width a longer word could take, so that a swap stays inside it.
+    # The box spans the width that a longer word could take, so that a swapped word stays inside.
     pad = h * 0.04
     return (
         max(0, int(0.04 * w)),
@@ -226,9 +220,12 @@ def _draw_logo(
     if shape < 0.35:
         points, notch = int(rng.integers(3, 9)), rng.uniform(0.35, 0.7)
         star = [
-            (cx + math.cos(turn + i * math.pi / points) * inner * (notch if i % 2 else 1),
-             cy + math.sin(turn + i * math.pi / points) * inner * (notch if i % 2 else 1))
-            for i in range(2 * points)]  # fmt: skip
+            (
+                cx + math.cos(turn + i * math.pi / points) * inner * (notch if i % 2 else 1),
+                cy + math.sin(turn + i * math.pi / points) * inner * (notch if i % 2 else 1),
+            )
+            for i in range(2 * points)
+        ]
         draw.polygon(star, fill=style.ink)
     elif shape < 0.6:
         letters = "".join(rng.choice(list(_CONSONANTS + _VOWELS), int(rng.integers(1, 3))))
@@ -240,8 +237,11 @@ def _draw_logo(
             q = inner * (1 - 0.22 * i)
             draw.arc(
                 (cx - q, cy - q, cx + q, cy + q),
-                start, start + rng.uniform(120, 280), fill=style.ink, width=max(2, int(r * 0.12)),
-            )  # fmt: skip
+                start,
+                start + rng.uniform(120, 280),
+                fill=style.ink,
+                width=max(2, int(r * 0.12)),
+            )
     else:
         for i in range(int(rng.integers(2, 5))):
             y = cy - inner * 0.6 + i * inner * 0.4

@@ -1,7 +1,7 @@
-"""The unit of training and evaluation data: a draft, its reference, the truth and the region.
+"""The unit of training and evaluation data: a draft, its reference, the target and the region.
 
-A triplet travels as a handful of named members, as in a webdataset sample: PNG pictures and one
-JSON. `encode` and `decode` are the only places that know those names.
+A triplet is stored as named members, as in a webdataset sample: PNG pictures and one JSON. `encode`
+and `decode` are the only places that know those names.
 """
 
 from __future__ import annotations
@@ -28,36 +28,27 @@ _PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 
 @dataclass(frozen=True)
 class Triplet:
-    """A draft with a broken detail, a reference of the true one, and what the draft should be.
+    """A draft with a wrong detail, a reference of the true one, and what the draft should be."""
 
-    Attributes:
-        id: letters, digits, "-" and "_"; unique in a data set.
-        draft: uint8 H W 3, the picture to repair.
-        reference: uint8 h w 3, another picture of the same thing, of any size.
-        target: uint8 H W 3, the draft with the true detail; None where nobody knows it.
-        mask: uint8 H W, over 0 where the draft may change. A draft that needs no repair
-            ("identity") has the mask of its detail all the same.
-        reference_mask: uint8 h w, over 0 on the detail in the reference, or None.
-        prompt: what to repair, in words; may be empty.
-        info: JSON values: kind, degradation {name, ...}, seed, identity, scores, boxes, source,
-            licence, as far as known.
-    """
-
-    id: str
-    draft: np.ndarray
-    reference: np.ndarray
-    target: np.ndarray | None
+    id: str  # letters, digits, "-" and "_"; unique in a data set
+    draft: np.ndarray  # uint8 H W 3, the picture to repair
+    reference: np.ndarray  # uint8 h w 3, another picture of the same thing, of any size
+    target: np.ndarray | None  # uint8 H W 3, the draft with the true detail; None if unknown
+    # uint8 H W, over 0 where the draft may change. A draft that needs no repair ("identity") has
+    # the mask of its detail all the same.
     mask: np.ndarray
-    reference_mask: np.ndarray | None = None
-    prompt: str = ""
+    reference_mask: np.ndarray | None = None  # uint8 h w, over 0 on the detail in the reference
+    prompt: str = ""  # what to repair, in words
+    # JSON values as far as known: kind, degradation {name, ...}, seed, identity, scores, boxes,
+    # source, licence.
     info: dict[str, Any] = field(default_factory=dict)
 
 
 def check(triplet: Triplet) -> Triplet:
-    """The triplet, if it keeps the contract.
+    """Return the triplet if it is valid.
 
     Raises:
-        ValueError: a bad id, type, shape or two sizes that disagree; names both.
+        ValueError: the id, a type or a shape is wrong, or two sizes differ; names both.
     """
     check_id(triplet.id)
     for name in PICTURES:
@@ -78,31 +69,39 @@ def check(triplet: Triplet) -> Triplet:
         if a is not None and a.shape[:2] != b.shape[:2]:
             raise ValueError(
                 f"{triplet.id}: {name} is {a.shape[1]}x{a.shape[0]} but {other} is "
-                f"{b.shape[1]}x{b.shape[0]}; they must have one size."
+                f"{b.shape[1]}x{b.shape[0]}; they must have the same size."
             )
     return triplet
 
 
 def check_id(name: str) -> str:
-    """The id, if it can be one.
+    """Return the id if it is valid.
 
     Raises:
-        ValueError: it is empty, too long or has other characters than letters, digits, "-", "_".
+        ValueError: it is empty, too long, or has characters other than letters, digits, "-", "_".
     """
     if not _ID.fullmatch(name):
-        raise ValueError(f"{name!r} is no id: use up to 100 letters, digits, '-' and '_'.")
+        raise ValueError(f"{name!r} is not a valid id: use up to 100 letters, digits, '-' and '_'.")
     return name
 
 
+def mask_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """(x0, y0, x1, y1) of what is over 0 in a mask H W, or None if it is empty."""
+    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    return int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1
+
+
 def encode_png(pixels: np.ndarray) -> bytes:
-    """A picture uint8 H W 3 or H W as a PNG; the same pixels are the same bytes."""
+    """A picture uint8 H W 3 or H W as a PNG; the same pixels give the same bytes."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG", **_PNG)
     return stream.getvalue()
 
 
 def decode_png(data: bytes, mask: bool) -> np.ndarray:
-    """The pixels of a PNG: uint8 H W of a mask, uint8 H W 3 of anything else.
+    """The pixels of a PNG: uint8 H W for a mask, uint8 H W 3 otherwise.
 
     Raises:
         ValueError: it cannot be read.
@@ -111,7 +110,7 @@ def decode_png(data: bytes, mask: bool) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             return np.array(image.convert("L" if mask else "RGB"))
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as e:
-        raise ValueError(f"it is not a whole picture ({e})") from e
+        raise ValueError(f"it is not a complete picture ({e})") from e
 
 
 def encode(triplet: Triplet) -> dict[str, bytes]:
@@ -124,7 +123,7 @@ def encode(triplet: Triplet) -> dict[str, bytes]:
 def encode_members(
     name: str, pictures: Mapping[str, np.ndarray | None], prompt: str, info: Mapping[str, Any]
 ) -> dict[str, bytes]:
-    """As `encode`, of whatever pictures there are."""
+    """Like `encode`, for the pictures that are there."""
     members = {f"{n}.png": encode_png(a) for n, a in pictures.items() if a is not None}
     record = {
         "id": name,
@@ -140,10 +139,10 @@ def encode_members(
 def decode_members(
     name: str, members: Mapping[str, bytes]
 ) -> tuple[dict[str, np.ndarray], str, dict[str, Any]]:
-    """Pictures by name, prompt and info of a sample's members; unknown members are left alone.
+    """Pictures by name, prompt and info of a sample's members; unknown members are ignored.
 
     Raises:
-        ValueError: one of them is damaged; names it.
+        ValueError: a member is damaged; names it.
     """
     record = decode_record(name, members.get("json"))
     pictures = {}
@@ -155,7 +154,9 @@ def decode_members(
                 raise ValueError(f"{name}.{member} is missing")
             continue
         if zlib.crc32(data) != record["crc32"].get(member, zlib.crc32(data)):
-            raise ValueError(f"{name}.{member} is damaged: its checksum is not the recorded one")
+            raise ValueError(
+                f"{name}.{member} is damaged: its checksum differs from the recorded one"
+            )
         try:
             pictures[picture] = decode_png(data, picture in _MASKS)
         except ValueError as e:
@@ -167,7 +168,7 @@ def decode_record(name: str, data: bytes | None) -> dict[str, Any]:
     """The JSON member: prompt, info and checksums, each with a default.
 
     Raises:
-        ValueError: it is missing or no JSON object.
+        ValueError: it is missing or not a JSON object.
     """
     if data is None:
         raise ValueError(f"{name}.json is missing")
@@ -176,7 +177,7 @@ def decode_record(name: str, data: bytes | None) -> dict[str, Any]:
     except ValueError as e:
         raise ValueError(f"{name}.json is damaged: {e}") from e
     if not isinstance(record, dict):
-        raise ValueError(f"{name}.json is damaged: it holds no object")
+        raise ValueError(f"{name}.json is damaged: it is not a JSON object")
     return {"prompt": "", "info": {}, "crc32": {}} | record
 
 
@@ -192,7 +193,13 @@ def decode(name: str, members: Mapping[str, bytes]) -> Triplet:
             raise ValueError(f"{name}.{needed}.png is missing")
     return check(
         Triplet(
-            name, pictures["draft"], pictures["reference"], pictures.get("target"),
-            pictures["mask"], pictures.get("reference_mask"), prompt, info,
+            name,
+            pictures["draft"],
+            pictures["reference"],
+            pictures.get("target"),
+            pictures["mask"],
+            pictures.get("reference_mask"),
+            prompt,
+            info,
         )
-    )  # fmt: skip
+    )

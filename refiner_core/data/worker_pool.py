@@ -15,7 +15,7 @@ def _end_with_parent() -> None:
 
 
 def _start_worker() -> None:
-    # A killed parent closes nothing: its workers would wait for the next job for ever.
+    # A killed parent closes nothing: its workers would wait for the next job forever.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
@@ -23,7 +23,7 @@ def _start_worker() -> None:
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """Processes for pure functions of picklable arguments, each with one torch thread.
+    """Processes for functions of picklable arguments, each with one torch thread.
 
     They are spawned: a fork of a process in which torch has already computed inherits locks of
     an OpenMP pool whose threads it does not have, and its first tensor operation hangs.

@@ -1,4 +1,4 @@
-"""A ComfyUI workflow as a template: API-format JSON with named placeholders.
+"""ComfyUI workflows as templates: API-format JSON with named placeholders.
 
 A placeholder is `{{name}}` in any input of any node: `"image": "{{reference}}"` in a Load Image
 node, `"seed": "{{seed}}"` in a sampler, `"text": "a photo, {{prompt}}"` in a text encoder.
@@ -22,11 +22,11 @@ Value = str | int | float
 
 @dataclass(frozen=True)
 class Workflow:
-    """`graph` in API format, `path` it came from, `names` of its placeholders."""
+    """A workflow with placeholders."""
 
-    path: Path
-    graph: dict[str, Any]
-    names: frozenset[str]
+    path: Path  # the file it was read from
+    graph: dict[str, Any]  # in API format
+    names: frozenset[str]  # of its placeholders
 
     @property
     def digest(self) -> str:
@@ -36,30 +36,30 @@ class Workflow:
     def fill(self, values: Mapping[str, Value]) -> dict[str, Any]:
         """The graph with every placeholder replaced.
 
-        An input that is nothing but a placeholder takes the value's own type; inside a longer text
-        it becomes text.
+        An input that consists of a placeholder takes the value's own type; inside a longer text
+        the value becomes text.
         """
-        return _filled(self.graph, values)
+        return _fill(self.graph, values)
 
 
-def _filled(part: Any, values: Mapping[str, Value]) -> Any:
-    if isinstance(part, dict):
-        return {k: _filled(v, values) for k, v in part.items()}
-    if isinstance(part, list):
-        return [_filled(v, values) for v in part]
-    if not isinstance(part, str):
-        return part
-    alone = _PLACEHOLDER.fullmatch(part.strip())
+def _fill(entry: Any, values: Mapping[str, Value]) -> Any:
+    if isinstance(entry, dict):
+        return {k: _fill(v, values) for k, v in entry.items()}
+    if isinstance(entry, list):
+        return [_fill(v, values) for v in entry]
+    if not isinstance(entry, str):
+        return entry
+    alone = _PLACEHOLDER.fullmatch(entry.strip())
     if alone:
         return values[alone.group(1)]
-    return _PLACEHOLDER.sub(lambda m: str(values[m.group(1)]), part)
+    return _PLACEHOLDER.sub(lambda m: str(values[m.group(1)]), entry)
 
 
-def _strings(part: Any) -> Iterator[str]:
-    if isinstance(part, str):
-        yield part
-    elif isinstance(part, (dict, list)):
-        for value in part.values() if isinstance(part, dict) else part:
+def _strings(entry: Any) -> Iterator[str]:
+    if isinstance(entry, str):
+        yield entry
+    elif isinstance(entry, (dict, list)):
+        for value in entry.values() if isinstance(entry, dict) else entry:
             yield from _strings(value)
 
 
@@ -68,16 +68,16 @@ def load_workflow(path: Path, known: Mapping[str, str], needed: tuple[str, ...])
 
     Args:
         path: JSON as ComfyUI writes it with "Export (API)".
-        known: what may be filled in, with a word on each.
-        needed: what must be there.
+        known: the placeholders that can be filled, each with a description.
+        needed: the placeholders that must be there.
 
     Raises:
-        ValueError: not an API-format workflow; a placeholder is missing or unknown.
+        ValueError: the file is not an API-format workflow, or a placeholder is missing or unknown.
     """
     try:
         graph = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as e:
-        raise ValueError(f"The workflow {path} is no JSON: {e}.") from e
+        raise ValueError(f"The workflow {path} is not JSON: {e}.") from e
     _check_api_format(path, graph)
     inputs = [node["inputs"] for node in graph.values()]
     names = {m for text in _strings(inputs) for m in _PLACEHOLDER.findall(text)}
@@ -92,7 +92,7 @@ def load_workflow(path: Path, known: Mapping[str, str], needed: tuple[str, ...])
         if name not in names:
             raise ValueError(
                 f"The workflow {path} has no placeholder {{{{{name}}}}} ({known[name]}): write it "
-                f"into the input that takes it. Known: {listed}."
+                f"into the input that takes the value. Known: {listed}."
             )
     return Workflow(path, graph, frozenset(names))
 
@@ -116,7 +116,7 @@ def _is_node(node: Any) -> bool:
 
 
 def titles(graph: Mapping[str, Any]) -> dict[str, str]:
-    """Node id to title, in small letters; the class where a node has no title."""
+    """Node id to title in lower case, or the class of a node without a title."""
     return {
         key: str(node.get("_meta", {}).get("title", node["class_type"])).strip().lower()
         for key, node in graph.items()

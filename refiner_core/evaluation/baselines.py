@@ -1,4 +1,4 @@
-"""What there is before any model: the reference pasted into the draft, by hand and aligned."""
+"""Baselines without any model: the reference pasted into the draft, box on box and aligned."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..data.shards import mask_box
+from ..data.triplets import mask_box
 from ..interfaces import SamplingJob
 from ..recipes.recipe import Recipe
 
 
 @dataclass
 class PastedReference:
-    """An `Engine` that answers with the reference as the pipeline aligned and lit it.
+    """An `Engine` that returns the reference as the pipeline aligned and lit it."""
 
-    `model` is the recipe whose crop sizes it works at.
-    """
-
-    model: Recipe
+    model: Recipe  # whose crop sizes are used
 
     @property
     def recipe(self) -> Recipe:
@@ -45,7 +42,7 @@ class PastedReference:
 def pasted_reference(
     draft: np.ndarray, mask: np.ndarray, reference: np.ndarray, reference_mask: np.ndarray | None
 ) -> np.ndarray:
-    """The box of the reference's detail resized onto the mask's box, through the mask, uint8 H W 3.
+    """The reference's detail box resized to the mask's box and pasted through the mask, uint8 H W 3.
 
     Raises:
         ValueError: a mask is empty.

@@ -1,4 +1,4 @@
-"""How well the embedded model does on scenes it has never seen: the model card's table."""
+"""Evaluates the embedded model on scenes that it has never seen: the table of the model card."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.scenes import Scene, make_scene
 from ..data.worker_pool import worker_pool
 from ..nano import NANO_WEIGHTS
 from ..recipes.recipe import NANO
@@ -17,36 +16,38 @@ from ..repair.pipeline import refine
 from ..repair.request import RefineOptions, RefineRequest
 from ..scoring.pixels import masked_psnr, masked_ssim
 from .baselines import PastedReference, pasted_reference
-from .cases import mask_tensor, picture
-from .metrics import CEILING
+from .cases import mask_tensor, picture_tensor
+from .held_out_scenes import FIRST_SEED, HeldOutScene, make_scene
+from .metric import MAX_PSNR
 
-FIRST_SEED = 10_000_000  # of scenes that are drawn for measuring only
 _METHODS = ("draft", "pasted", "aligned", "refined")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One scene: what was broken and, per method, masked PSNR (dB) and SSIM; `picture` for sheets."""
+class SceneResult:
+    """The measurements of one scene."""
 
     seed: int
     kind: str
     degradation: str
-    psnr: dict[str, float]
-    ssim: dict[str, float]
-    outside: int
-    picture: np.ndarray
+    psnr: dict[str, float]  # masked, in dB, per method
+    ssim: dict[str, float]  # masked, per method
+    outside: int  # largest difference to the draft outside the mask, of 255
+    picture: np.ndarray  # uint8 h w 3, for sheets: reference, draft, aligned, refined, target
 
 
-def _psnr(image: np.ndarray, scene: Scene) -> float:
-    psnr = masked_psnr(picture(image), picture(scene.target), mask_tensor(scene.mask))
-    return min(CEILING, float(psnr))
+def _psnr(image: np.ndarray, scene: HeldOutScene) -> float:
+    psnr = masked_psnr(picture_tensor(image), picture_tensor(scene.target), mask_tensor(scene.mask))
+    return min(MAX_PSNR, float(psnr))
 
 
-def _ssim(image: np.ndarray, scene: Scene) -> float:
-    return float(masked_ssim(picture(image), picture(scene.target), mask_tensor(scene.mask)))
+def _ssim(image: np.ndarray, scene: HeldOutScene) -> float:
+    return float(
+        masked_ssim(picture_tensor(image), picture_tensor(scene.target), mask_tensor(scene.mask))
+    )
 
 
-def _evaluate(job: tuple[int, str, bool, int | None]) -> Row | None:
+def _evaluate(job: tuple[int, str, bool, int | None]) -> SceneResult | None:
     from ..nano.nano_engine import load_nano
 
     seed, weights, rough, steps = job
@@ -55,9 +56,12 @@ def _evaluate(job: tuple[int, str, bool, int | None]) -> Row | None:
     if scene.degradation == "identity":
         return None
     request = RefineRequest(
-        picture(scene.draft), (picture(scene.reference),), mask_tensor(scene.mask),
-        (mask_tensor(scene.reference_mask),), RefineOptions(seed=seed, steps=steps),
-    )  # fmt: skip
+        picture_tensor(scene.draft),
+        (picture_tensor(scene.reference),),
+        mask_tensor(scene.mask),
+        (mask_tensor(scene.reference_mask),),
+        RefineOptions(seed=seed, steps=steps),
+    )
     results = {
         "draft": scene.draft,
         "pasted": pasted_reference(scene.draft, scene.mask, scene.reference, scene.reference_mask),
@@ -75,15 +79,18 @@ def _evaluate(job: tuple[int, str, bool, int | None]) -> Row | None:
     strip = [
         np.asarray(Image.fromarray(t).resize((192, 128), Image.Resampling.LANCZOS)) for t in tiles
     ]
-    return Row(
-        seed, scene.kind, scene.degradation,
+    return SceneResult(
+        seed,
+        scene.kind,
+        scene.degradation,
         {m: _psnr(results[m], scene) for m in _METHODS},
         {m: _ssim(results[m], scene) for m in _METHODS},
-        int(outside.max(initial=0)), np.concatenate(strip, 1),
-    )  # fmt: skip
+        int(outside.max(initial=0)),
+        np.concatenate(strip, 1),
+    )
 
 
-def _line(name: str, rows: list[Row]) -> str:
+def _line(name: str, rows: list[SceneResult]) -> str:
     psnr = [np.mean([r.psnr[m] for r in rows]) for m in _METHODS]
     ssim = [np.mean([r.ssim[m] for r in rows]) for m in _METHODS]
     better = np.mean([r.psnr["refined"] > r.psnr["draft"] for r in rows])
@@ -99,16 +106,17 @@ def evaluate_nano(
     steps: int | None = None,
     sheet: Path | None = None,
     workers: int = 2,
-) -> list[Row]:
+) -> list[SceneResult]:
     """Repair `count` held-out scenes and print the table.
 
     Args:
-        count: seeds to draw; drafts without fault ("identity") are left out.
-        weights: a nano; None = the embedded one.
-        rough_masks: boxes and ellipses beside outlines.
+        count: number of seeds; scenes whose draft is right ("identity") are left out.
+        weights: nano's file; None = the embedded one.
+        rough_masks: boxes and ellipses in addition to outlines.
         steps: of the sampler; None = the recipe's.
-        sheet: where to write a picture of the 10 worst and the 10 best cases (reference, draft,
-            aligned reference pasted, refined, truth).
+        sheet: file for a picture of the 10 worst and the 10 best cases (reference, draft, aligned
+            reference pasted, refined, target).
+        workers: number of processes.
     """
     path = str(weights or NANO_WEIGHTS)
     jobs = [(FIRST_SEED + i, path, rough_masks, steps) for i in range(count)]
@@ -127,8 +135,7 @@ def evaluate_nano(
     print(f"largest difference outside the mask: {max(r.outside for r in rows)}")
     if sheet is not None:
         order = sorted(rows, key=lambda r: r.psnr["refined"] - r.psnr["draft"])
-        columns = [
-            np.concatenate([r.picture for r in part]) for part in (order[:10], order[-10:][::-1])
-        ]
+        halves = (order[:10], order[-10:][::-1])
+        columns = [np.concatenate([r.picture for r in half]) for half in halves]
         Image.fromarray(np.concatenate(columns, 1)).save(sheet)
     return rows

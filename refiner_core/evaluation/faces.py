@@ -1,7 +1,7 @@
-"""Face similarity as ArcFace defines it, on insightface's model files, through onnxruntime.
+"""Face similarity by ArcFace, with insightface's model files and onnxruntime.
 
-The detector is SCRFD (arXiv 2105.04714), the embedding ArcFace's (arXiv 1801.07698). insightface's
-models are for non-commercial research only; they are used if the user has them.
+The detector is SCRFD (arXiv 2105.04714), the embedding is ArcFace's (arXiv 1801.07698).
+insightface's models are for non-commercial research only; they are used if the user has them.
 """
 
 from __future__ import annotations
@@ -15,27 +15,32 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .files import sha256
-from .metrics import Case, Column, Scores, Unavailable
+from .digests import sha256
+from .metric import Column, EvaluationCase, MetricUnavailable, Scores
 
 _DETECTORS = ("scrfd_10g_bnkps.onnx", "det_10g.onnx")
 _EMBEDDERS = ("glintr100.onnx", "w600k_r50.onnx")
 _SIDE, _ANCHORS = 640, 2
 _SCORE, _OVERLAP = 0.5, 0.4
-# Where eyes, nose and mouth corners belong in ArcFace's 112x112 picture.
-_PLACES = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
-     [70.7299, 92.2041]],
-)  # fmt: skip
+# x and y of eyes, nose and mouth corners in ArcFace's 112x112 picture.
+_LANDMARKS = np.array(
+    [
+        [38.2946, 51.6963],
+        [73.5318, 51.5014],
+        [56.0252, 71.7366],
+        [41.5493, 92.3655],
+        [70.7299, 92.2041],
+    ]
+)
 
 
 @dataclass(frozen=True)
 class Face:
-    """A face in a picture: `box` x0 y0 x1 y1, five `points` (5 2), in pixels, and its `score`."""
+    """A face in a picture."""
 
-    box: np.ndarray
-    points: np.ndarray
-    score: float
+    box: np.ndarray  # x0 y0 x1 y1 in pixels
+    points: np.ndarray  # 5 2: eyes, nose and mouth corners in pixels
+    score: float  # the detector's confidence, 0..1
 
     @property
     def area(self) -> float:
@@ -44,7 +49,7 @@ class Face:
 
 
 def find_models(folder: Path) -> tuple[Path, Path] | None:
-    """Detector and embedder in a folder or up to two folders deeper (the published zip nests)."""
+    """Detector and embedder in a folder or up to two levels below (the published zip is nested)."""
     for pattern in ("*.onnx", "*/*.onnx", "*/*/*.onnx"):
         here = {p.name: p for p in sorted(folder.glob(pattern))}
         detector = next((here[n] for n in _DETECTORS if n in here), None)
@@ -57,15 +62,15 @@ def find_models(folder: Path) -> tuple[Path, Path] | None:
 def decode_faces(outputs: list[np.ndarray], scale: float) -> list[Face]:
     """SCRFD's nine outputs (scores, boxes and points of three strides) as faces, best first.
 
-    Distances are in strides from the anchors' centres; `scale` is the picture's before detection.
+    Distances are in strides from the anchors' centres; `scale` is that of the picture before detection.
     """
     flat = [o.reshape(-1, o.shape[-1]) for o in outputs]
 
-    def kind(width: int) -> list[np.ndarray]:
+    def outputs_of(width: int) -> list[np.ndarray]:
         return sorted((o for o in flat if o.shape[1] == width), key=len, reverse=True)
 
     faces = []
-    for scores, boxes, points in zip(kind(1), kind(4), kind(10), strict=True):
+    for scores, boxes, points in zip(outputs_of(1), outputs_of(4), outputs_of(10), strict=True):
         cells = round((len(scores) / _ANCHORS) ** 0.5)
         stride = _SIDE // cells
         ys, xs = np.divmod(np.arange(cells * cells).repeat(_ANCHORS), cells)
@@ -73,12 +78,12 @@ def decode_faces(outputs: list[np.ndarray], scale: float) -> list[Face]:
         for i in np.flatnonzero(scores[:, 0] >= _SCORE):
             left_top, right_bottom = boxes[i, :2] * stride, boxes[i, 2:] * stride
             box = np.concatenate([centers[i] - left_top, centers[i] + right_bottom])
-            marks = centers[i] + points[i].reshape(5, 2) * stride
-            faces.append(Face(box / scale, marks / scale, float(scores[i, 0])))
-    return _without_doubles(sorted(faces, key=lambda f: -f.score))
+            landmarks = centers[i] + points[i].reshape(5, 2) * stride
+            faces.append(Face(box / scale, landmarks / scale, float(scores[i, 0])))
+    return _without_overlaps(sorted(faces, key=lambda f: -f.score))
 
 
-def _without_doubles(faces: list[Face]) -> list[Face]:
+def _without_overlaps(faces: list[Face]) -> list[Face]:
     kept: list[Face] = []
     for face in faces:
         if all(_overlap(face, other) <= _OVERLAP for other in kept):
@@ -93,9 +98,9 @@ def _overlap(a: Face, b: Face) -> float:
 
 
 def upright(image: Image.Image, points: np.ndarray) -> Image.Image:
-    """The face turned and scaled so that its five points lie where ArcFace expects them."""
-    # The similarity place -> picture by least squares: x' = a x - b y + c, y' = b x + a y + d.
-    x, y = _PLACES[:, 0], _PLACES[:, 1]
+    """The face rotated and scaled so that its five points lie where ArcFace expects them."""
+    # The similarity landmark -> picture by least squares: x' = a x - b y + c, y' = b x + a y + d.
+    x, y = _LANDMARKS[:, 0], _LANDMARKS[:, 1]
     one, zero = np.ones(5), np.zeros(5)
     rows = np.concatenate([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)])
     a, b, c, d = np.linalg.lstsq(rows, np.concatenate([points[:, 0], points[:, 1]]), rcond=None)[0]
@@ -105,15 +110,15 @@ def upright(image: Image.Image, points: np.ndarray) -> Image.Image:
 
 
 class ArcFace:
-    """Cosine of the largest face's embedding, to the target's and to the reference's.
+    """Cosine of the largest face's embedding to those of the target and the reference.
 
-    A picture without a face has no value; how many have one is the table's coverage.
+    A picture without a face has no value; the report says how many cases have one.
 
     Args:
-        folder: holds insightface's `antelopev2` or `buffalo_l`, itself or up to two folders down.
+        folder: holds insightface's `antelopev2` or `buffalo_l`, up to two levels below.
 
     Raises:
-        Unavailable: onnxruntime or the models are missing, or cannot be read.
+        MetricUnavailable: onnxruntime or the models are missing, or cannot be read.
     """
 
     columns = (
@@ -124,15 +129,15 @@ class ArcFace:
     def __init__(self, folder: Path | None) -> None:
         found = find_models(folder) if folder is not None and folder.is_dir() else None
         if found is None:
-            raise Unavailable(
-                f"ArcFace: neither {' + '.join(_pair(0))} (antelopev2) nor {' + '.join(_pair(1))} "
-                f"(buffalo_l){f' in {folder}' if folder else ''}. Get insightface's models "
+            raise MetricUnavailable(
+                f"ArcFace: neither {_model_pair(0)} (antelopev2) nor {_model_pair(1)} (buffalo_l) "
+                f"found{f' in {folder}' if folder else ''}. Download insightface's models "
                 "(non-commercial) and name their folder with --insightface."
             )
         try:
             import onnxruntime
         except ImportError as e:
-            raise Unavailable("ArcFace: pip install onnxruntime.") from e
+            raise MetricUnavailable("ArcFace: pip install onnxruntime.") from e
         self.files = found
         try:
             self.detector, self.embedder = (
@@ -140,10 +145,10 @@ class ArcFace:
                 for p in found
             )
         except Exception as e:  # onnxruntime's errors share no base class of their own
-            raise Unavailable(f"ArcFace: {found[0].parent} cannot be loaded: {e}") from e
+            raise MetricUnavailable(f"ArcFace: {found[0].parent} cannot be loaded: {e}") from e
 
     def faces(self, image: Image.Image) -> list[Face]:
-        """The faces of a picture, most certain first."""
+        """The faces of a picture, by descending confidence."""
         scale = _SIDE / max(image.size)
         small = image.resize(
             (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
@@ -151,7 +156,7 @@ class ArcFace:
         )
         canvas = np.zeros((_SIDE, _SIDE, 3), np.float32)
         canvas[: small.height, : small.width] = np.asarray(small, np.float32)
-        return decode_faces(_ask(self.detector, (canvas - 127.5) / 128), scale)
+        return decode_faces(_run(self.detector, (canvas - 127.5) / 128), scale)
 
     def embed(self, pixels: Tensor) -> np.ndarray | None:
         """The largest face of a picture 1 3 H W as a unit vector, or None without a face."""
@@ -160,10 +165,10 @@ class ArcFace:
         if not faces:
             return None
         face = upright(image, max(faces, key=lambda f: f.area).points)
-        vector = _ask(self.embedder, (np.asarray(face, np.float32) - 127.5) / 127.5)[0][0]
+        vector = _run(self.embedder, (np.asarray(face, np.float32) - 127.5) / 127.5)[0][0]
         return vector / max(float(np.linalg.norm(vector)), 1e-9)
 
-    def measure(self, case: Case, results: Mapping[str, Tensor]) -> Scores:
+    def measure(self, case: EvaluationCase, results: Mapping[str, Tensor]) -> Scores:
         truth = {
             "arcface": None if case.target is None else self.embed(case.target),
             "arcface_reference": self.embed(case.reference),
@@ -181,11 +186,11 @@ class ArcFace:
         return {"arcface": ", ".join(f"{p.name} sha256 {sha256(p)}" for p in self.files)}
 
 
-def _pair(i: int) -> tuple[str, str]:
-    return _DETECTORS[i], _EMBEDDERS[i]
+def _model_pair(i: int) -> str:
+    return f"{_DETECTORS[i]} + {_EMBEDDERS[i]}"
 
 
-def _ask(session: Any, pixels: np.ndarray) -> list[np.ndarray]:
+def _run(session: Any, pixels: np.ndarray) -> list[np.ndarray]:
     """Run a network on H W 3 RGB floats."""
     batch = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32)
     return session.run(None, {session.get_inputs()[0].name: batch})

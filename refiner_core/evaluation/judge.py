@@ -1,25 +1,23 @@
 """A vision-language model as judge, through any OpenAI-compatible endpoint.
 
-The paper reports a VLM score of 0 to 100 without naming model or prompt, so figures of other
-judges and rubrics cannot be compared with it; ours is printed below and in the documentation.
+The paper reports a VLM score of 0 to 100 without naming the model or the prompt, so scores of other
+judges and rubrics cannot be compared with it; ours is given below and in the documentation.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import re
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from ..scoring.vlm_client import ask, png_url
-from .metrics import Case, Column, Scores
+from ..scoring.vlm_client import VlmClient, json_objects, png_url
+from .metric import Column, EvaluationCase, Scores
 
 RUBRIC = """You judge the repair of one detail in a generated picture. You see three pictures:
 1. the reference: it shows the true detail (a logo, lettering, a pattern or a face);
@@ -34,58 +32,17 @@ Answer with one JSON object and nothing else, for example
 {"detail": 70, "text": null, "background": 100, "naturalness": 80}"""
 
 WEIGHTS = {"detail": 0.4, "text": 0.3, "background": 0.15, "naturalness": 0.15}
-_LONGEST_SIDE = 1024
-_PATIENCE = 3  # requests without an answer, in a row, before the endpoint is given up
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where to ask: base `url` (".../v1"), `model`, `key` or None, `timeout` in seconds, `votes` a
-    result.
-    """
-
-    url: str
-    model: str
-    key: str | None = None
-    timeout: float = 60.0
-    votes: int = 3
-
-    def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"The endpoint must be an http(s) address, got {self.url!r}.")
-        if not self.model:
-            raise ValueError("The endpoint needs the model's name (--vlm-model).")
-        if self.votes < 1 or self.timeout <= 0:
-            raise ValueError(
-                f"votes must be 1 or more and the timeout over 0 s, got {self.votes} and "
-                f"{self.timeout}."
-            )
-
-    def ask(self, images: list[str], vote: int) -> str:
-        """The model's raw reply.
-
-        Raises:
-            OSError: as `chat.ask`.
-        """
-        return ask(
-            self.url, self.model, RUBRIC, images, key=self.key, timeout=self.timeout, seed=vote
-        )
+_MAX_SIDE = 1024  # px of the pictures that are sent
+_MAX_FAILURES = 3  # requests in a row without a reply before the endpoint is given up
 
 
 def read_reply(reply: str) -> float | None:
-    """The score 0..100 in a reply: the last JSON object that keeps to the rubric; None if none."""
-    for found in reversed(re.findall(r"\{[^{}]*\}", reply)):
-        try:
-            parts = json.loads(found)
-        except ValueError:
-            continue
-        score = _weighted(parts)
-        if score is not None:
-            return score
-    return None
+    """The score 0..100 in a reply: the last JSON object that follows the rubric; None without."""
+    scores = (_weighted_score(parts) for parts in json_objects(reply))
+    return next((s for s in scores if s is not None), None)
 
 
-def _weighted(parts: Mapping[str, Any]) -> float | None:
+def _weighted_score(parts: Mapping[str, Any]) -> float | None:
     total = weight = 0.0
     for key, share in WEIGHTS.items():
         value = parts.get(key)
@@ -98,29 +55,39 @@ def _weighted(parts: Mapping[str, Any]) -> float | None:
 
 
 def data_url(pixels: Tensor) -> str:
-    """A picture 1 3 H W as a PNG in a data: address, at most 1024 px on a side."""
+    """A picture 1 3 H W as a PNG in a `data:` URL, at most 1024 px on a side."""
     image = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
-    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return png_url(stream.getvalue())
 
 
 class VlmJudge:
-    """Median of several votes. Every raw reply is appended to `replies`, a JSON-lines file.
+    """Median of several votes. Every raw reply is appended to a JSON-lines file.
 
-    An endpoint that did not answer three times in a row is not asked again: `trouble` says why,
-    and the column stays empty from there.
+    After three requests in a row without a reply the endpoint is not asked again: `failure` gives
+    the reason, and the column stays empty from there.
+
+    Args:
+        client: the model.
+        replies: the JSON-lines file.
+        votes: per result.
+
+    Raises:
+        ValueError: no votes.
     """
 
     columns = (Column("vlm", "VLM score", True, 1, 81.91),)
 
-    def __init__(self, endpoint: Endpoint, replies: Path) -> None:
-        self.endpoint, self.replies = endpoint, replies
-        self.silent = 0
-        self.trouble: str | None = None
+    def __init__(self, client: VlmClient, replies: Path, votes: int = 3) -> None:
+        if votes < 1:
+            raise ValueError(f"--vlm-votes must be at least 1, got {votes}.")
+        self.client, self.replies, self.votes = client, replies, votes
+        self.failures = 0
+        self.failure: str | None = None
 
-    def measure(self, case: Case, results: Mapping[str, Tensor]) -> Scores:
+    def measure(self, case: EvaluationCase, results: Mapping[str, Tensor]) -> Scores:
         given = [data_url(case.reference), data_url(case.draft)]
         return {
             name: {"vlm": self._judge(case.id, name, [*given, data_url(result)])}
@@ -128,32 +95,33 @@ class VlmJudge:
         }
 
     def _judge(self, case: str, system: str, images: list[str]) -> float | None:
-        votes = []
-        for vote in range(self.endpoint.votes):
-            if self.trouble is not None:
+        scores: list[float] = []
+        for vote in range(self.votes):
+            if self.failure is not None:
                 break
             score = self._vote(images, {"case": case, "system": system, "vote": vote})
             if score is not None:
-                votes.append(score)
-        return statistics.median(votes) if votes else None
+                scores.append(score)
+        return statistics.median(scores) if scores else None
 
     def _vote(self, images: list[str], entry: dict[str, Any]) -> float | None:
         score = None
         try:
-            reply = self.endpoint.ask(images, entry["vote"])
+            reply = self.client.ask(RUBRIC, images, seed=entry["vote"])
             score = read_reply(reply)
             entry |= {"reply": reply, "score": score}
-            self.silent = 0
+            self.failures = 0
         except OSError as e:  # TimeoutError and URLError are OSErrors
             entry["error"] = str(e)
-            self.silent += 1
-            if self.silent >= _PATIENCE:
-                self.trouble = (
-                    f"VLM: {self.endpoint.url} was given up after {self.silent} tries: {e}"
+            self.failures += 1
+            if self.failures >= _MAX_FAILURES:
+                self.failure = (
+                    f"VLM: {self.client.url} did not reply to {self.failures} requests in a row "
+                    f"and was not asked again: {e}"
                 )
         with self.replies.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
         return score
 
     def describe(self) -> dict[str, str]:
-        return {"vlm": f"{self.endpoint.model} at {self.endpoint.url}, {self.endpoint.votes} votes"}
+        return {"vlm": f"{self.client.model} at {self.client.url}, {self.votes} votes"}

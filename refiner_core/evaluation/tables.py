@@ -1,4 +1,4 @@
-"""The evaluation's numbers in files: means per system, one CSV row a case and system, one JSON."""
+"""The evaluation's figures: means per system, one CSV row per case and system, and one JSON."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.output_files import atomic_path
-from .evaluate import REFINED, Outcome
-from .metrics import Column
+from .metric import Column
+from .settings import REFINED, Outcome
 
 PAPER = "paper (its own data)"
-# What cases are sorted by: the first of these that has values.
+# Cases are sorted by the first of these columns that has values.
 _RANKING = ("dreamsim_crop", "structure_crop", "psnr", "dreamsim_reference", "dinov2_reference")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean over the `count` cases that have the value; None where none has."""
+    """A mean over the cases that have the value."""
 
-    mean: float | None
+    mean: float | None  # None if no case has it
     count: int
 
 
@@ -44,7 +44,7 @@ def summarise(outcome: Outcome, columns: Sequence[Column]) -> Summary:
 
 
 def ranking(outcome: Outcome, columns: Sequence[Column]) -> Column | None:
-    """The column by which cases are sorted, None if there is no value anywhere."""
+    """The column by which cases are sorted, or None without any value."""
     for key in _RANKING:
         column = next((c for c in columns if c.key == key), None)
         if column and any(_value(c, key) is not None for c in outcome.measured):
@@ -57,7 +57,7 @@ def _value(case: Mapping[str, Any], key: str) -> float | None:
 
 
 def worst_first(outcome: Outcome, column: Column | None) -> list[dict[str, Any]]:
-    """The cases by the refined result's value, worst first; those without one last."""
+    """The cases by the value of the refined result, worst first; those without one last."""
     if column is None:
         return list(outcome.measured)
 
@@ -69,13 +69,13 @@ def worst_first(outcome: Outcome, column: Column | None) -> list[dict[str, Any]]
 
 
 def degradation(case: Mapping[str, Any]) -> str:
-    """What was done to the draft, as far as the data set says."""
-    found = case["info"].get("degradation", "")
-    return str(found.get("name", "") if isinstance(found, Mapping) else found)
+    """How the draft was degraded, if the data set says so."""
+    note = case["info"].get("degradation", "")
+    return str(note.get("name", "") if isinstance(note, Mapping) else note)
 
 
 def write_csv(path: Path, outcome: Outcome, columns: Sequence[Column]) -> None:
-    """One row a case and system; an empty cell where there is no value."""
+    """One row per case and system; a cell is empty where there is no value."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["id", "system", "seed", "kind", "degradation", *(c.key for c in columns)])
@@ -92,24 +92,29 @@ def write_csv(path: Path, outcome: Outcome, columns: Sequence[Column]) -> None:
 
 
 def write_json(
-    path: Path, outcome: Outcome, columns: Sequence[Column], described: Mapping[str, str],
+    path: Path,
+    outcome: Outcome,
+    columns: Sequence[Column],
+    described: Mapping[str, str],
     notes: Sequence[str],
-) -> dict[str, Any]:  # fmt: skip
-    """Everything: settings with hashes, what measured, notes, means, and every case."""
-    run = json.loads((outcome.plan.out / "run.json").read_text(encoding="utf-8"))
+) -> None:
+    """Settings with digests, descriptions of the metrics, notes, means, and every case."""
+    run = json.loads((outcome.settings.out / "run.json").read_text(encoding="utf-8"))
     summary = summarise(outcome, columns)
     data = {
-        **run, "metrics": dict(described), "notes": list(notes), "failed": outcome.failed,
+        **run,
+        "metrics": dict(described),
+        "notes": list(notes),
+        "failed": outcome.failed,
         "summary": {
             s: {k: {"mean": c.mean, "cases": c.count} for k, c in row.items()}
             for s, row in summary.items()
         },
         "paper": {c.key: c.paper for c in columns if c.paper is not None},
         "cases": outcome.measured,
-    }  # fmt: skip
+    }
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
-    return data
 
 
 def text_table(outcome: Outcome, columns: Sequence[Column]) -> str:
@@ -120,13 +125,15 @@ def text_table(outcome: Outcome, columns: Sequence[Column]) -> str:
         "|---" * (len(columns) + 1) + "|",
     ]
     for system, row in summary.items():
-        lines.append(f"| {system} | " + " | ".join(show(row[c.key], c) for c in columns) + " |")
+        lines.append(
+            f"| {system} | " + " | ".join(format_cell(row[c.key], c) for c in columns) + " |"
+        )
     if any(c.paper is not None for c in columns):
         cells = ("" if c.paper is None else f"{c.paper:g}" for c in columns)
         lines.append(f"| {PAPER} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def show(cell: Cell, column: Column) -> str:
-    """A mean for people."""
+def format_cell(cell: Cell, column: Column) -> str:
+    """A mean with the column's number of digits."""
     return "" if cell.mean is None else f"{cell.mean:.{column.digits}f}"

@@ -12,7 +12,7 @@ from ..images.geometry import Extent
 from ..images.masks import find_regions, whole_region
 from ..images.tensors import check_finite
 from ..recipes.recipe import OMNIREFINER
-from ..scoring.interface import Scorer
+from ..scoring.scorer import Scorer
 from ..scoring.structural import StructuralScorer
 from .model_inputs import plan_views, reference_view
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import __version__
 from ..images.geometry import Extent
 from ..interfaces import Engine, Progress, Stage
-from ..scoring.interface import Scorer
+from ..scoring.scorer import Scorer
 from .region import Clock, RegionJob
 from .request import (
     RefineRequest,

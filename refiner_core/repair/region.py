@@ -14,7 +14,7 @@ from ..images.geometry import CropPlan, Extent
 from ..images.masks import Region
 from ..images.tensors import check_finite
 from ..interfaces import Engine, Progress, SamplingJob, Stage
-from ..scoring.interface import Scorer
+from ..scoring.scorer import Scorer
 from ..scoring.structural import StructuralScorer
 from .best_of_n import Candidate, rounds, search
 from .drift_and_color import settle

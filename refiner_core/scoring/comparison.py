@@ -1,4 +1,4 @@
-"""Comparing batches of pictures: sizes by a stated policy, in chunks, with a heatmap to look at."""
+"""Compares batches of pictures in chunks, with a policy for different sizes and a heatmap."""
 
 from __future__ import annotations
 
@@ -11,31 +11,21 @@ from torch import Tensor
 
 from ..images.geometry import Extent
 from ..images.tensors import resize
-from .dreamsim import DreamSimScorer
-from .interface import MapScorer, check_pictures
+from .dreamsim_scorer import DreamSimScorer
+from .scorer import MapScorer, check_pictures
 
 SizePolicy = Literal["refuse", "stretch", "crop"]
 SIZE_POLICIES: tuple[SizePolicy, ...] = get_args(SizePolicy)
 _CHUNK = 16
-_FAINT = 0.05  # local distance under which nothing is drawn as hot
-
-# Cold to hot, RGB: readable in grey as well, each step brighter than the last.
-_COLORS = (
-    (0.0, 0.0, 0.1),
-    (0.35, 0.0, 0.45),
-    (0.85, 0.15, 0.2),
-    (1.0, 0.65, 0.1),
-    (1.0, 1.0, 0.75),
-)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """`distances` float32 B; `heat` B 1 h w on the scorer's grid, or None if not asked for."""
+class PairDistances:
+    """The distances of a batch of pairs."""
 
-    name: str
-    distances: Tensor
-    heat: Tensor | None
+    name: str  # of the scorer
+    distances: Tensor  # float32 B
+    heat: Tensor | None  # B 1 h w on the scorer's grid, if asked for
 
     @property
     def distance(self) -> float:
@@ -43,7 +33,7 @@ class Comparison:
         return float(self.distances.mean())
 
     def summary(self) -> str:
-        """One line: the number, or the mean, the range and every pair's number."""
+        """One line: the distance, or the mean, the range and the distance of every pair."""
         values = self.distances.tolist()
         if len(values) == 1:
             return f"{self.name}: distance {values[0]:.4f}, similarity {1 - values[0]:.4f}"
@@ -55,7 +45,7 @@ class Comparison:
 
 
 def match_size(image: Tensor, like: Tensor, policy: SizePolicy) -> Tensor:
-    """`image` B 3 h w at the size of `like`: stretched, or scaled to cover it and cut centrally.
+    """`image` B 3 h w at the size of `like`: stretched, or scaled to cover it and cropped.
 
     Raises:
         ValueError: the sizes differ and the policy is "refuse"; names both.
@@ -65,8 +55,8 @@ def match_size(image: Tensor, like: Tensor, policy: SizePolicy) -> Tensor:
         return image
     if policy == "refuse":
         raise ValueError(
-            f"The pictures have different sizes, {wanted} and {size}. Choose what is to happen: "
-            '"stretch" resizes the second, "crop" scales it to cover the first and cuts the rest.'
+            f"The pictures have different sizes, {wanted} and {size}. Choose a policy: "
+            '"stretch" resizes the second picture, "crop" scales it to cover the first and crops it.'
         )
     if policy == "stretch":
         return resize(image, wanted).clamp(0, 1)
@@ -88,55 +78,33 @@ def compare(
     sizes: SizePolicy = "refuse",
     heatmap: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Comparison:
+) -> PairDistances:
     """Score pairs of pictures B 3 H W, a batch of one against every item of the other.
 
-    DreamSim sees whole pictures squeezed to a square anyway: there "stretch" leaves each its own
-    pixels, which gives the dreamsim package's number for pictures of any two sizes.
+    DreamSim resizes whole pictures to a square anyway: with "stretch" it does so from each
+    picture's own pixels, which gives the dreamsim package's figures for any two sizes.
 
     Args:
         mask: B 1 H W in the first picture's frame, or None.
-        sizes: what to do if the sizes differ.
-        heatmap: also find where (whole pictures; the mask plays no part).
+        sizes: the policy if the sizes differ.
+        heatmap: also compute where they differ (of whole pictures; the mask is ignored).
         progress: `progress(pairs done, pairs)` after each chunk; raising from it stops the work.
 
     Raises:
         ValueError: as `Scorer.distance` and `match_size`.
     """
     count = max(check_pictures(a, b, any_size=True), 0 if mask is None else len(mask))
-    squeezed = isinstance(scorer, DreamSimScorer) and mask is None and sizes == "stretch"
-    if not squeezed:
+    resized_by_scorer = isinstance(scorer, DreamSimScorer) and mask is None and sizes == "stretch"
+    if not resized_by_scorer:
         b = match_size(b, a, sizes)
     distances, heats = [], []
     for start in range(0, count, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        x, y = (v if len(v) == 1 else v[part] for v in (a, b))
-        m = mask if mask is None or len(mask) == 1 else mask[part]
+        chunk = slice(start, start + _CHUNK)
+        x, y = (v if len(v) == 1 else v[chunk] for v in (a, b))
+        m = mask if mask is None or len(mask) == 1 else mask[chunk]
         distances.append(scorer.distance(x, y, m))
         if heatmap:
             heats.append(scorer.heatmap(x, y))
         progress(min(start + _CHUNK, count), count)
     heat = torch.cat(heats) if heats else None
-    return Comparison(scorer.name, torch.cat(distances).float(), heat)
-
-
-def draw_heat(image: Tensor, heat: Tensor, scale: float = 0.0) -> Tensor:
-    """The heatmap over the picture, B 3 H W.
-
-    Args:
-        image: B 3 H W or 1 3 H W in [0, 1].
-        heat: B 1 h w, smoothly enlarged.
-        scale: the local distance drawn hottest, the same for all; 0 = each picture's largest (at
-            least 0.05, so that rounding does not glow).
-    """
-    size = Extent(image.shape[-1], image.shape[-2])
-    heat = heat.float().cpu()
-    top = heat.flatten(1).amax(1).clamp_min(_FAINT) if scale <= 0 else heat.new_full((1,), scale)
-    value = (resize(heat, size) / top.reshape(-1, 1, 1, 1)).clamp(0, 1)
-    position = value * (len(_COLORS) - 1)
-    color = torch.zeros(len(heat), 3, size.height, size.width)
-    for i, rgb in enumerate(_COLORS):
-        near = (1 - (position - i).abs()).clamp_min(0)
-        color = color + near * torch.tensor(rgb).reshape(1, 3, 1, 1)
-    opacity = 0.85 * value.sqrt()
-    return (image.float().cpu() * (1 - opacity) + color * opacity).clamp(0, 1)
+    return PairDistances(scorer.name, torch.cat(distances).float(), heat)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .interface import check_pair, only_inside
+from .scorer import check_pair, only_inside
 
 SIDE = 224  # px of the network's square
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..images.masks import bounds
-from .interface import Scorer, check_pair, check_pictures
 from .pixels import edge_error, masked_mse
 from .preparation import square_view
+from .scorer import Scorer, check_pair, check_pictures
 
 PATCH_SIDE = 224  # px: what DreamSim sees
 

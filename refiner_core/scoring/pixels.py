@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..images.tensors import to_float
-
 _RADIUS, _SIGMA = 5, 1.5  # Wang et al. 2004: an 11x11 Gaussian window
 _C1, _C2 = 0.01**2, 0.03**2
 
 
-def _same_size(a: Tensor, b: Tensor, mask: Tensor | None) -> None:
+def check_same_size(a: Tensor, b: Tensor, mask: Tensor | None) -> None:
     if a.ndim != 4 or a.shape[1] != 3 or a.shape[-2:] != b.shape[-2:] or b.shape[1] != 3:
         raise ValueError(
             f"Two pictures B 3 H W of one size are compared, got {tuple(a.shape)} and "
@@ -52,7 +50,7 @@ def masked_mse(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: the sizes differ.
     """
-    _same_size(a, b, mask)
+    check_same_size(a, b, mask)
     return masked_mean((_double(a) - _double(b)).square(), mask)
 
 
@@ -107,7 +105,7 @@ def masked_ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: the sizes differ.
     """
-    _same_size(a, b, mask)
+    check_same_size(a, b, mask)
     return masked_mean(ssim_map(a, b), mask)
 
 
@@ -130,7 +128,7 @@ def edge_error(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: the sizes differ.
     """
-    _same_size(a, b, mask)
+    check_same_size(a, b, mask)
     return masked_mean((sobel(_double(a)) - sobel(_double(b))).square(), mask)
 
 
@@ -142,12 +140,6 @@ def outside_difference(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     Raises:
         ValueError: the sizes differ.
     """
-    _same_size(a, b, mask)
+    check_same_size(a, b, mask)
     apart = (_double(a) - _double(b)).abs() * (mask == 0)
     return apart.flatten(1).amax(1)
-
-
-def difference_heat(a: Tensor, b: Tensor) -> Tensor:
-    """How far apart two pictures are at every pixel, `B 1 H W` float32: the largest channel's."""
-    _same_size(a, b, None)
-    return (to_float(a) - to_float(b)).abs().amax(1, keepdim=True)

@@ -11,7 +11,7 @@ from ..images.crop import crop
 from ..images.geometry import Box, Buckets, Extent, plan_crop
 from ..images.masks import bounds
 from ..images.tensors import resize, to_dtype
-from .interface import only_inside
+from .scorer import only_inside
 
 
 def prepare_image(image: Image.Image, side: int) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..matching.registration import blur
-from .interface import check_pair, only_inside
 from .pixels import sobel, structural_similarity
+from .scorer import check_pair, only_inside
 
 # Shares of the scales, fine to coarse: Wang et al. 2003, "Multiscale structural similarity".
 _SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)

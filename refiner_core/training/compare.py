@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.scenes import make_scene
 from ..data.shards import TripletSet
 from ..data.triplets import Triplet
 from ..data.worker_pool import worker_pool
+from ..evaluation.held_out_scenes import make_scene
 from ..images.geometry import Extent
 from ..models.core_engine import CoreEngine
 from ..models.kontext import Conditioning

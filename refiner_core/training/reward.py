@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ..scoring.interface import Scorer
 from ..scoring.patchwise import patch_scores
+from ..scoring.scorer import Scorer
 from ..scoring.structural import StructuralScorer
 from .config import ObjectiveSettings
 from .dataset import Pixels
@@ -39,7 +39,7 @@ def make_reward(settings: ObjectiveSettings, device: torch.device) -> PatchRewar
     """
     if settings.dreamsim is None:
         return PatchReward(StructuralScorer())
-    from ..scoring.dreamsim import DreamSimScorer
     from ..scoring.dreamsim_files import load_dreamsim
+    from ..scoring.dreamsim_scorer import DreamSimScorer
 
     return PatchReward(DreamSimScorer(load_dreamsim(settings.dreamsim, device)))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..data.build import Progress, run_build
-from ..data.plan import Build
+from ..data.build_settings import Build
 from ..data.shards import TripletSet
 from ..data.splits import split_data
 from ..data.stages.procedural import (

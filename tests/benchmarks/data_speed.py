@@ -36,7 +36,7 @@ class _Clock:
 
 def _made(size: int, count: int, clock: _Clock) -> Iterator[Any]:
     """Triplets that pass all stages, out of `count` samples."""
-    from refiner_core.data.stages.interface import RejectedError, Sample, sample_seed
+    from refiner_core.data.sample import RejectedError, Sample, sample_seed
     from refiner_core.data.stages.procedural import (
         ProceduralDegrade,
         ProceduralMask,

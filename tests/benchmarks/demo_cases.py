@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from refiner_core.data.scenes import Light
+from refiner_core.data.render import Light
 from refiner_core.data.textures import font_files
 from refiner_core.matching import homography as hom
 

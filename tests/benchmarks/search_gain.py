@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from refiner_core.data.scenes import make_scene
 from refiner_core.data.worker_pool import worker_pool
-from refiner_core.evaluation.cases import mask_tensor, picture
-from refiner_core.evaluation.evaluate_nano import FIRST_SEED
-from refiner_core.evaluation.metrics import CEILING
+from refiner_core.evaluation.cases import mask_tensor, picture_tensor
+from refiner_core.evaluation.held_out_scenes import FIRST_SEED, make_scene
+from refiner_core.evaluation.metric import MAX_PSNR
 from refiner_core.images.tensors import to_float
 from refiner_core.models.core_engine import CoreEngine
 from refiner_core.repair.pipeline import refine
@@ -24,7 +23,7 @@ from refiner_core.repair.request import RefineOptions, RefineRequest
 from refiner_core.scoring.pixels import edge_error, masked_psnr, masked_ssim
 from refiner_core.scoring.structural import StructuralScorer
 
-SINGLE, LIGHT = "one run", "one run, half the prefill"
+SINGLE, LIGHT = "one run", "one run, half the reference blend"
 BEST, STEPS = "best of N", "one run, as many steps"
 RUNS = (SINGLE, LIGHT, BEST, STEPS)
 _MEASURES = ("psnr", "ssim", "edges", "structure")
@@ -44,7 +43,7 @@ class Gain:
 def _measure(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
     structure = StructuralScorer().distance(to_float(image), to_float(target), mask)
     return {
-        "psnr": min(CEILING, float(masked_psnr(image, target, mask))),
+        "psnr": min(MAX_PSNR, float(masked_psnr(image, target, mask))),
         "ssim": float(masked_ssim(image, target, mask)),
         "edges": float(edge_error(image, target, mask)),
         "structure": float(structure),
@@ -59,11 +58,11 @@ def _compare(job: tuple[int, int]) -> Gain | None:
     if scene.degradation == "identity":
         return None
     engine = load_nano()
-    target, mask = picture(scene.target), mask_tensor(scene.mask)
+    target, mask = picture_tensor(scene.target), mask_tensor(scene.mask)
 
     def run(engine: CoreEngine, options: RefineOptions) -> tuple[dict[str, float], dict[str, Any]]:
         request = RefineRequest(
-            picture(scene.draft), (picture(scene.reference),), mask,
+            picture_tensor(scene.draft), (picture_tensor(scene.reference),), mask,
             (mask_tensor(scene.reference_mask),), options,
         )  # fmt: skip
         done = refine(engine, request)

@@ -16,8 +16,8 @@ from PIL import Image
 
 from refiner_core.__main__ import main
 from refiner_core.data.comfyui import ComfyUIError, Server, Servers
-from refiner_core.data.scenes import make_scene
 from refiner_core.data.shards import read_lines, read_manifest, read_triplets
+from refiner_core.evaluation.held_out_scenes import make_scene
 
 
 def node(kind: str, title: str = "", **inputs: Any) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from PIL import Image
 
 from refiner_core.images.image_io import load_mask, load_picture
 from refiner_core.images.tensors import to_float
-from refiner_core.scoring.dreamsim import DreamSimScorer
 from refiner_core.scoring.dreamsim_files import load_dreamsim
 from refiner_core.scoring.dreamsim_release import convert_release
+from refiner_core.scoring.dreamsim_scorer import DreamSimScorer
 from refiner_core.scoring.structural import StructuralScorer
 from tests.comfyui.graphs import CASES, node
 from tests.dreamsim_release import TINY, write_release

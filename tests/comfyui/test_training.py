@@ -11,9 +11,9 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from refiner_core.data.scenes import make_scene
 from refiner_core.data.shards import MANIFEST, write_lines, write_shard
 from refiner_core.data.triplets import Triplet
+from refiner_core.evaluation.held_out_scenes import make_scene
 from refiner_core.models.kontext import Conditioning, velocity
 from refiner_core.training.checkpoint import read_facts
 from refiner_core.training.trainable import add_lora

@@ -1,7 +1,7 @@
-"""Stages done by the user's own ComfyUI workflows: make targets from references, break details.
+"""Stages run by the user's own ComfyUI workflows: targets from references, and degraded drafts.
 
-Every result is kept under `work/` by what went in, so nothing is computed twice: not after an
-interruption, nor when later stages run again.
+Every result is cached under `work/` by a digest of its inputs, so nothing is computed twice: neither
+after an interruption nor when later stages run again.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from ..comfyui import Servers
+from ..pair_files import PairFiles, listing_digest, picture_identity, read_pixels, shrink
+from ..sample import RejectedError, Sample
 from ..triplets import decode_png, encode_png
 from ..workflow import Value, Workflow
-from .files import PairFile, listing_digest, picture_identity, read_pixels, shrunk
-from .interface import RejectedError, Sample
-from .pasting import paste_inside
+from .drafts import paste_inside, with_draft, with_right_draft
 
 PAIR_PLACEHOLDERS = {
     "reference": "the reference picture, in Load Image",
@@ -42,12 +42,12 @@ DEGRADE_PLACEHOLDERS = {
 }
 
 
-def _mark(pixels: np.ndarray) -> str:
+def _digest(pixels: np.ndarray) -> str:
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
-class Cached:
+class CachedWorkflow:
     """Runs one workflow on servers and keeps the results in `folder`."""
 
     workflow: Workflow
@@ -59,32 +59,32 @@ class Cached:
     ) -> dict[str, np.ndarray]:
         """The saved pictures by their nodes' titles; see `Servers.run` for what it raises."""
         used = {k: p for k, p in pictures.items() if k in self.workflow.names}
-        marks = {k: _mark(p) for k, p in used.items()}
-        key = json.dumps(self.workflow.fill({**values, **marks}), sort_keys=True)
-        place = self.folder / hashlib.sha256(key.encode()).hexdigest()[:32]
-        if not place.is_dir():
+        digests = {k: _digest(p) for k, p in used.items()}
+        key = json.dumps(self.workflow.fill({**values, **digests}), sort_keys=True)
+        entry = self.folder / hashlib.sha256(key.encode()).hexdigest()[:32]
+        if not entry.is_dir():
             made = self.servers.run(
                 lambda names: self.workflow.fill({**values, **names}), used, first
             )
-            self._keep(place, made)
-        return {p.stem: decode_png(p.read_bytes(), mask=False) for p in sorted(place.glob("*.png"))}
+            self._store(entry, made)
+        return {p.stem: decode_png(p.read_bytes(), mask=False) for p in sorted(entry.glob("*.png"))}
 
-    def _keep(self, place: Path, made: Mapping[str, np.ndarray]) -> None:
+    def _store(self, entry: Path, made: Mapping[str, np.ndarray]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".", dir=self.folder))
         try:
             for title, pixels in made.items():
                 (temporary / f"{title.replace('/', '_')}.png").write_bytes(encode_png(pixels))
-            temporary.rename(place)
+            temporary.rename(entry)
         except OSError:
-            if not place.is_dir():  # another process may have been first
+            if not entry.is_dir():  # another process may have been first
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _chosen(pictures: Mapping[str, np.ndarray], title: str, workflow: Workflow) -> np.ndarray:
-    """The picture saved by the node of that title, or the only one there is."""
+def _pick_output(pictures: Mapping[str, np.ndarray], title: str, workflow: Workflow) -> np.ndarray:
+    """The picture saved by the node with that title, or the only one there is."""
     if title in pictures:
         return pictures[title]
     others = [n for n in pictures if n not in ("mask", "reference_mask")]
@@ -92,7 +92,7 @@ def _chosen(pictures: Mapping[str, np.ndarray], title: str, workflow: Workflow) 
         return pictures[others[0]]
     raise ValueError(
         f"the workflow {os.path.basename(workflow.path)} saves several pictures "
-        f"({', '.join(sorted(pictures))}): give the node to take the title {title!r}"
+        f"({', '.join(sorted(pictures))}): give the node whose picture to use the title {title!r}"
     )
 
 
@@ -104,17 +104,16 @@ def _as_mask(pixels: np.ndarray) -> np.ndarray:
 class WorkflowPair:
     """Targets generated from reference pictures by a workflow.
 
-    `references` the pictures, taken in turn with `prompts` (every prompt for a picture before the
-    next round); `side` square root of the area asked for. A saving node titled "mask" gives the
-    mask of the detail, one titled "reference_mask" that of the reference.
+    A saving node titled "mask" gives the mask of the detail, one titled "reference_mask" that of
+    the reference.
     """
 
-    cached: Cached
-    references: tuple[PairFile, ...]
-    prompts: tuple[str, ...]
-    side: int
-    source: str
-    licence: str
+    cached: CachedWorkflow
+    references: tuple[PairFiles, ...]  # used in turn
+    prompts: tuple[str, ...]  # used in turn, shifted by one after every round of references
+    side: int  # square root of the area asked for, in pixels
+    source: str  # noted in every sample
+    licence: str  # noted in every sample
     name: str = field(default="pair", init=False)
     version: str = field(default="workflow/1", init=False)
 
@@ -132,38 +131,43 @@ class WorkflowPair:
         round_ = sample.number // len(self.references)
         prompt = self.prompts[(sample.number + round_) % len(self.prompts)]
         path = file.files["reference"]
-        reference = shrunk(read_pixels(path, "reference")[0], self.side)
+        reference = shrink(read_pixels(path, "reference")[0], self.side)
         values: dict[str, Value] = {
-            "prompt": prompt, "seed": sample.seed % (1 << 32), "width": self.side, "height": self.side,
-        }  # fmt: skip
+            "prompt": prompt,
+            "seed": sample.seed % (1 << 32),
+            "width": self.side,
+            "height": self.side,
+        }
         made = self.cached(values, {"reference": reference}, sample.number)
-        target = _chosen(made, "target", self.cached.workflow)
-        marks = {n: _as_mask(made[n]) for n in ("mask", "reference_mask") if n in made}
+        target = _pick_output(made, "target", self.cached.workflow)
+        masks = {n: _as_mask(made[n]) for n in ("mask", "reference_mask") if n in made}
         if min(target.shape[:2]) < 32:
             raise RejectedError(f"the target is only {target.shape[1]}x{target.shape[0]} px")
+        info = sample.noted(
+            pair=file.name,
+            identity=picture_identity(path),
+            source=self.source,
+            licence=self.licence,
+            workflow=self.cached.workflow.digest,
+            side=self.side,
+            generated={"prompt": prompt, "seed": values["seed"]},
+        )
         return replace(
-            sample, reference=reference, target=target, prompt=prompt, **marks,
-            info=sample.noted(
-                pair=file.name, identity=picture_identity(path), source=self.source,
-                licence=self.licence, workflow=self.cached.workflow.digest, side=self.side,
-                generated={"prompt": prompt, "seed": values["seed"]},
-            ),
-        )  # fmt: skip
+            sample, reference=reference, target=target, prompt=prompt, **masks, info=info
+        )
 
 
 @dataclass(frozen=True)
 class WorkflowDegrade:
-    """Drafts made by an inpainting or editing workflow that does not know the reference.
+    """Drafts made by an inpainting or editing workflow that does not see the reference.
 
-    What it returns goes in through the mask with a soft edge; the rest stays bit for bit.
-    `strength` range the workflow's strength is drawn from; `identity` share of right drafts;
-    `least` mean change in the mask, of 255.
+    Its result is pasted inside the mask with a soft edge; the rest stays bit for bit.
     """
 
-    cached: Cached
-    strength: tuple[float, float] = (0.3, 1.0)
-    identity: float = 0.05
-    least: float = 2.0
+    cached: CachedWorkflow
+    strength: tuple[float, float] = (0.3, 1.0)  # range of the workflow's strength
+    identity: float = 0.05  # share of samples whose draft is right
+    min_change: float = 2.0  # mean change in the mask, of 255
     name: str = field(default="degrade", init=False)
     version: str = field(default="workflow/1", init=False)
 
@@ -172,40 +176,39 @@ class WorkflowDegrade:
             "workflow": self.cached.workflow.digest,
             "strength": list(self.strength),
             "identity": self.identity,
-            "least": self.least,
+            "least": self.min_change,
         }
 
     def __call__(self, sample: Sample) -> Sample:
         rng = sample.rng("degrade")
-        reference, target = sample.pair()
-        assert sample.mask is not None, "the mask stage comes first"
-        exact = rng.random() < self.identity
+        reference, _ = sample.pair()
+        target, mask = sample.target_and_mask()
+        right = rng.random() < self.identity
         strength = round(float(rng.uniform(*self.strength)), 3)
-        if exact:
-            note = {"name": "identity", "strength": 0.0}
-            return replace(sample, draft=target.copy(), info=sample.noted(degradation=note))
+        if right:
+            return with_right_draft(sample)
         values: dict[str, Value] = {
-            "prompt": sample.prompt, "seed": int(rng.integers(1 << 32)), "strength": strength,
-        }  # fmt: skip
+            "prompt": sample.prompt,
+            "seed": int(rng.integers(1 << 32)),
+            "strength": strength,
+        }
         pictures = {
             "target": target,
-            "mask": np.repeat(sample.mask[..., None], 3, -1),
+            "mask": np.repeat(mask[..., None], 3, -1),
             "reference": reference,
         }
-        broken = _chosen(
-            self.cached(values, pictures, sample.number), "draft", self.cached.workflow
-        )
-        if broken.shape != target.shape:
+        outputs = self.cached(values, pictures, sample.number)
+        degraded = _pick_output(outputs, "draft", self.cached.workflow)
+        if degraded.shape != target.shape:
             raise ValueError(
-                f"the workflow returned {broken.shape[1]}x{broken.shape[0]} px for a target of "
+                f"the workflow returned {degraded.shape[1]}x{degraded.shape[0]} px for a target of "
                 f"{target.shape[1]}x{target.shape[0]}: it must keep the size"
             )
-        draft = paste_inside(target, broken, sample.mask)
-        change = float(np.abs(draft.astype(np.int16) - target)[sample.mask > 0].mean())
-        if change < self.least:
-            raise RejectedError(f"the workflow changed the detail by {change:.2f} of 255 only")
         note = {
-            "name": "workflow", "workflow": self.cached.workflow.digest, "strength": strength,
-            "seed": values["seed"], "change": round(change, 3),
-        }  # fmt: skip
-        return replace(sample, draft=draft, info=sample.noted(degradation=note))
+            "name": "workflow",
+            "workflow": self.cached.workflow.digest,
+            "strength": strength,
+            "seed": values["seed"],
+        }
+        draft = paste_inside(target, degraded, mask)
+        return with_draft(sample, draft, self.min_change, note)

@@ -1,6 +1,6 @@
-"""The four stages without any model or file: details drawn, photographed and gone wrong.
+"""The four stages without any model or file: details are drawn, rendered and degraded.
 
-Everything follows from the sample's seed, and each stage from its own random numbers.
+Everything follows from the sample's seed, and each stage has its own random numbers.
 """
 
 from __future__ import annotations
@@ -12,75 +12,76 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ...matching import homography as hom
-from ..corruptions import MISPRINTS
-from ..degrade import DEGRADATIONS
-from ..render import Projection, Shot, photograph, photographed_mask
-from ..shards import mask_box
-from ..textures import Texture, draw_texture
-from .interface import RejectedError, Sample, split_of_identity
-from .pasting import paste_inside
-from .scene import Scene, canvas_of, take_shot
+from ..corruptions import CORRUPTIONS
+from ..degrade import degrade_box
+from ..render import Projection, SurfaceView, render, render_mask
+from ..sample import RejectedError, Sample, split_of_identity
+from ..scene import Scene, draw_canvas, draw_view
+from ..textures import KINDS, Texture, draw_texture
+from ..triplets import mask_box
+from .drafts import paste_inside, with_draft, with_right_draft
 
-KINDS = ("word", "logo", "pattern")
-_KIND_SHARES = (0.5, 0.3, 0.2)
-_NAMES = {"word": "lettering", "logo": "logo", "pattern": "pattern"}
 SOURCE = "procedural"
 LICENCE = "drawn; backgrounds from scikit-image and scikit-learn (public domain, CC0, CC BY)"
+_KIND_SHARES = (0.5, 0.3, 0.2)
+_KIND_NAMES = {"word": "lettering", "logo": "logo", "pattern": "pattern"}
 
 
 @dataclass(frozen=True)
 class ProceduralPair:
-    """Draws a detail and photographs it twice.
+    """Draws a detail and renders it twice."""
 
-    `side` square root of the picture's pixels; `square` or in common aspects; `kind` one of
-    `KINDS` or None for a mixture; `held_out` share of identities that go to "validation", with
-    photographs behind them that no training sample has; `flat` bends no surface.
-    """
-
-    side: int = 512
-    square: bool = False
-    kind: str | None = None
+    side: int = 512  # square root of the picture's area, in pixels
+    square: bool = False  # no other aspect ratios
+    kind: str | None = None  # one of `KINDS`; None = a mixture
+    # Share of identities that go to "validation", with backgrounds that training never sees.
     held_out: float = 0.05
-    flat: bool = False
+    flat: bool = False  # never bend the surface
     name: str = field(default="pair", init=False)
     version: str = field(default="procedural/1", init=False)
 
     def settings(self) -> dict[str, Any]:
-        given = {
-            "side": self.side, "square": self.square, "kind": self.kind, "held_out": self.held_out,
-        }  # fmt: skip
-        return given | ({"flat": True} if self.flat else {})
+        names = ("side", "square", "kind", "held_out", *(("flat",) if self.flat else ()))
+        return {name: getattr(self, name) for name in names}
 
-    def compose(self, sample: Sample) -> Scene:
-        """The scene of a sample; the same seed is the same scene."""
+    def draw_scene(self, sample: Sample) -> Scene:
+        """The scene of a sample; the same seed gives the same scene."""
         rng = sample.rng("pair")
-        canvas = canvas_of(rng, self.side, self.square)
+        canvas = draw_canvas(rng, self.side, self.square)
         kind = self.kind or str(rng.choice(KINDS, p=_KIND_SHARES))
         fill = float(rng.uniform(0.45, 0.8) if kind == "word" else rng.uniform(0.35, 0.65))
         texture = draw_texture(rng, max(32, round(0.8 * fill * min(canvas))), kind)
         held_out = split_of_identity(identity_of(texture), self.held_out) == "validation"
-        target = take_shot(rng, texture, canvas, fill, held_out, clean=False, flat=self.flat)
-        other = canvas_of(rng, round(self.side * rng.uniform(0.6, 1.0)), self.square)
-        reference = take_shot(
-            rng, texture, other, float(rng.uniform(0.6, 0.85)), held_out, clean=True, flat=self.flat
-        )
+        target = draw_view(rng, texture, canvas, fill, held_out, clean=False, flat=self.flat)
+        other = draw_canvas(rng, round(self.side * rng.uniform(0.6, 1.0)), self.square)
+        fill = float(rng.uniform(0.6, 0.85))
+        reference = draw_view(rng, texture, other, fill, held_out, clean=True, flat=self.flat)
         return Scene(texture, target, reference)
 
+    def scene_of(self, sample: Sample) -> Scene:
+        """The scene that an earlier stage left in the sample, or the same one drawn again."""
+        return sample.scene if isinstance(sample.scene, Scene) else self.draw_scene(sample)
+
     def __call__(self, sample: Sample) -> Sample:
-        scene = self.compose(sample)
+        scene = self.draw_scene(sample)
         texture = scene.texture
-        words = f' "{texture.label}"' if texture.kind == "word" else ""
+        word = f' "{texture.label}"' if texture.kind == "word" else ""
+        info = sample.noted(
+            kind=texture.kind,
+            label=texture.label,
+            identity=identity_of(texture),
+            source=SOURCE,
+            licence=LICENCE,
+            bend=scene.target.bend.kind,
+        )
         return replace(
             sample,
-            reference=photograph(texture.image, scene.reference, scene.to_reference),
-            target=photograph(texture.image, scene.target, scene.to_target),
-            prompt=f"Fix the {_NAMES[texture.kind]}{words} according to the reference image",
-            info=sample.noted(
-                kind=texture.kind, label=texture.label, identity=identity_of(texture),
-                source=SOURCE, licence=LICENCE, bend=scene.target.bend.kind,
-            ),
+            reference=render(texture.image, scene.reference, scene.to_reference),
+            target=render(texture.image, scene.target, scene.to_target),
+            prompt=f"Fix the {_KIND_NAMES[texture.kind]}{word} according to the reference image",
+            info=info,
             scene=scene,
-        )  # fmt: skip
+        )
 
 
 def identity_of(texture: Texture) -> str:
@@ -88,36 +89,31 @@ def identity_of(texture: Texture) -> str:
     return f"{texture.kind}:{texture.label.upper()}"
 
 
-def _scene(sample: Sample, pair: ProceduralPair) -> Scene:
-    return sample.scene if isinstance(sample.scene, Scene) else pair.compose(sample)
-
-
 @dataclass(frozen=True)
 class ProceduralSelect:
-    """Keeps pairs whose detail can be read.
-
-    `contrast` least difference of detail and material in the target, in values of 255; `height`
-    least height of the detail in the target in pixels (None: 14, less in pictures under 170 px);
-    `visible` least share of the detail that is
-    inside the picture.
-    """
+    """Keeps pairs whose detail can be read."""
 
     pair: ProceduralPair
-    contrast: float = 24.0
-    height: float | None = None
-    visible: float = 0.97
+    min_contrast: float = 24.0  # of detail and material in the target, in values of 255
+    height: float | None = None  # of the detail in the target, in px; None = by the picture's side
+    min_visible: float = 0.97  # share of the detail inside the picture
     name: str = field(default="select", init=False)
     version: str = field(default="procedural/1", init=False)
 
     def settings(self) -> dict[str, Any]:
-        return {"contrast": self.contrast, "height": self.least_height, "visible": self.visible}
+        return {
+            "contrast": self.min_contrast,
+            "height": self.min_height,
+            "visible": self.min_visible,
+        }
 
     @property
-    def least_height(self) -> float:
+    def min_height(self) -> float:
+        """The least height of the detail: 14 px, less in pictures under 170 px."""
         return self.height or min(14.0, self.pair.side / 12)
 
     def __call__(self, sample: Sample) -> Sample:
-        scene = _scene(sample, self.pair)
+        scene = self.pair.scene_of(sample)
         quad = hom.apply(scene.target.pose, hom.corners(scene.texture.box))
         _, target = sample.pair()
         sides = np.linalg.norm(quad - np.roll(quad, 1, 0), axis=1)
@@ -127,24 +123,23 @@ class ProceduralSelect:
             "detail_height": round(float(sides.min()), 1),
             "visible": round(_area(inside) / max(_area(quad), 1e-6), 4),
         }
-        for score, least in (("contrast", self.contrast), ("detail_height", self.least_height),
-                             ("visible", self.visible)):  # fmt: skip
-            if scores[score] < least:
-                raise RejectedError(f"{score} {scores[score]:g} is under {least:g}")
+        needed = (self.min_contrast, self.min_height, self.min_visible)
+        for (score, value), least in zip(scores.items(), needed, strict=True):
+            if value < least:
+                raise RejectedError(f"{score} {value:g} is less than {least:g}")
         return replace(sample, info=sample.noted(scores=scores))
 
 
 def _ink_contrast(scene: Scene) -> float:
     """Mean difference of the ink and the material under it in the target's light, of 255."""
     texture = scene.texture
-    box = texture.box
-    ink, plain = (
-        np.asarray(i.crop(box), np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    ink, material = (
+        np.asarray(i.crop(texture.box), np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
         for i in (texture.image, texture.style.material)
     )
-    apart = np.abs(ink - plain)
-    on = apart > 8
-    return float(apart[on].mean() * scene.target.light.gain.mean()) if on.any() else 0.0
+    difference = np.abs(ink - material)
+    on = difference > 8
+    return float(difference[on].mean() * scene.target.light.gain.mean()) if on.any() else 0.0
 
 
 def _area(quad: np.ndarray) -> float:
@@ -154,13 +149,10 @@ def _area(quad: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class ProceduralMask:
-    """What a person or a detector would mark: the outline, a box, an ellipse or the ink itself.
-
-    `rough` False keeps to the outline.
-    """
+    """Masks as a person or a detector would make them: the outline, a box or an ellipse."""
 
     pair: ProceduralPair
-    rough: bool = True
+    rough: bool = True  # False = outlines only
     name: str = field(default="mask", init=False)
     version: str = field(default="procedural/1", init=False)
 
@@ -168,110 +160,90 @@ class ProceduralMask:
         return {"rough": self.rough}
 
     def __call__(self, sample: Sample) -> Sample:
-        scene, rng = _scene(sample, self.pair), sample.rng("mask")
-        mask = _marked(rng, scene.texture, scene.target, scene.to_target, self.rough)
-        reference_mask = _marked(
-            rng, scene.texture, scene.reference, scene.to_reference, self.rough
+        scene, rng = self.pair.scene_of(sample), sample.rng("mask")
+        mask, reference_mask = (
+            _draw_mask(rng, scene.texture, view, projection, self.rough)
+            for view, projection in (
+                (scene.target, scene.to_target),
+                (scene.reference, scene.to_reference),
+            )
         )
-        for mark in (mask, reference_mask):
-            if not mark.any():
-                raise RejectedError("the detail is outside the picture")
-        return replace(
-            sample,
-            mask=mask,
-            reference_mask=reference_mask,
-            info=sample.noted(
-                boxes={"target": mask_box(mask), "reference": mask_box(reference_mask)}
-            ),
-        )
+        if not mask.any() or not reference_mask.any():
+            raise RejectedError("the detail is outside the picture")
+        boxes = {"target": mask_box(mask), "reference": mask_box(reference_mask)}
+        info = sample.noted(boxes=boxes)
+        return replace(sample, mask=mask, reference_mask=reference_mask, info=info)
 
 
-def _marked(
-    rng: np.random.Generator, texture: Texture, shot: Shot, p: Projection, rough: bool
+def _draw_mask(
+    rng: np.random.Generator, texture: Texture, view: SurfaceView, p: Projection, rough: bool
 ) -> np.ndarray:
     x0, y0, x1, y1 = texture.box
     pad = rng.uniform(0.02, 0.1) * (y1 - y0)
     flat = np.zeros((texture.image.height, texture.image.width), np.uint8)
     flat[max(0, int(y0 - pad)) : int(y1 + pad) + 1, max(0, int(x0 - pad)) : int(x1 + pad) + 1] = 255
-    outline = photographed_mask(flat, shot, p)
+    outline = render_mask(flat, view, p)
     box = mask_box(outline)
     style = rng.random()
     if not rough or style < 0.55 or box is None:
         return outline
-    marked = Image.fromarray(np.zeros_like(outline))
-    draw = ImageDraw.Draw(marked)
+    mask = Image.fromarray(np.zeros_like(outline))
+    draw = ImageDraw.Draw(mask)
     if style < 0.85:
         draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=255)
     else:
         dx, dy = 0.15 * (box[2] - box[0]), 0.15 * (box[3] - box[1])
         draw.ellipse((box[0] - dx, box[1] - dy, box[2] + dx, box[3] + dy), fill=255)
-    return np.asarray(marked)
+    return np.asarray(mask)
 
 
-# Mostly wrong prints, as generators make them; the rest is what codecs and upscalers do. "warp",
+# Mostly wrong details, as generators draw them; the rest is what codecs and upscalers do. "warp",
 # "shuffle" and "erase" would tear the surface's own edges where the mask is wider than it.
-_ERRORS = {
-    "swap": 5, "scramble": 3, "melt": 3, "partial": 2, "recolor": 1.5, "smear": 1.5, "blank": 1,
-    "blur": 1, "low_resolution": 1, "noise": 0.5, "jpeg": 0.7, "color_shift": 0.8,
-}  # fmt: skip
+_WEIGHTS = {
+    "swap": 5,
+    "scramble": 3,
+    "melt": 3,
+    "partial": 2,
+    "recolor": 1.5,
+    "smear": 1.5,
+    "blank": 1,
+    "blur": 1,
+    "low_resolution": 1,
+    "noise": 0.5,
+    "jpeg": 0.7,
+    "color_shift": 0.8,
+}
 
 
 @dataclass(frozen=True)
 class ProceduralDegrade:
-    """Makes the draft: the detail printed wrong, or the picture of it spoiled.
-
-    `identity` share of samples whose draft is the target; `least` mean change in the mask, of
-    255, under which a draft counts as right and is rejected; `only` one name of `MISPRINTS` or
-    `DEGRADATIONS`.
-    """
+    """Makes the draft: a wrong detail rendered into the scene, or the region degraded."""
 
     pair: ProceduralPair
-    identity: float = 0.05
-    least: float = 2.0
-    only: str | None = None
+    identity: float = 0.05  # share of samples whose draft is the target
+    min_change: float = 2.0  # mean change in the mask, of 255; under it a draft is rejected
+    only: str | None = None  # one of `CORRUPTIONS` or `DEGRADATIONS`
     name: str = field(default="degrade", init=False)
     version: str = field(default="procedural/1", init=False)
 
     def settings(self) -> dict[str, Any]:
-        return {"identity": self.identity, "least": self.least, "only": self.only}
+        return {"identity": self.identity, "least": self.min_change, "only": self.only}
 
     def __call__(self, sample: Sample) -> Sample:
         rng = sample.rng("degrade")
-        _, target = sample.pair()
-        assert sample.mask is not None, "the mask stage comes first"
-        exact = rng.random() < self.identity
-        names = list(_ERRORS)
-        shares = np.array(list(_ERRORS.values()))
-        name = self.only or str(rng.choice(names, p=shares / shares.sum()))
+        target, mask = sample.target_and_mask()
+        right = rng.random() < self.identity
+        shares = np.array(list(_WEIGHTS.values()))
+        name = self.only or str(rng.choice(list(_WEIGHTS), p=shares / shares.sum()))
         strength = round(float(rng.uniform(0, 1)), 4)
-        if exact:
-            note = {"name": "identity", "strength": 0.0}
-            return replace(sample, draft=target.copy(), info=sample.noted(degradation=note))
-        if name in MISPRINTS:
-            scene = _scene(sample, self.pair)
-            wrong = MISPRINTS[name](rng, scene.texture, strength)
-            broken = photograph(wrong, scene.target, scene.to_target)
-            # The wrong print is a whole photograph of the scene: it needs no soft edge.
-            draft = np.where(sample.mask[..., None] > 0, broken, target)
+        if right:
+            return with_right_draft(sample)
+        if name in CORRUPTIONS:
+            scene = self.pair.scene_of(sample)
+            wrong = CORRUPTIONS[name](rng, scene.texture, strength)
+            # The wrong detail is rendered with the whole scene: it needs no soft edge.
+            degraded = render(wrong, scene.target, scene.to_target)
+            draft = np.where(mask[..., None] > 0, degraded, target)
         else:
-            draft = paste_inside(
-                target, spoil(target, sample.mask, name, rng, strength), sample.mask
-            )
-        change = float(np.abs(draft.astype(np.int16) - target)[sample.mask > 0].mean())
-        if change < self.least:
-            raise RejectedError(f"{name} changed the detail by {change:.2f} of 255 only")
-        note = {"name": name, "strength": strength, "change": round(change, 3)}
-        return replace(sample, draft=draft, info=sample.noted(degradation=note))
-
-
-def spoil(
-    target: np.ndarray, mask: np.ndarray, name: str, rng: np.random.Generator, strength: float
-) -> np.ndarray:
-    """The target with one of `DEGRADATIONS` in the box of the mask, uint8 H W 3."""
-    box = mask_box(mask)
-    assert box is not None, "an empty mask is rejected before"
-    x0, y0, x1, y1 = box
-    broken = target.copy()
-    patch = DEGRADATIONS[name](target[y0:y1, x0:x1].astype(np.float32), rng, strength)
-    broken[y0:y1, x0:x1] = np.clip(np.rint(patch), 0, 255).astype(np.uint8)
-    return broken
+            draft = paste_inside(target, degrade_box(target, mask, name, rng, strength), mask)
+        return with_draft(sample, draft, self.min_change, {"name": name, "strength": strength})

@@ -1,4 +1,4 @@
-"""Hashes of files and of pictures: which weights and which data a number belongs to."""
+"""Digests of files and pictures: which weights and data a figure belongs to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ..data.triplets import PICTURES, Triplet
 from ..storage import checksums
 
-sha256 = cache(checksums.sha256)  # read once a process
+sha256 = cache(checksums.sha256)  # each file is read once per process
 
 
 def triplet_digest(triplet: Triplet) -> str:

@@ -1,4 +1,4 @@
-"""How a detail comes to lie in a photograph: canvas, pose, bend, light, what stands in front."""
+"""Draws a scene at random: canvas, pose, bend, light, and what stands in front of the surface."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...matching import homography as hom
-from ..render import Bend, Projection, Shot, project
-from ..scenes import Light, draw_background, draw_pose
-from ..textures import Texture
+from ..matching import homography as hom
+from .photographs import draw_background
+from .render import Bend, Light, Projection, SurfaceView, draw_pose, project
+from .textures import Texture
 
 _ASPECTS = ((1, 1), (4, 3), (3, 4), (3, 2), (16, 9))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One detail and the two photographs of it, before anything is rendered."""
+    """One detail and its two views, before anything is rendered."""
 
     texture: Texture
-    target: Shot
-    reference: Shot
+    target: SurfaceView
+    reference: SurfaceView
 
     @cached_property
     def to_target(self) -> Projection:
@@ -35,14 +35,14 @@ class Scene:
         return project(self.reference)
 
 
-def canvas_of(rng: np.random.Generator, side: int, square: bool) -> tuple[int, int]:
+def draw_canvas(rng: np.random.Generator, side: int, square: bool) -> tuple[int, int]:
     """(width, height) of about `side` x `side` pixels in a common aspect, in multiples of 16."""
     a, b = (1, 1) if square else _ASPECTS[int(rng.integers(len(_ASPECTS)))]
     w, h = side * math.sqrt(a / b), side * math.sqrt(b / a)
     return max(16, round(w / 16) * 16), max(16, round(h / 16) * 16)
 
 
-def _bend(rng: np.random.Generator) -> Bend:
+def _draw_bend(rng: np.random.Generator) -> Bend:
     kind = str(rng.choice(("flat", "cylinder", "cloth"), p=(0.6, 0.2, 0.2)))
     amount = {"flat": 0.0, "cylinder": rng.uniform(0.3, 0.75), "cloth": rng.uniform(0.01, 0.035)}
     angle = rng.uniform(-0.3, 0.3) if kind == "cylinder" else rng.uniform(0, math.pi)
@@ -50,11 +50,11 @@ def _bend(rng: np.random.Generator) -> Bend:
     return Bend(kind, float(amount[kind]), float(angle), waves, float(rng.uniform(0, 6.28)))
 
 
-def _light(
-    rng: np.random.Generator, background: Image.Image, pose: np.ndarray, t: Texture
+def _draw_light(
+    rng: np.random.Generator, background: Image.Image, pose: np.ndarray, texture: Texture
 ) -> Light:
-    """Light that suits what is behind the surface, so that it does not look pasted on."""
-    center = hom.apply(pose, hom.corners(t.box)).mean(0)
+    """Light that suits the background around the surface, so that it does not look pasted on."""
+    center = hom.apply(pose, hom.corners(texture.box)).mean(0)
     reach = background.width // 5
     x, y = (int(np.clip(v, 0, n - 1)) for v, n in zip(center, background.size, strict=True))
     around = background.crop((x - reach, y - reach, x + reach, y + reach)).reduce(4)
@@ -65,10 +65,10 @@ def _light(
     return Light(tint * gain, gradient, float(rng.uniform(0, 14)))
 
 
-def _bars(
+def _draw_bars(
     rng: np.random.Generator, pose: np.ndarray, texture: Texture, background: Image.Image
 ) -> tuple[Any, ...]:
-    """Now and then a strap or a wire of the background's colour in front of the surface."""
+    """In one of eight scenes a strap or wire of the background's colour crosses the surface."""
     if rng.random() > 0.12:
         return ()
     quad = hom.apply(pose, hom.corners(texture.box))
@@ -80,7 +80,7 @@ def _bars(
     return ((float(a[0]), float(a[1]), float(b[0]), float(b[1]), width, color),)
 
 
-def take_shot(
+def draw_view(
     rng: np.random.Generator,
     texture: Texture,
     canvas: tuple[int, int],
@@ -88,21 +88,29 @@ def take_shot(
     held_out: bool,
     clean: bool,
     flat: bool,
-) -> Shot:
-    """A photograph of the texture; `clean` ones (references) are sharper and nothing is in front,
-    in `flat` ones the surface is not bent.
+) -> SurfaceView:
+    """A random view of the texture.
+
+    Args:
+        rng: the source of randomness.
+        texture: the surface.
+        canvas: (width, height) of the picture in pixels.
+        fill: share of the canvas that the detail's box covers.
+        held_out: use the photographs that training never sees.
+        clean: sharper, less tilted and with nothing in front (references).
+        flat: never bend the surface.
     """
     calm = 0.55 if clean else 1.0
-    pose = draw_pose(rng, texture, canvas, fill, turn=0.35 * calm, jitter=0.06 * calm)
+    pose = draw_pose(rng, texture, canvas, fill, max_angle=0.35 * calm, jitter=0.06 * calm)
     background = draw_background(rng, canvas, held_out)
-    light = _light(rng, background, pose, texture)
-    return Shot(
+    light = _draw_light(rng, background, pose, texture)
+    return SurfaceView(
         surface=texture.image.size,
         pose=pose,
-        bend=Bend() if flat else _bend(rng),
+        bend=Bend() if flat else _draw_bend(rng),
         light=light,
         background=background,
-        bars=() if clean else _bars(rng, pose, texture, background),
+        bars=() if clean else _draw_bars(rng, pose, texture, background),
         shadow=float(rng.uniform(0, 0.6)),
         defocus=float(rng.uniform(0, 0.8)) * calm,
         grain=float(rng.uniform(0, 2.5)) * calm,

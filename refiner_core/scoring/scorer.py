@@ -1,4 +1,4 @@
-"""What everything that compares pictures answers to, and the checks all of them share."""
+"""The protocol of everything that compares pictures, and the checks that all scorers share."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from ..images.tensors import check_finite
 
 
 class Scorer(Protocol):
-    """Says how far two pictures are apart."""
+    """Measures the distance between pictures."""
 
     @property
     def name(self) -> str:
-        """What was measured, for reports."""
+        """What is measured, for reports."""
         ...
 
     def distance(self, a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One number a pair, float32 `B`: 0 = the same, lower is better.
+        """One number per pair, float32 `B`: 0 = the same, lower is better.
 
         Args:
-            a, b: float B 3 H W in [0, 1], of one size. A batch of one goes with every item of
-                the other.
+            a, b: float B 3 H W in [0, 1], of the same size. A batch of one is compared with every
+                item of the other.
             mask: B 1 H W (or 1 1 H W) in [0, 1]: only differences where it is over 0 count.
 
         Raises:
-            ValueError: sizes or batches that do not fit, NaN, or a mask that is empty.
+            ValueError: sizes or batches do not match, a value is not finite, or a mask is empty.
         """
         ...
 
 
 class MapScorer(Scorer, Protocol):
-    """A scorer that can also say where."""
+    """A scorer that can also show where pictures differ."""
 
     def heatmap(self, a: Tensor, b: Tensor) -> Tensor:
         """Local distances B 1 h w on the scorer's own grid over the picture, 0 = the same."""
@@ -41,11 +41,11 @@ class MapScorer(Scorer, Protocol):
 
 
 def check_pictures(a: Tensor, b: Tensor, any_size: bool = False) -> int:
-    """The number of pairs two batches make.
+    """The number of pairs in two batches.
 
     Raises:
-        ValueError: not pictures, NaN, batches that do not fit, or (without `any_size`) two sizes;
-            names both.
+        ValueError: a tensor is not a batch of pictures or not finite, or the batches or (without
+            `any_size`) the sizes differ; names both.
     """
     for name, image in (("first picture", a), ("second picture", b)):
         if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
@@ -65,10 +65,10 @@ def check_pictures(a: Tensor, b: Tensor, any_size: bool = False) -> int:
 def check_pair(
     a: Tensor, b: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The pair and its mask with one batch size, as views.
+    """The pair and its mask, expanded to the same batch size.
 
     Raises:
-        ValueError: as `check_pictures`; the mask has another size; or it is empty, for which item.
+        ValueError: as `check_pictures`; or the mask has another size or is empty (names the item).
     """
     count = check_pictures(a, b)
     if mask is not None:
@@ -79,7 +79,9 @@ def check_pair(
 
 def _common_batch(a: int, b: int, what: str) -> int:
     if min(a, b) < 1 or (a != b and 1 not in (a, b)):
-        raise ValueError(f"The batches of {what} do not fit: {a} and {b}; give one, or as many.")
+        raise ValueError(
+            f"The batches of {what} do not match: {a} and {b}. Give one, or the same number."
+        )
     return max(a, b)
 
 
@@ -100,9 +102,9 @@ def _check_mask(mask: Tensor, like: Tensor) -> Tensor:
 
 
 def only_inside(a: Tensor, b: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Both pictures with the mean of the two where the mask is 0.
+    """Both pictures, with the mean of the two where the mask is 0.
 
-    So nothing outside counts, neither picture is favoured, and what they share stays as context.
+    Nothing outside counts, neither picture is favoured, and what they share stays as context.
     """
     inside, mean = mask > 0, (a + b) / 2
     return torch.where(inside, a, mean), torch.where(inside, b, mean)

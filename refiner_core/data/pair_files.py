@@ -1,0 +1,191 @@
+"""Pairs and cases that exist as files: folders of pictures, or a data set in Critic-10K's layout.
+
+Our own layout is one folder per case with pictures `reference`, `target`, `draft`, `mask` and
+`reference_mask` of any common format (which of them are needed depends on the use), `prompt.txt`
+and `info.json` (with "identity", "licence", "kind" ...). Critic-10K's is one folder per case with
+`product` (the reference), `generated` (the target), `generated_with_degradation` (the draft) and
+`mask`, or JSON lines whose A_image, B_image, target, mask and caption name the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..images.image_io import load_mask, load_picture
+from ..images.tensors import to_dtype, to_float
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+_OWN = {n: n for n in ("reference", "target", "draft", "mask", "reference_mask")}
+_CRITIC = {
+    "reference": "product",
+    "target": "generated",
+    "draft": "generated_with_degradation",
+    "mask": "mask",
+}
+_LISTED = {"draft": "B_image", "reference": "A_image", "mask": "mask", "target": "target"}
+# Two files of one picture may differ by a rounding of their sides, but not by more.
+_MAX_SKEW = 0.02
+
+
+@dataclass(frozen=True)
+class PairFiles:
+    """One case's files."""
+
+    name: str
+    files: Mapping[str, Path]  # by role: reference, target, draft, mask, reference_mask
+    prompt: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    critic: bool = False  # in Critic-10K's layout, where draft and mask may be smaller
+
+
+def _find_picture(folder: Path, stem: str) -> Path | None:
+    paths = (folder / (stem + suffix) for suffix in SUFFIXES)
+    return next((p for p in paths if p.is_file()), None)
+
+
+def _read_folder(folder: Path, names: Mapping[str, str]) -> PairFiles:
+    pictures = {role: _find_picture(folder, stem) for role, stem in names.items()}
+    prompt, info = folder / "prompt.txt", folder / "info.json"
+    text = prompt.read_text(encoding="utf-8").strip() if prompt.is_file() else ""
+    known: dict[str, Any] = {}
+    if info.is_file():
+        try:
+            known = dict(json.loads(info.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as e:
+            raise ValueError(f"{info} is not a JSON object: {e}.") from e
+    files = {role: path for role, path in pictures.items() if path}
+    return PairFiles(folder.name, files, text, known, critic=names is _CRITIC)
+
+
+def read_listing(path: Path) -> tuple[PairFiles, ...]:
+    """Critic-10K's JSON lines: one pair per line, with paths relative to the file.
+
+    Raises:
+        ValueError: the file is empty, or a line is not of that form; names it.
+    """
+    pairs: list[PairFiles] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            files = {k: path.parent / entry[n] for k, n in _LISTED.items()}
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(
+                f"{path}, line {number}: expected a JSON object with "
+                f"{', '.join(_LISTED.values())} ({type(e).__name__}: {e})."
+            ) from e
+        draft = files["draft"]
+        name = draft.parent.name if draft.stem == _CRITIC["draft"] else f"{len(pairs):05d}"
+        pairs.append(PairFiles(name, files, str(entry.get("caption", "")), critic=True))
+    if not pairs:
+        raise ValueError(f"{path} lists no pairs: it is empty.")
+    return tuple(pairs)
+
+
+def find_pairs(folder: Path) -> tuple[PairFiles, ...]:
+    """The pairs of a folder in either layout, in the order of their names, or those of a listing.
+
+    Raises:
+        ValueError: the folder does not exist or holds no pair; says what is expected.
+    """
+    if folder.is_file() and folder.suffix == ".jsonl":
+        return read_listing(folder)
+    if not folder.is_dir():
+        raise ValueError(f"The folder {folder} does not exist.")
+    children = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    critic = any(_find_picture(c, _CRITIC[r]) for c in children for r in ("target", "draft"))
+    pairs = [_read_folder(c, _CRITIC if critic else _OWN) for c in children]
+    pairs = [p for p in pairs if p.files]
+    listings = sorted(folder.glob("*.jsonl"))
+    if not pairs and len(listings) == 1:
+        return read_listing(listings[0])
+    if not pairs:
+        raise ValueError(
+            f"{folder} holds no pairs. Expected one folder per pair, either with reference.png, "
+            "target.png, draft.png, mask.png and reference_mask.png as far as they are needed, or "
+            "in Critic-10K's layout (product.png, generated.png, mask.png, "
+            "generated_with_degradation.png, or a .jsonl file that lists them)."
+        )
+    return tuple(pairs)
+
+
+def find_references(folder: Path) -> tuple[PairFiles, ...]:
+    """The pictures of a folder, as references without targets.
+
+    Raises:
+        ValueError: the folder does not exist or holds no picture.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"The folder {folder} does not exist.")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}).")
+    return tuple(PairFiles(p.stem, {"reference": p}) for p in paths)
+
+
+def listing_digest(pairs: Sequence[PairFiles]) -> str:
+    """Changes when a pair is added, removed or renamed."""
+    names = [[p.name, sorted((r, f.name) for r, f in p.files.items())] for p in pairs]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+
+
+def picture_identity(path: Path) -> str:
+    """What a reference shows, for the split: a digest of its file."""
+    return f"picture:{hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest()}"
+
+
+def read_pixels(path: Path, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """A picture uint8 H W 3, upright and in sRGB, and its alpha uint8 H W if it has one.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    picture = load_picture(path, name)
+    pixels = to_dtype(to_float(picture.pixels), torch.uint8)[0].permute(1, 2, 0).numpy()
+    alpha = picture.alpha
+    return pixels, None if alpha is None else to_dtype(to_float(alpha), torch.uint8)[0, 0].numpy()
+
+
+def read_mask(path: Path, name: str) -> np.ndarray:
+    """A mask file as uint8 H W, 0 or 255: white from half on."""
+    return np.where(load_mask(path, name)[0, 0].numpy() >= 0.5, 255, 0).astype(np.uint8)
+
+
+def shrink(pixels: np.ndarray, side: int | None) -> np.ndarray:
+    """The picture with an area of at most `side` x `side` pixels, its aspect kept."""
+    h, w = pixels.shape[:2]
+    if side is None or h * w <= side * side:
+        return pixels
+    scale = side / math.sqrt(h * w)
+    size = (max(1, round(w * scale)), max(1, round(h * scale)))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
+def fit_to(pixels: np.ndarray, like: np.ndarray, name: str) -> np.ndarray:
+    """A mask or draft at the size of `like`; masks (H W) stay 0 or 255.
+
+    Raises:
+        ValueError: the aspects differ; names both sizes.
+    """
+    h, w = like.shape[:2]
+    if pixels.shape[:2] == (h, w):
+        return pixels
+    if abs(math.log(pixels.shape[1] / pixels.shape[0] * h / w)) > _MAX_SKEW:
+        raise ValueError(
+            f"the {name} is {pixels.shape[1]}x{pixels.shape[0]} but its picture is {w}x{h}"
+        )
+    mask = pixels.ndim == 2
+    how = Image.Resampling.BILINEAR if mask else Image.Resampling.LANCZOS
+    resized = np.asarray(Image.fromarray(pixels).resize((w, h), how))
+    return np.where(resized > 127, 255, 0).astype(np.uint8) if mask else resized
