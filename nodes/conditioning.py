@@ -65,7 +65,7 @@ def _detail(refiner: Refiner, job: SamplingJob) -> Any:
     found = tokenize_triggers(tokenizer, job.prompt, words, recipe.text_tokens)
     tokens = clip.tokenize(job.prompt)
     tokens["t5xxl"] = [[(number, 1.0) for number in found.ids]]
-    pictures = [job.image(role) for role, _ in recipe.triggers]
+    pictures = [job.input(role).image for role, _ in recipe.triggers]
     out = []
     for text, rest in clip.encode_from_tokens_scheduled(tokens):
         out.append([fill_triggers(refiner.detail, text, found.positions, pictures), rest])
@@ -79,20 +79,26 @@ def _vision(refiner: Refiner, prompt: str, job: SamplingJob) -> Any:
             f"The recipe {refiner.recipe.name} needs the text encoder Qwen2.5-VL as clip: it encodes "
             "the prompt together with the images, so connecting conditioning is not enough."
         )
-    images = {f"image{i + 1}": p.movedim(1, -1) for i, p in enumerate(job.images)}
+    pictures = [i.image for i in job.inputs]
+    images = {f"image{i + 1}": p.movedim(1, -1) for i, p in enumerate(pictures)}
     return TextEncodeQwenImageEditPlus.execute(refiner.clip, prompt, **images).result[0]
 
 
-def condition(refiner: Refiner, job: SamplingJob) -> tuple[Any, Any]:
-    """Positive and negative conditioning of a job. Without CFG the negative is empty."""
+def condition(refiner: Refiner, job: SamplingJob, text: Any = None) -> tuple[Any, Any]:
+    """Positive and negative conditioning of a job. Without CFG the negative is empty.
+
+    Args:
+        text: the encoded prompt, for recipes that encode it without the images; None encodes the
+            job's.
+    """
     kind, layout = refiner.recipe.conditioning, refiner.recipe.layout
     if kind == "detail":
         text = _detail(refiner, job)
     elif kind == "vision":
         text = _vision(refiner, job.prompt, job)
-    else:
+    elif text is None:
         text = encode_prompt(refiner, job.prompt)
-    latents = list(job.references)
+    latents = list(job.latents)
     positive = reference_conditioning(text, latents, job.guidance, layout)
     if job.cfg <= 1 or kind != "vision":
         return positive, []

@@ -89,6 +89,42 @@ def obeys_reference_method(model: Any, conditioning: Any, layout: str = "index")
     return float((seen[0] - seen[1]).abs().max()) > 1e-5 * float(seen[0].abs().max() + 1e-8)
 
 
+def check_layout(refiner: Refiner, positive: Any) -> None:
+    """Refuse a model that ignores the recipe's layout of references; found out once a refiner.
+
+    Raises:
+        ValueError: it does.
+    """
+    layout = refiner.recipe.layout
+    if layout == "offset" or refiner.probed:
+        return
+    if not obeys_reference_method(refiner.model, positive, layout):
+        raise ValueError(
+            f"{refiner.name or 'This model'} ignores the reference latents method: its output "
+            f'is the same with "{layout}" and "offset". Nunchaku\'s FLUX loader is known for '
+            "this. Load the model with ComfyUI's own loader or as GGUF instead."
+        )
+    refiner.probed = True
+
+
+def sampling_model(refiner: Refiner) -> Any:
+    """The MODEL to sample with, which differs from the loaded one for Qwen-Image-Edit."""
+    return as_published(refiner.model) if refiner.recipe.family == "qwen-edit" else refiner.model
+
+
+def encode_image(vae: Any, image: Tensor) -> Tensor:
+    """Picture `1 3 H W` to the latent that ComfyUI's samplers take."""
+    return vae.encode(image.movedim(1, -1))
+
+
+def decode_latent(vae: Any, latent: Tensor) -> Tensor:
+    """Latent to picture `1 3 H W`, float32 on the CPU."""
+    image = vae.decode(latent)
+    if image.ndim == 5:  # codecs of video give B T H W C
+        image = image.flatten(0, 1)
+    return image.movedim(-1, 1).float().cpu()
+
+
 class ComfyEngine:
     """`interfaces.Engine` over a `Refiner`.
 
@@ -116,13 +152,10 @@ class ComfyEngine:
         }
 
     def encode(self, image: Tensor) -> Tensor:
-        return self.refiner.vae.encode(image.movedim(1, -1))
+        return encode_image(self.refiner.vae, image)
 
     def decode(self, latent: Tensor) -> Tensor:
-        image = self.refiner.vae.decode(latent)
-        if image.ndim == 5:  # codecs of video give B T H W C
-            image = image.flatten(0, 1)
-        return image.movedim(-1, 1).float().cpu()
+        return decode_latent(self.refiner.vae, latent)
 
     def _sigmas(self, job: SamplingJob) -> Tensor:
         if self.scheduler == RECIPE_SCHEDULE:
@@ -145,18 +178,7 @@ class ComfyEngine:
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
         refiner = self.refiner
         positive, negative = condition(refiner, job)
-        layout = self.recipe.layout
-        if layout != "offset" and not refiner.probed:
-            if not obeys_reference_method(refiner.model, positive, layout):
-                raise ValueError(
-                    f"{refiner.name or 'This model'} ignores the reference latents method: its output "
-                    f'is the same with "{layout}" and "offset". Nunchaku\'s FLUX loader is known for '
-                    "this. Load the model with ComfyUI's own loader or as GGUF instead."
-                )
-            refiner.probed = True
-        model = refiner.model
-        if self.recipe.family == "qwen-edit":
-            model = as_published(model)
+        check_layout(refiner, positive)
         draft = job.draft
         sigmas = self._sigmas(job)
         steps = len(sigmas) - 1
@@ -169,7 +191,7 @@ class ComfyEngine:
         held = job.restrict is not None
         clean = draft if held else torch.zeros_like(draft)
         latent = comfy.sample.sample_custom(
-            model,
+            sampling_model(refiner),
             self._noise(job, sigmas, draft, held),
             job.cfg,
             self._sampler(),

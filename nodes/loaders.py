@@ -26,7 +26,7 @@ from ..refiner_core.weights.imagecritic_lora import read_imagecritic_lora
 from ..refiner_core.weights.inspection import expect
 from .adapters import apply_imagecritic
 from .conditioning import DetailPatcher, encode_prompt
-from .engine import check_model
+from .engine import check_model, sampling_model
 from .files import NANO_CHOICE, NONE, check_files, check_there, choices, file_path
 from .nano import load_nano_refiner
 from .types import CATEGORY, STEPS, Refiner, RefinerSocket
@@ -491,4 +491,4 @@ class RefinerParts(io.ComfyNode):
     @classmethod
     def execute(cls, refiner: Refiner, prompt: str) -> io.NodeOutput:
         text = encode_prompt(refiner, refiner.recipe.text(prompt.strip() or None))
-        return io.NodeOutput(refiner.model, refiner.vae, text)
+        return io.NodeOutput(sampling_model(refiner), refiner.vae, text)

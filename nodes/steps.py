@@ -9,15 +9,27 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..refiner_core.images.crop import crop, crop_mask, stitch, uncrop
 from ..refiner_core.images.geometry import Extent
-from ..refiner_core.images.masks import find_regions, whole_region
-from ..refiner_core.recipes.recipe import RECIPES, get_recipe
-from ..refiner_core.repair.drift_and_color import settle
-from ..refiner_core.repair.model_inputs import lost, plan_views, prefill, reference_view
-from .conditioning import reference_conditioning
+from ..refiner_core.recipes.recipe import OMNIREFINER, RECIPES, Recipe, get_recipe
+from ..refiner_core.repair.region import (
+    clean_inputs,
+    correct_region,
+    prepare_region,
+    sampling_job,
+    shown_pictures,
+    stitch_region,
+)
+from ..refiner_core.repair.request import (
+    RefineOptions,
+    RefineRequest,
+    RegionTask,
+    check,
+    single_region,
+)
+from .conditioning import condition
+from .engine import check_layout, decode_latent, encode_image
 from .layout import from_core, mask_from_core, mask_to_core, to_core
-from .types import STEPS, RefineCrop, RefineCropSocket
+from .types import STEPS, RefineCrop, RefineCropSocket, Refiner, RefinerSocket
 
 
 def _crop_inputs() -> list[Any]:
@@ -115,31 +127,25 @@ class CropForRefine(io.ComfyNode):
                 f"Crop for Refine needs exactly one draft and one reference, got {len(draft)} and "
                 f"{len(reference)}. Use Reference Refine for batches."
             )
-        image, chosen = to_core(draft).cpu(), get_recipe(recipe)
-        size = Extent(image.shape[-1], image.shape[-2])
-        given = mask_to_core(mask)
-        region = whole_region(size)
-        if given is not None:
-            region = find_regions(given, grow_pixels=grow, split=False)[0]
-        area = megapixels or None
-        other, other_mask = to_core(reference).cpu(), mask_to_core(reference_mask)
-        plan, own = plan_views((size, region.box), other, other_mask, chosen, context, area)
-        seen, inside = crop(image, plan), crop_mask(region, plan)
-        view, report = reference_view(other, other_mask, seen, inside, own, aligned=chosen.align)
-        shown = prefill(seen, view, inside, chosen.reference_blend) if chosen.align else seen
+        chosen = get_recipe(recipe)
+        options = RefineOptions(context=context, megapixels=megapixels or None, grow=grow)
+        request = RefineRequest(
+            to_core(draft).cpu(),
+            (to_core(reference).cpu(),),
+            mask_to_core(mask),
+            (mask_to_core(reference_mask),),
+            options,
+        )
+        check(request)
+        image = request.draft
+        region = single_region(request.mask, Extent(image.shape[-1], image.shape[-2]), grow)
+        task = RegionTask(region, request.references, request.reference_masks)
+        prepared = prepare_region(image, task, chosen, options)
         return io.NodeOutput(
-            from_core(shown),
-            from_core(view),
-            mask_from_core(inside),
-            RefineCrop(
-                image,
-                seen,
-                view,
-                region,
-                plan,
-                chosen.codec_residual if chosen.align else 0.0,
-                {"crop": list(plan.box), "reference": report},
-            ),
+            from_core(dict(shown_pictures(prepared))["draft"]),
+            from_core(prepared.references[0].crop),
+            mask_from_core(prepared.mask),
+            RefineCrop(image, prepared),
         )
 
 
@@ -151,7 +157,7 @@ class RefineConditioning(io.ComfyNode):
             display_name="Refine Conditioning",
             category=STEPS,
             description="Adds the draft and the reference to the conditioning as reference latents, "
-            "draft first, with the index method. Use it with any sampler at cfg 1 and denoise 1.",
+            "in the order and layout of the recipe. Use it with any sampler at denoise 1.",
             search_aliases=["reference latent", "kontext two images"],
             inputs=[
                 io.Conditioning.Input(
@@ -164,11 +170,39 @@ class RefineConditioning(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "guidance",
-                    default=2.5,
+                    default=0.0,
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="The guidance scale. Kontext refiners are trained with 2.5.",
+                    tooltip="The guidance scale. 0 uses the recipe's value.",
+                ),
+                RefineCropSocket.Input(
+                    "refine_crop",
+                    optional=True,
+                    tooltip="The crop from Crop for Refine. Its recipe decides the order and the "
+                    "layout of the images. If not connected, omnirefiner is assumed.",
+                ),
+                RefinerSocket.Input(
+                    "refiner",
+                    optional=True,
+                    tooltip="The refiner. Needed by recipes that encode the prompt together with the "
+                    "images, which are imagecritic and refineanything.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="The prompt for those recipes, which do not use positive. If empty, the "
+                    "recipe's own prompt is used.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    tooltip="The number of steps of sigmas. 0 uses the recipe's value.",
                 ),
             ],
             outputs=[
@@ -179,16 +213,92 @@ class RefineConditioning(io.ComfyNode):
                 io.Latent.Output(
                     display_name="latent", tooltip="An empty latent of the size of the crop."
                 ),
+                io.Conditioning.Output(
+                    display_name="negative",
+                    tooltip="The negative conditioning of recipes that use CFG. For other recipes it "
+                    "is the same as positive.",
+                ),
+                io.Sigmas.Output(
+                    display_name="sigmas",
+                    tooltip="The noise schedule of the recipe, for SamplerCustom.",
+                ),
+                io.Float.Output(display_name="cfg", tooltip="The CFG scale of the recipe."),
             ],
         )
 
     @classmethod
     def execute(
-        cls, positive: Any, vae: Any, draft_crop: Tensor, reference_crop: Tensor, guidance: float
+        cls,
+        positive: Any,
+        vae: Any,
+        draft_crop: Tensor,
+        reference_crop: Tensor,
+        guidance: float,
+        refine_crop: RefineCrop | None = None,
+        refiner: Refiner | None = None,
+        prompt: str = "",
+        steps: int = 0,
     ) -> io.NodeOutput:
-        latents = [vae.encode(i[..., :3]) for i in (draft_crop, reference_crop)]
-        empty = {"samples": torch.zeros_like(latents[0])}
-        return io.NodeOutput(reference_conditioning(positive, latents, guidance), empty)
+        recipe = _recipe_of(refine_crop, refiner)
+        given = {"draft": to_core(draft_crop), "reference": to_core(reference_crop)}
+        pictures = _pictures(recipe, given, refine_crop)
+        inputs = clean_inputs(pictures, recipe, lambda image: encode_image(vae, image))
+        options = RefineOptions(
+            prompt=prompt.strip() or None, guidance=guidance or None, steps=steps or None
+        )
+        size = Extent(draft_crop.shape[2], draft_crop.shape[1])
+        job = sampling_job(recipe, size, inputs, options)
+        parts = refiner or Refiner(recipe, None, vae)
+        conditioned, negative = condition(parts, job, positive)
+        if refiner is not None:
+            check_layout(refiner, conditioned)
+        empty = {"samples": torch.zeros_like(job.draft)}
+        return io.NodeOutput(conditioned, empty, negative or conditioned, job.sigmas, job.cfg)
+
+
+def _recipe_of(crop: RefineCrop | None, refiner: Refiner | None) -> Recipe:
+    """The crop's recipe, with the steps and CFG of the refiner's accelerator LoRA.
+
+    Raises:
+        ValueError: the refiner's is another one, or it is missing where the prompt needs it.
+    """
+    recipe = OMNIREFINER if crop is None else crop.prepared.recipe
+    if refiner is not None:
+        if refiner.recipe.name != recipe.name:
+            raise ValueError(
+                f"The refiner has the recipe {refiner.recipe.name}, but the crop is made for "
+                f"{recipe.name}. Choose the same recipe in Crop for Refine, and connect its "
+                "refine_crop."
+            )
+        return refiner.recipe
+    if recipe.conditioning != "text":
+        raise ValueError(
+            f"The recipe {recipe.name} encodes the prompt together with the images. Connect its "
+            "refiner to Refine Conditioning."
+        )
+    return recipe
+
+
+def _pictures(
+    recipe: Recipe, given: dict[str, Tensor], crop: RefineCrop | None
+) -> list[tuple[str, Tensor]]:
+    """The connected pictures in the recipe's order, with what else the recipe shows the model.
+
+    Raises:
+        ValueError: a picture is not of the crop's size.
+    """
+    if crop is None:
+        return [(role, given[role]) for role in recipe.order]
+    pictures = shown_pictures(crop.prepared)
+    for role, picture in pictures:
+        if role in given and given[role].shape[-2:] != picture.shape[-2:]:
+            h, w = given[role].shape[-2:]
+            raise ValueError(
+                f"{role}_crop is {w}x{h}, but the crop of refine_crop is "
+                f"{picture.shape[-1]}x{picture.shape[-2]}. Connect the outputs of the same Crop for "
+                "Refine."
+            )
+    return [(role, given.get(role, picture)) for role, picture in pictures]
 
 
 class Stitch(io.ComfyNode):
@@ -262,18 +372,25 @@ class Stitch(io.ComfyNode):
         color_match: float,
         vae: Any = None,
     ) -> io.NodeOutput:
-        c, result = refine_crop, to_core(image).cpu().float()
-        if result.shape[-2:] != c.seen.shape[-2:]:
+        prepared, result = refine_crop.prepared, to_core(image).cpu().float()
+        if len(result) != 1 or result.shape[-2:] != prepared.draft.shape[-2:]:
             raise ValueError(
-                f"The image to stitch is {result.shape[-1]}x{result.shape[-2]}, but the crop is "
-                f"{c.plan.target}. Connect the image that was sampled from this crop."
+                f"{len(result)} image(s) of {result.shape[-1]}x{result.shape[-2]} are connected, but "
+                f"the crop is one of {prepared.plan.target}. Connect the image that was sampled from "
+                "this crop."
             )
-        if vae is not None and c.remainder:
-            coded = to_core(vae.decode(vae.encode(from_core(c.view)))).cpu()
-            result = (result + c.remainder * lost(c.view, coded)).clamp(0, 1)
-        settled, report = settle(
-            result[:1], c.seen, c.region, c.plan, drift=fix_drift, color_match=color_match
+        # Where the recipe's output is too poor to measure drift and color on, neither is corrected.
+        usual = prepared.recipe.correct_drift_and_color
+        options = RefineOptions(
+            feather=feather,
+            blend=blend,
+            drift=fix_drift and usual,
+            color_match=color_match if usual else 0.0,
         )
-        patch = uncrop(settled, c.plan, c.region)
-        out = stitch(c.image, patch, c.region, feather_pixels=feather, blend=blend)
-        return io.NodeOutput(from_core(out), json.dumps({**c.report, **report}, indent=2))
+        coded = None
+        if vae is not None and prepared.blend.residual:
+            coded = decode_latent(vae, encode_image(vae, prepared.references[0].crop))
+        result, corrections = correct_region(prepared, result, options, coded)
+        out = refine_crop.image.clone()
+        stitch_region(out, prepared, result, options)
+        return io.NodeOutput(from_core(out), json.dumps(prepared.report | corrections, indent=2))

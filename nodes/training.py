@@ -72,7 +72,7 @@ class _Encoder:
     def __init__(self, refiner: Refiner, model: Any) -> None:
         self.recipe, self.source = refiner.recipe, {"weights": refiner.name}
         if isinstance(refiner.vae, NanoVAE):
-            self.source["codec"] = refiner.vae.patcher.model.mark()
+            self.source["codec"] = refiner.vae.patcher.model.fingerprint()
         self._engine, self._model = ComfyEngine(refiner), model
 
     def encode(self, image: Tensor) -> Tensor:

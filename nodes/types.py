@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..refiner_core.images.geometry import CropPlan
-from ..refiner_core.images.masks import Region
 from ..refiner_core.recipes.recipe import Recipe
+from ..refiner_core.repair.region import PreparedRegion
 
 CATEGORY = "OmniRefiner"  # what most people need
 STEPS = f"{CATEGORY}/step by step"
@@ -20,38 +19,34 @@ TRAINING = f"{CATEGORY}/training"
 
 @dataclass
 class Refiner:
-    """REFINER: ComfyUI's own model objects and the recipe to run them by.
-
-    `model` a ModelPatcher, `vae` anything with encode and decode, `clip` or None, `conditioning`
-    ready-made text conditioning or None, `name` for the report. `probed` remembers that the model
-    was seen to obey the reference method; `detail` the detail encoder of recipes that need one.
-    """
+    """REFINER: ComfyUI's own model objects and the recipe to run them by."""
 
     recipe: Recipe
+    """How to run them."""
     model: Any
+    """A ModelPatcher."""
     vae: Any
+    """Anything with `encode` and `decode`."""
     clip: Any = None
+    """Text encoders, or None."""
     conditioning: Any = None
+    """A prompt that is encoded already, or None."""
     name: str = ""
-    probed: bool = field(default=False)
+    """For the report."""
+    probed: bool = False
+    """Whether the model was seen to obey the reference latents method."""
     detail: Any = None
+    """Detail encoder of recipes that need one, or None."""
 
 
 @dataclass(frozen=True)
 class RefineCrop:
-    """REFINE_CROP: everything that stitching needs to know about a crop.
-
-    `image` the whole draft (core layout), `seen` its crop at the model's size, `view` the reference's,
-    `region`, `plan`, `remainder` the recipe's, 0 where the reference is not aligned.
-    """
+    """REFINE_CROP: what conditioning and stitching need to know about a crop."""
 
     image: Tensor
-    seen: Tensor
-    view: Tensor
-    region: Region
-    plan: CropPlan
-    remainder: float
-    report: dict[str, Any]
+    """The whole draft, 1 3 H W."""
+    prepared: PreparedRegion
+    """The region in it, as the model sees it."""
 
 
 RefinerSocket = io.Custom("REFINER")

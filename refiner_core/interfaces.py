@@ -38,40 +38,62 @@ Progress = Callable[[Stage], None]
 
 
 @dataclass(frozen=True)
+class CleanInput:
+    """One of the clean pictures that the model sees beside the noisy latent."""
+
+    role: str
+    """"draft", "reference" or "mask" (the region in black and white)."""
+    image: Tensor
+    """The picture, float 1 3 H W in [0, 1], for text encoders that look at it."""
+    latent: Tensor
+    """The same encoded, B C h w."""
+    index: int
+    """Position index of its tokens; the noisy latent has 0."""
+
+
+@dataclass(frozen=True)
 class SamplingJob:
-    """Latents to be sampled, one or a batch.
+    """Latents to be sampled, one or a batch."""
 
-    `references` clean latents `B C h w` in the recipe's order, with their position `indices`;
-    `sigmas` the noise levels of the whole run; `prompt` the final text; `guidance` or None; `seed`
-    of the initial noise; `restrict` None, or a mask `1 1 H W` outside which the draft's latent is
-    kept; `roles` and `images` say what each of the references is, and its picture 1 3 H W in [0, 1],
-    for recipes that also look at the pictures; `cfg` above 1 is classifier-free guidance; `start`
-    None, or the latents `B C h w` at step `begin` (at step 0: the noise); `begin` and `end` the
-    steps to run, None = to the last.
-    """
-
-    references: tuple[Tensor, ...]
-    indices: tuple[int, ...]
+    inputs: tuple[CleanInput, ...]
+    """What the model sees, in the recipe's order."""
     sigmas: Tensor
+    """Noise levels of the whole run, from 1 to 0."""
     prompt: str
+    """The final text."""
     guidance: float | None
+    """Value of the guidance embedding, or None."""
     seed: int
-    restrict: Tensor | None
-    roles: tuple[str, ...]
-    images: tuple[Tensor, ...]
+    """Of the initial noise, 0 to 2^64 - 1."""
+    restrict: Tensor | None = None
+    """Mask 1 1 H W outside which the draft's latent is kept, or None."""
     cfg: float = 1.0
+    """Scale of classifier-free guidance; 1 is without."""
     start: Tensor | None = None
+    """Latents B C h w at step `begin` (at step 0: the noise); None draws the noise from `seed`."""
     begin: int = 0
+    """First step to run."""
     end: int | None = None
+    """Step to stop before; None runs to the last."""
+
+    @property
+    def latents(self) -> tuple[Tensor, ...]:
+        """The clean latents in order."""
+        return tuple(i.latent for i in self.inputs)
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Their position indices."""
+        return tuple(i.index for i in self.inputs)
+
+    def input(self, role: str) -> CleanInput:
+        """The input in the given role (the first, if several)."""
+        return next(i for i in self.inputs if i.role == role)
 
     @property
     def draft(self) -> Tensor:
         """The draft's clean latent."""
-        return self.references[self.roles.index("draft")]
-
-    def image(self, role: str) -> Tensor:
-        """The picture in the given role (the first, if several)."""
-        return self.images[self.roles.index(role)]
+        return self.input("draft").latent
 
 
 class Engine(Protocol):

@@ -11,7 +11,7 @@ import torch
 from .models.core_engine import CoreEngine
 from .models.detail_encoder import load_detail_encoder
 from .models.devices import pick_device
-from .nano import NANO_WEIGHTS
+from .nano import nano_file
 from .nano.nano_engine import load_nano
 from .recipes.recipe import IMAGECRITIC, KONTEXT, NANO, OMNIREFINER, Recipe
 from .recipes.recipe_files import find_recipe
@@ -78,15 +78,14 @@ def load_engine(
     pairs = [parse_lora_argument(a) if isinstance(a, str) else (Path(a[0]), a[1]) for a in loras]
     for file, _ in pairs:
         check_weights_path(file, "LoRA")
-    nano = _nano_weights(refiner)
+    nano = nano_file(refiner)
+    chosen = find_recipe(recipe or (NANO.name if nano is not None else _usual_recipe(pairs)))
+    _check_here(chosen, detail_encoder)
     if nano is not None:
-        engine = load_nano(where, nano)
-        _check_recipe(NANO if recipe is None else find_recipe(recipe), NANO.latent_factor)
+        engine = load_nano(where, nano, chosen)
     else:
-        plan = find_recipe(recipe or _usual_recipe(pairs))
-        _check_here(plan, detail_encoder)
         parts = _find_parts(Path(refiner).expanduser(), clip_l, t5, vae)
-        engine = _flux_engine(parts, plan, where, tokenizers)
+        engine = _flux_engine(parts, chosen, where, tokenizers)
     for number, (file, strength) in enumerate(pairs):
         did = _merge(engine.model, file, strength)
         engine.source[f"lora {number + 1}"] = f"{file.name} at {strength:g}: {did}"
@@ -128,15 +127,6 @@ def _merge(model: Transformer, file: Path, strength: float) -> str:
     count = apply_lora(model, lora, strength)
     note = f"; {len(lora.skipped)} text encoder keys not applied" if lora.skipped else ""
     return f"{count} weights{note}"
-
-
-def _nano_weights(refiner: str | Path) -> Path | None:
-    """The weights of the embedded nano or of one that the user trained; None for a FLUX."""
-    if str(refiner) == "nano":
-        return NANO_WEIGHTS
-    path = Path(refiner).expanduser()
-    carries_codec = not path.is_dir() and "codec.mean" in read_header(path, "diffusion model")[0]
-    return path if carries_codec else None
 
 
 class _Parts:

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from refiner_core.load import load_engine
-from refiner_core.merge import merge
 from refiner_core.nano.nano_engine import load_nano
 from refiner_core.training.compare import Comparison, held_out_scenes, measure, paired, table
+from refiner_core.training.merge_lora import merge
 from refiner_core.weights.keys import is_bfl
 from refiner_core.weights.lora import apply_lora, read_lora, save_lora
 from refiner_core.weights.transformer import load_transformer

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,12 @@ from refiner_core.models.devices import pick_device
 from refiner_core.models.kontext import Conditioning, velocity
 from refiner_core.models.vae import load_vae, vae_to_diffusers
 from refiner_core.nano import NANO_WEIGHTS
-from refiner_core.recipes.recipe import KONTEXT, OMNIREFINER
+from refiner_core.nano.nano_engine import load_nano
+from refiner_core.recipes.recipe import KONTEXT, NANO, OMNIREFINER
 from refiner_core.sampling import draw_noise
 from refiner_core.weights.lora import save_lora
 from refiner_core.weights.transformer import diffusers_to_bfl
+from tests.jobs import job_of
 from tests.tiny_kontext import LETTERS, write_kontext
 
 
@@ -175,6 +178,28 @@ def test_nano_takes_a_lora_and_a_path(tmp_path: Path) -> None:
         load_engine("nano", loras=[str(lora_file(tmp_path))], device="cpu")
 
 
+def test_nano_takes_a_recipe_of_the_users(tmp_path: Path) -> None:
+    """The embedded nano and one from a file run by the recipe that was named for them."""
+    file = tmp_path / "mine.json"
+    file.write_text('{"name": "mine", "based_on": "nano", "steps": 7, "context": 2.0}')
+    expected = replace(NANO, name="mine", title="mine", steps=7, context=2.0)
+    for refiner in ("nano", NANO_WEIGHTS):
+        assert load_engine(refiner, recipe=str(file), device="cpu").recipe == expected
+
+
+def test_nano_takes_no_detail_encoder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nano .*detail encoder"):
+        load_engine("nano", detail_encoder=tmp_path / "detail.safetensors", device="cpu")
+
+
+@pytest.mark.parametrize(
+    "change", [{"guidance": 2.5}, {"family": "flux2"}, {"conditioning": "vision"}]
+)
+def test_nano_refuses_recipes_that_it_cannot_run(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=str(next(iter(change.values())))):
+        load_nano(recipe=replace(NANO, name="mine", **change))
+
+
 @pytest.mark.parametrize("recipe", ["kontext", "omnirefiner"])
 def test_recipe_must_fit_the_weights(recipe: str, kontext_folder: Path) -> None:
     with pytest.raises(ValueError, match=rf"{recipe} works on latents of 8 px"):
@@ -261,7 +286,6 @@ def test_devices() -> None:
 
 def test_engine_samples(kontext_folder: Path) -> None:
     from refiner_core.images.geometry import Extent
-    from refiner_core.interfaces import SamplingJob
 
     engine = load_engine(kontext_folder, device="cpu")
     engine.recipe = replace(engine.recipe, text_tokens=8)
@@ -270,9 +294,7 @@ def test_engine_samples(kontext_folder: Path) -> None:
     seen: list[int] = []
     with torch.no_grad():
         out = engine.sample(
-            SamplingJob(
-                references, (1, 2), sigmas, "fix", 2.5, 0, None, ("draft", "reference"), ()
-            ),
+            job_of(references, sigmas, prompt="fix", guidance=2.5),
             lambda i, steps, x0: seen.append(i),
         )
     assert out.shape == references[0].shape

@@ -11,7 +11,6 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from refiner_core.images.geometry import Extent
-from refiner_core.interfaces import SamplingJob
 from refiner_core.models import tokens
 from refiner_core.models.core_engine import CoreEngine
 from refiner_core.models.flux_transformer import FluxTransformer, rotary_angles
@@ -19,6 +18,7 @@ from refiner_core.models.kontext import CleanCache, Conditioning, Denoiser, velo
 from refiner_core.nano.nano_engine import load_nano
 from refiner_core.repair.best_of_n import Candidate, rounds, search
 from refiner_core.sampling import sample
+from tests.jobs import job_of
 
 CONFIG = {
     "num_layers": 2,
@@ -220,18 +220,10 @@ def test_rounds_of_a_search_share_what_is_recorded(shared: bool) -> None:
     draft, reference, other = torch.randn(3, 1, 16, 8, 8, generator=g).split(1)
     references = (draft[0], reference[0])
     drafts = [draft[0] + (0 if shared else i) * other[0] for i in range(4)]
-    candidates = [Candidate(i, (d, references[1])) for i, d in enumerate(drafts)]
-    job = SamplingJob(
-        references=references,
-        indices=(1, 2),
-        sigmas=engine.recipe.sigmas(Extent(32, 32), 6),
-        prompt="",
-        guidance=None,
-        seed=0,
-        restrict=None,
-        roles=("draft", "reference"),
-        images=(),
-    )
+    candidates = [
+        Candidate(i, job_of((d, references[1]), SIGMAS).inputs) for i, d in enumerate(drafts)
+    ]
+    job = job_of(references, engine.recipe.sigmas(Extent(32, 32), 6))
     seen = rows_seen(engine.model)
     plan = rounds(6, 4, 1, 2)
     found = search(engine, job, candidates, plan, lambda p: p.mean((1, 2, 3)), lambda *_: None)
@@ -239,7 +231,7 @@ def test_rounds_of_a_search_share_what_is_recorded(shared: bool) -> None:
     assert clean == [1 if shared else 4]
     assert [rows for rows, count in seen if count == 16] == [4, 4, 2, 2, 1, 1]
     chosen = candidates[found.chosen]
-    alone = replace(job, references=chosen.references, seed=chosen.seed)
+    alone = replace(job, inputs=chosen.inputs, seed=chosen.seed)
     wanted = one_way_nano().sample(alone, lambda *_: None)
     assert float((found.latent - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
 
@@ -247,17 +239,7 @@ def test_rounds_of_a_search_share_what_is_recorded(shared: bool) -> None:
 def test_nothing_is_kept_after_a_run() -> None:
     engine = one_way_nano()
     latent = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(3))
-    job = SamplingJob(
-        references=(latent, latent),
-        indices=(1, 2),
-        sigmas=SIGMAS,
-        prompt="",
-        guidance=None,
-        seed=0,
-        restrict=None,
-        roles=("draft", "reference"),
-        images=(),
-    )
+    job = job_of((latent, latent), SIGMAS)
     seen = rows_seen(engine.model)
     for _ in range(2):
         engine.sample(job, lambda *_: None)

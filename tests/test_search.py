@@ -17,17 +17,17 @@ from refiner_core.evaluation.held_out_scenes import HeldOutScene, make_scene
 from refiner_core.interfaces import SamplingJob
 from refiner_core.models.core_engine import CoreEngine
 from refiner_core.nano.nano_engine import load_nano
+from refiner_core.nano.reference_blend import ReferenceBlend
 from refiner_core.recipes.recipe import NANO, Recipe
 from refiner_core.repair.best_of_n import Candidate, Round, rounds, search
-from refiner_core.repair.model_inputs import spread_share
 from refiner_core.repair.pipeline import refine
 from refiner_core.repair.request import RefineOptions, RefineRequest
 from refiner_core.sampling import draw_noise
 from refiner_core.scoring.structural import StructuralScorer
+from tests.jobs import job_of
 
 FAST = RefineOptions(steps=2, align=False)
 
-ROLES = ("draft", "reference")
 SIGMAS = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0])
 
 
@@ -127,14 +127,14 @@ class Levels:
         return {"kind": "levels"}
 
 
-def job_of() -> SamplingJob:
+def blank_job() -> SamplingJob:
     latent = torch.zeros(1, 3, 2, 2)
-    return SamplingJob((latent, latent), (1, 2), SIGMAS, "", None, 0, None, ROLES, ())
+    return job_of((latent, latent), SIGMAS)
 
 
 def candidates_of(count: int) -> list[Candidate]:
-    job = job_of()
-    return [Candidate(i, job.references) for i in range(count)]
+    job = blank_job()
+    return [Candidate(i, job.inputs) for i in range(count)]
 
 
 def grey(pictures: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def test_returns_the_best_it_reports_and_spends_what_it_reports(
 ) -> None:
     engine = Levels(torch.tensor(drift))
     plan = rounds(4, count, min(keep, count), prune_at)
-    found = search(engine, job_of(), candidates_of(count), plan, grey, lambda *_: None)
+    found = search(engine, blank_job(), candidates_of(count), plan, grey, lambda *_: None)
     final = {i: s[4] for i, s in enumerate(found.scores) if 4 in s}
     assert final[found.chosen] == min(final.values())
     assert float(grey(found.picture)) == final[found.chosen]
@@ -168,12 +168,12 @@ def test_memory_that_does_not_suffice_halves_the_batch() -> None:
     plan = rounds(4, 8, 1, None)
     free, tight = Levels(), Levels(largest=3)
     a, b = (
-        search(e, job_of(), candidates_of(8), plan, grey, lambda *_: None) for e in (free, tight)
+        search(e, blank_job(), candidates_of(8), plan, grey, lambda *_: None) for e in (free, tight)
     )
     assert free.batches == [8, 4, 2, 1] and tight.batches == [2, 2, 2, 2, 2, 2, 2, 1]
     assert a.scores == b.scores and torch.equal(a.picture, b.picture)
     with pytest.raises(torch.OutOfMemoryError):
-        search(Levels(largest=0), job_of(), candidates_of(2), plan, grey, lambda *_: None)
+        search(Levels(largest=0), blank_job(), candidates_of(2), plan, grey, lambda *_: None)
 
 
 def test_a_score_that_is_nan_loses() -> None:
@@ -182,8 +182,8 @@ def test_a_score_that_is_nan_loses() -> None:
         scores[int(scores.argmin())] = torch.nan
         return scores
 
-    found = search(Levels(), job_of(), candidates_of(4), [Round(4, 1)], judge, lambda *_: None)
-    plain = search(Levels(), job_of(), candidates_of(4), [Round(4, 1)], grey, lambda *_: None)
+    found = search(Levels(), blank_job(), candidates_of(4), [Round(4, 1)], judge, lambda *_: None)
+    plain = search(Levels(), blank_job(), candidates_of(4), [Round(4, 1)], grey, lambda *_: None)
     ranked = sorted(range(4), key=lambda i: plain.scores[i][4])
     assert found.chosen == ranked[1]
 
@@ -195,7 +195,7 @@ def test_a_run_in_two_parts_is_the_run(nano: CoreEngine) -> None:
     g = torch.Generator().manual_seed(0)
     latents = tuple(torch.randn(2, 16, 8, 8, generator=g) for _ in range(2))
     noise = torch.cat([draw_noise((1, 16, 8, 8), s) for s in (5, 6)])
-    job = SamplingJob(latents, (1, 2), SIGMAS, "", None, 5, None, ROLES, (), start=noise)
+    job = job_of(latents, SIGMAS, seed=5, start=noise)
     seen: list[int] = []
     whole = nano.sample(job, lambda i, n, x0: seen.append(i))
     half = nano.sample(replace(job, end=2), lambda i, n, x0: seen.append(i))
@@ -247,9 +247,10 @@ def test_the_report_is_true_of_the_result(nano: CoreEngine, scene: HeldOutScene)
     result = refine(nano, request)
     found = result.report["regions"][0]["search"]
     assert json.loads(json.dumps(found)) == found
+    blend = ReferenceBlend.of(NANO, aligned=True)
     assert [c["seed"] for c in found["candidates"]] == [2**64 - 2, 2**64 - 1, 0, 1]
-    assert [c["prefill"] for c in found["candidates"]] == [
-        round(spread_share(NANO.reference_blend, i), 3) for i in range(4)
+    assert [c["reference_blend"] for c in found["candidates"]] == [
+        round(blend.candidate(i).share, 3) for i in range(4)
     ]
     finals = [c["scores"].get("4") for c in found["candidates"]]
     reached = [f for f in finals if f is not None]
@@ -259,12 +260,27 @@ def test_the_report_is_true_of_the_result(nano: CoreEngine, scene: HeldOutScene)
     assert torch.equal(result.image[keep], request.draft[keep])
 
 
-@given(st.floats(0.85, 1.0), st.integers(2, 32))
-def test_shares_cover_the_range(share: float, count: int) -> None:
-    shares = sorted(spread_share(share, i) for i in range(count))
-    assert shares[0] >= 0.85 and shares[-1] <= 1
-    gaps = np.diff([0.85, *shares, 1.0])
-    assert gaps.max() <= 0.15 * 2.7 / count + 1e-9
+@given(st.floats(0.01, 0.999), st.integers(2, 32))
+def test_blends_cover_the_range_around_the_recipes(share: float, count: int) -> None:
+    """From five times as far from 1 as the recipe's share, but not below 0, up to 1."""
+    blend = ReferenceBlend(share)
+    low = max(0.0, 1 - 5 * (1 - share))
+    assert blend.candidate(0) is blend
+    shares = sorted(blend.candidate(i).share for i in range(count))
+    assert shares[0] >= low - 1e-9 and shares[-1] <= 1 + 1e-9
+    gaps = np.diff([low, *shares, 1.0])
+    assert gaps.max() <= (1 - low) * 2.7 / count + 1e-9
+
+
+def test_nanos_blends_are_between_085_and_1() -> None:
+    blend = ReferenceBlend.of(NANO, aligned=True)
+    shares = [round(blend.candidate(i).share, 3) for i in range(4)]
+    assert shares == [0.97, 0.913, 0.855, 0.948]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_blend_without_a_range_stays(share: float) -> None:
+    assert ReferenceBlend(share).candidate(3).share == share
 
 
 @pytest.mark.parametrize(

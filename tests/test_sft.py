@@ -21,7 +21,6 @@ from diffusers import FluxTransformer2DModel
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from refiner_core.interfaces import SamplingJob
 from refiner_core.models.kontext import Conditioning
 from refiner_core.recipes.recipe import KONTEXT, OMNIREFINER, Recipe
 from refiner_core.training import checkpoint
@@ -36,6 +35,7 @@ from refiner_core.training.trainable import LORA_TARGETS, Trainable, add_lora, c
 from refiner_core.training.validation import repair
 from refiner_core.weights import safetensors_io
 from refiner_core.weights.lora import apply_lora, read_lora
+from tests.jobs import job_of
 from tests.tiny_training import (
     PROGRAM,
     ROOT,
@@ -113,9 +113,7 @@ def test_training_lays_tokens_out_as_inference_does(tmp_path: Path, recipe: Reci
     sigmas = torch.tensor([1.0, 0.6, 0.0])
     policy = Policy(VelocityNet(engine.model), engine.device)
     trained = repair(policy, batch.conditioning, batch.target.shape, sigmas, 3)
-    job = SamplingJob(
-        view.references, recipe.indices, sigmas, "a word", 2.5, 3, None, recipe.order, ()
-    )
+    job = job_of(view.references, sigmas, recipe.order, prompt="a word", guidance=2.5, seed=3)
     assert torch.allclose(trained, engine.sample(job, lambda *_: None), atol=1e-5)
     other = {"index": "offset", "offset": "index"}[recipe.layout]
     elsewhere = replace(batch.conditioning, layout=other)

@@ -19,8 +19,8 @@ from refiner_core.data.photographs import photographs
 from refiner_core.data.shards import TripletSet
 from refiner_core.nano.codec import BlockCodec
 from refiner_core.nano.nano_engine import load_codec, load_nano
+from refiner_core.nano.reference_blend import ReferenceBlend
 from refiner_core.recipes.recipe import KONTEXT, NANO
-from refiner_core.repair.model_inputs import spread_share
 from refiner_core.training import train_nano as nano
 from refiner_core.training.augment import VariedViews
 from refiner_core.training.config import DataSettings
@@ -231,7 +231,8 @@ def test_every_second_variant_sees_another_share_of_the_reference(few: PreparedV
 
     found = [share(v) for v in (vary(few, 6)[i] for i in range(6))]
     assert found[::2] == pytest.approx([NANO.reference_blend] * 3, abs=0.02)
-    others = [spread_share(NANO.reference_blend, v) for v in (1, 3, 5)]
+    blend = ReferenceBlend.of(NANO, aligned=True)
+    others = [blend.candidate(v).share for v in (1, 3, 5)]
     assert found[1::2] == pytest.approx(others, abs=0.02) and len(set(others)) == 3
 
 

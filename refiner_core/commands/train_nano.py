@@ -133,9 +133,9 @@ def _check(chosen: argparse.Namespace) -> None:
     sft_config(nowhere, Path(), max(1, chosen.max_steps), parse_assignments(chosen.sft_set))
     grpo_config(nowhere, Path(), max(1, chosen.grpo_steps), parse_assignments(chosen.grpo_set))
     if chosen.start:
-        from ..weights.safetensors_io import read_header
+        from ..nano import nano_file
 
-        if "codec.mean" not in read_header(chosen.start, "--start file")[0]:
+        if nano_file(chosen.start) is None:
             raise ValueError(f"--start {chosen.start} is no nano: it carries no codec.")
 
 

@@ -33,7 +33,7 @@ class PastedReference:
         return latent
 
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
-        return job.references[self.recipe.order.index("reference")]
+        return job.input("reference").latent
 
     def describe(self) -> dict[str, str]:
         return {"kind": "pasted reference"}

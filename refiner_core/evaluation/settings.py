@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..nano import NANO_WEIGHTS
+from ..nano import resolve_weights
 from ..repair.request import RefineOptions
 from .digests import sha256
 
@@ -73,7 +73,7 @@ class EvaluationSettings:
 
 def _weight_digests(model: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of the weight files that a model's arguments name."""
-    path = NANO_WEIGHTS if model["refiner"] == "nano" else Path(model["refiner"]).expanduser()
+    path = resolve_weights(model["refiner"])
     files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
     files += [Path(str(a).rpartition(":")[0] or a) for a in model.get("loras", ())]
     return {f.name: sha256(f) for f in files if f.is_file()}

@@ -66,7 +66,7 @@ class CoreEngine:
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
         text, pooled = self._encode_text(job)
         conditioning = Conditioning(
-            job.references, job.indices, text.to(self.device), pooled.to(self.device), job.guidance,
+            job.latents, job.indices, text.to(self.device), pooled.to(self.device), job.guidance,
             self.recipe.layout,
         )  # fmt: skip
         clean = job.draft
@@ -95,7 +95,7 @@ class CoreEngine:
         triggers = self.recipe.triggers
         encoder = cast(TriggerText, self.text)
         text, pooled, at = encoder.with_triggers(job.prompt, [w for _, w in triggers], length)
-        pictures = [job.image(role) for role, _ in triggers]
+        pictures = [job.input(role).image for role, _ in triggers]
         return fill_triggers(self.detail, text, at, pictures), pooled
 
     def describe(self) -> dict[str, str]:

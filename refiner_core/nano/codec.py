@@ -52,8 +52,8 @@ class BlockCodec(nn.Module):
         self.components.copy_(components)
         self.scale.copy_(scale)
 
-    def mark(self) -> str:
-        """8 hex digits: what was encoded by one codec is of no use to another."""
+    def fingerprint(self) -> str:
+        """8 hex digits that identify its weights: latents of one codec are useless to another."""
         digest = hashlib.sha256()
         for _, buffer in self.named_buffers():
             digest.update(buffer.cpu().numpy().tobytes())

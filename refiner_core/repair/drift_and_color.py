@@ -19,9 +19,9 @@ _ZOOM_MOST = 0.05
 _RING_LEAST = 0.05  # share of the crop outside the region below which drift is not measured
 
 
-def settle(
+def correct_drift_and_color(
     result: Tensor,
-    seen: Tensor,
+    draft: Tensor,
     region: Region,
     plan: CropPlan,
     *,
@@ -31,7 +31,7 @@ def settle(
     """Take the model's drift and colour cast out of a decoded crop, measured outside the region.
 
     Args:
-        result, seen: the decoded and the original crop, float 1 3 H W.
+        result, draft: the decoded and the original crop, float 1 3 H W.
         region, plan: what was cropped.
         drift: correct shift and zoom.
         color_match: how far to follow the colours of the surroundings, 0..1.
@@ -39,27 +39,27 @@ def settle(
     around = ring(region, plan)
     report: dict[str, Any] = {"drift": {"measured": False}, "color": None}
     if drift:
-        result, report["drift"] = _undrift(result, seen, around)
-    gain = measure_gain(result, seen, around) if color_match > 0 else None
+        result, report["drift"] = _correct_drift(result, draft, around)
+    gain = measure_gain(result, draft, around) if color_match > 0 else None
     if gain is not None:
-        before = ring_error(result, seen, around)
+        before = ring_error(result, draft, around)
         result = gain.apply(result, color_match).clamp(0, 1)
         report["color"] = {
             "gain": [round(g, 4) for g in gain.gain],
             "offset": [round(g, 4) for g in gain.offset],
             "ring_error_before": round(before, 4),
-            "ring_error_after": round(ring_error(result, seen, around), 4),
+            "ring_error_after": round(ring_error(result, draft, around), 4),
         }
     return result, report
 
 
-def _undrift(result: Tensor, seen: Tensor, around: Tensor) -> tuple[Tensor, dict[str, Any]]:
+def _correct_drift(result: Tensor, draft: Tensor, around: Tensor) -> tuple[Tensor, dict[str, Any]]:
     """Measure shift and zoom of the result against the draft on the ring, and take them out."""
-    h, w = seen.shape[-2:]
+    h, w = draft.shape[-2:]
     if float(around.mean()) < _RING_LEAST:
         return result, {"measured": False}
-    found = register(seen, result, around, "shift_zoom", finest=256)
-    m = found.matrix / found.matrix[2, 2]
+    registration = register(draft, result, around, "shift_zoom", finest=256)
+    m = registration.matrix / registration.matrix[2, 2]
     dx, dy, zoom = float(m[0, 2]) * w / 2, float(m[1, 2]) * h / 2, float(m[0, 0])
     p = grid(2, 2)
     moved = ((p @ m.T)[:, :2] - p[:, :2]) * torch.tensor([w / 2, h / 2], dtype=torch.float64)
@@ -68,6 +68,6 @@ def _undrift(result: Tensor, seen: Tensor, around: Tensor) -> tuple[Tensor, dict
     correct = sane and most > _DRIFT_LEAST
     report = {
         "measured": True, "dx": round(dx, 3), "dy": round(dy, 3), "zoom": round(zoom, 5),
-        "score": round(found.score, 3), "corrected": correct,
+        "score": round(registration.score, 3), "corrected": correct,
     }  # fmt: skip
     return (warp(result, m, h, w)[0].clamp(0, 1) if correct else result), report

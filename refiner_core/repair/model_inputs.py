@@ -1,8 +1,7 @@
-"""What a model gets to see: the crops of draft and references, planned, cut and put in order."""
+"""The crops of draft and references: planned and cut, the reference aligned where asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,16 +12,6 @@ from ..images.masks import Region, bounds
 from ..matching.alignment import align, apply_alignment
 from ..matching.color import match_light
 from ..recipes.recipe import Recipe
-
-
-def ordered_pictures(
-    order: tuple[str, ...], draft: Tensor, views: Sequence[Tensor], region_mask: Tensor
-) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
-    """Roles and pictures in the recipe's order; "mask" is the region in black and white."""
-    mask = (region_mask > 0.5).float().expand(-1, 3, -1, -1)
-    parts = {"draft": [draft], "reference": views, "mask": [mask]}
-    pairs = [(role, picture) for role in order for picture in parts[role]]
-    return tuple(role for role, _ in pairs), tuple(picture for _, picture in pairs)
 
 
 def plan_crops(
@@ -40,13 +29,17 @@ def plan_crops(
         )
         return [first, second]
     return [plan_crop(*draft, recipe.buckets, own, megapixels)] + [
-        plan_crop(*frame, recipe.buckets, c, megapixels)
-        for frame, c in zip(references, others, strict=True)
+        plan_crop(*reference, recipe.buckets, c, megapixels)
+        for reference, c in zip(references, others, strict=True)
     ]
 
 
-def reference_frame(reference: Tensor, mask: Tensor | None) -> tuple[Extent, Box]:
-    """Size of the reference and the box of the detail in it."""
+def reference_box(reference: Tensor, mask: Tensor | None) -> tuple[Extent, Box]:
+    """Size of the reference 1 3 h w, and the box of the detail in it (`mask` 1 1 h w or None: all).
+
+    Raises:
+        ValueError: the mask is empty.
+    """
     size = Extent(reference.shape[-1], reference.shape[-2])
     box = Box(0, 0, *size) if mask is None else bounds(mask)
     if box is None:
@@ -57,7 +50,7 @@ def reference_frame(reference: Tensor, mask: Tensor | None) -> tuple[Extent, Box
     return size, box
 
 
-def plan_views(
+def plan_crop_pair(
     draft: tuple[Extent, Box],
     reference: Tensor,
     mask: Tensor | None,
@@ -75,16 +68,16 @@ def plan_views(
     Raises:
         ValueError: the mask is empty.
     """
-    frame = reference_frame(reference, mask)
+    box = reference_box(reference, mask)
     contexts = (context, [1.0 if mask is None else context])
-    first, second = plan_crops(draft, [frame], recipe, contexts, megapixels)
+    first, second = plan_crops(draft, [box], recipe, contexts, megapixels)
     return first, second
 
 
-def reference_view(
+def crop_reference(
     reference: Tensor,
     mask: Tensor | None,
-    seen: Tensor,
+    draft: Tensor,
     region_mask: Tensor,
     plan: CropPlan,
     *,
@@ -95,59 +88,25 @@ def reference_view(
     Args:
         reference: 1 3 h w in any stored type.
         mask: the detail in it, 1 1 h w; None = the whole reference.
-        seen: the draft's crop, float 1 3 H W.
+        draft: the draft's crop, float 1 3 H W.
         region_mask: the region in that crop, 1 1 H W.
         plan: of the reference's crop.
         aligned: bring the reference into the draft's pose and light.
 
     Returns:
-        the view, float 1 3 by the plan's size (or H W when aligned), and what was done.
+        the crop, float 1 3 by the plan's size (or H W when aligned), and what was done.
     """
-    view = crop(reference, plan)
+    cut = crop(reference, plan)
     report: dict[str, Any] = {"crop": list(plan.box), "size": str(plan.target)}
     if aligned:
         b = plan.region
-        part = (
+        detail = (
             box_region(b)
             if mask is None
             else Region(b, mask[..., b.y0 : b.y1, b.x0 : b.x1].float())
         )
-        found = align(seen, region_mask, view, crop_mask(part, plan))
-        view = apply_alignment(view, found, *seen.shape[-2:])
-        view = match_light(view, seen, region_mask)
-        report["alignment"] = found.report()
-    return view, report
-
-
-def prefill(seen: Tensor, view: Tensor, region_mask: Tensor, share: float) -> Tensor:
-    """The draft's crop with `share` of an aligned reference view laid over the region.
-
-    For a model too small to tell a wrong detail from a right one on its own: what it gets to see of
-    the wrong one is weakened.
-    """
-    return seen if share == 0 else seen + share * region_mask * (view - seen)
-
-
-def spread_share(share: float, i: int) -> float:
-    """The share of `prefill` of candidate `i`: `share` itself, then evenly over 0.85 to 1.
-
-    Steps of the golden ratio, so that any first N candidates cover the range. A small model's
-    output hardly depends on the noise; what it sees of the draft is what makes candidates differ.
-    """
-    low, span = 0.85, 0.15
-    if i == 0:
-        return share
-    return low + span * (((share - low) / span + i * 0.6180339887498949) % 1.0)
-
-
-def lost(view: Tensor, coded: Tensor) -> Tensor:
-    """What a codec takes away from an aligned reference view, to be given back to the result.
-
-    Fine print is lost in a coarse codec. Where the model has put the reference's detail at the same
-    place, the missing remainder is the reference's too.
-
-    Args:
-        view: float 1 3 H W.
-        coded: the view encoded and decoded again.
-    """
-    return view - coded.float().clamp(0, 1)
+        alignment = align(draft, region_mask, cut, crop_mask(detail, plan))
+        cut = apply_alignment(cut, alignment, *draft.shape[-2:])
+        cut = match_light(cut, draft, region_mask)
+        report["alignment"] = alignment.report()
+    return cut, report

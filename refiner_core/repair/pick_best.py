@@ -9,24 +9,27 @@ from torch import Tensor
 
 from ..images.crop import crop, crop_mask
 from ..images.geometry import Extent
-from ..images.masks import find_regions, whole_region
 from ..images.tensors import check_finite
 from ..recipes.recipe import OMNIREFINER
 from ..scoring.scorer import Scorer
 from ..scoring.structural import StructuralScorer
-from .model_inputs import plan_views, reference_view
+from .model_inputs import crop_reference, plan_crop_pair
+from .request import single_region
 
 _CONTEXT = 1.3  # of the region's box: what is compared
 _MEGAPIXELS = 0.15  # at which it is compared; the detail fills most of it
 
 
 @dataclass(frozen=True)
-class Picked:
-    """`order` numbers of the pictures, best first; `distances` by picture; `scorer`'s name."""
+class Ranking:
+    """How near the pictures come to the reference."""
 
     order: list[int]
+    """Numbers of the pictures, best first."""
     distances: list[float]
+    """Of each picture to the reference, 0 is equal."""
     scorer: str
+    """Name of what measured it."""
 
 
 @torch.inference_mode()
@@ -38,7 +41,7 @@ def pick_best(
     *,
     scorer: Scorer | None = None,
     align: bool = True,
-) -> Picked:
+) -> Ranking:
     """Rank pictures by their region's distance to the reference.
 
     Args:
@@ -54,13 +57,13 @@ def pick_best(
         ValueError: sizes that do not fit, an empty mask or NaN, with the values and the fix.
     """
     _check(images, reference, mask)
-    judge = scorer or StructuralScorer()
+    scorer = scorer or StructuralScorer()
     distances = []
     for i, image in enumerate(images.split(1)):
         own = None if mask is None else mask[min(i, len(mask) - 1)][None]
-        distances.append(_distance(judge, image, reference, own, reference_mask, align))
+        distances.append(_distance(scorer, image, reference, own, reference_mask, align))
     order = sorted(range(len(images)), key=lambda i: distances[i])
-    return Picked(order, distances, judge.name)
+    return Ranking(order, distances, scorer.name)
 
 
 def _check(images: Tensor, reference: Tensor, mask: Tensor | None) -> None:
@@ -86,15 +89,15 @@ def _distance(
     reference_mask: Tensor | None, align: bool,
 ) -> float:  # fmt: skip
     size = Extent(image.shape[-1], image.shape[-2])
-    region = whole_region(size) if mask is None else find_regions(mask, split=False)[0]
+    region = single_region(mask, size)
     context = 1.0 if mask is None else _CONTEXT
-    plan, own = plan_views(
+    plan, own = plan_crop_pair(
         (size, region.box), reference, reference_mask, OMNIREFINER, context, _MEGAPIXELS
     )
-    seen, where = crop(image, plan), crop_mask(region, plan)
-    view, _ = reference_view(reference, reference_mask, seen, where, own, aligned=align)
-    if view.shape != seen.shape:
-        view = torch.nn.functional.interpolate(
-            view, seen.shape[-2:], mode="bicubic", antialias=True, align_corners=False
+    cut, where = crop(image, plan), crop_mask(region, plan)
+    goal, _ = crop_reference(reference, reference_mask, cut, where, own, aligned=align)
+    if goal.shape != cut.shape:
+        goal = torch.nn.functional.interpolate(
+            goal, cut.shape[-2:], mode="bicubic", antialias=True, align_corners=False
         ).clamp(0, 1)
-    return float(scorer.distance(seen, view, where))
+    return float(scorer.distance(cut, goal, where))

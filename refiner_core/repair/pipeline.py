@@ -1,4 +1,4 @@
-"""The whole repair: plan, encode, sample, decode, register, match colours, stitch.
+"""The whole repair: plan, encode, sample, decode, correct, stitch.
 
 `refine` is the one entry; it runs every region of every picture through an `Engine` and reports
 what it did. Everything outside the regions keeps its exact bits.
@@ -18,30 +18,43 @@ from torch import Tensor
 
 from .. import __version__
 from ..images.geometry import Extent
-from ..interfaces import Engine, Progress, Stage
+from ..interfaces import Engine, Progress, SamplingJob, Stage
 from ..scoring.scorer import Scorer
-from .region import Clock, RegionJob
+from .candidates import sample_best
+from .region import (
+    PreparedRegion,
+    clean_inputs,
+    correct_region,
+    prepare_region,
+    sampling_job,
+    shown_pictures,
+    stitch_region,
+)
 from .request import (
+    RefineOptions,
     RefineRequest,
+    RegionTask,
     check,
     check_marked,
-    masks_of_box,
     outside_boxes,
     pick,
-    regions_of,
+    region_tasks,
 )
+from .watch import Watch
 
 
 @dataclass(frozen=True)
 class RefineResult:
-    """`image` N 3 H W in the draft's type; `crops` the repaired crops at the model's size (region by
-    region, picture by picture); `mask` N 1 H W what was allowed to change; `report` for JSON.
-    """
+    """The repaired pictures and what was done."""
 
     image: Tensor
+    """N 3 H W in the draft's type."""
     crops: list[Tensor]
+    """The repaired crops at the model's size, region by region, picture by picture."""
     mask: Tensor
+    """What was allowed to change, N 1 H W, 0 or 1."""
     report: dict[str, Any]
+    """For JSON."""
 
 
 @torch.inference_mode()
@@ -56,64 +69,115 @@ def refine(
     Args:
         engine: the weights.
         request: what to repair, and how.
-        progress: told of every stage and step.
-        scorer: tells candidates apart; None = the one without weights.
+        progress: called at every stage and step.
+        scorer: compares candidates with the reference; None = the one without weights.
 
     Raises:
         ValueError: for every input that cannot be repaired as asked, with the values and the fix.
     """
+    begun = time.perf_counter()
     n = check(request)
     engine.recipe.check_references(len(request.references))
-    tell = progress or (lambda _: None)
-    clock, begun = Clock(), time.perf_counter()
     size = Extent(request.draft.shape[-1], request.draft.shape[-2])
     check_marked(request, size, engine.recipe.buckets)
+    watch = Watch(progress)
     images: list[Tensor] = []
     changed: list[Tensor] = []
     crops: list[Tensor] = []
     reports: list[dict[str, Any]] = []
     for i in range(n):
-        draft = pick(request.draft, i)
-        refs = tuple(pick(r, i) for r in request.references)
-        ref_masks = [None if m is None else pick(m, i) for m in request.reference_masks]
-        ref_masks += [None] * (len(refs) - len(ref_masks))
-        regions = regions_of(request, i, size)
-        image, allowed = draft.clone(), _empty_mask(size)
-        for r, region in enumerate(regions):
-            place = Stage(
-                "plan", picture=i, pictures=n, region=r, regions=len(regions), image=image
-            )
-            job = RegionJob(engine, request.options, clock, tell, place, scorer)
-            done, report = job.run(image, region, refs, masks_of_box(request, r, refs, ref_masks))
-            b = region.box
-            allowed[..., b.y0 : b.y1, b.x0 : b.x1] = torch.maximum(
-                allowed[..., b.y0 : b.y1, b.x0 : b.x1], (region.mask > 0).float()
-            )
-            crops.append(done)
+        image, tasks = pick(request.draft, i).clone(), region_tasks(request, i, size)
+        for r, task in enumerate(tasks):
+            watch.stage = Stage("plan", picture=i, pictures=n, region=r, regions=len(tasks))
+            crop, report = _repair(engine, image, task, request.options, watch, scorer)
+            crops.append(crop)
             reports.append({"picture": i, **report})
         images.append(image)
-        changed.append(allowed)
-    options = request.options
-    guidance, cfg = engine.recipe.resolve_guidance(options.guidance)
-    report = {
+        changed.append(_changed(tasks, size))
+    report = _report(engine, request, reports) | {
+        "seconds": {k: round(v, 4) for k, v in watch.seconds.items()},
+        "seconds_total": round(time.perf_counter() - begun, 4),
+    }
+    return RefineResult(_batch(images), crops, _batch(changed), report)
+
+
+def _repair(
+    engine: Engine,
+    image: Tensor,
+    task: RegionTask,
+    options: RefineOptions,
+    watch: Watch,
+    scorer: Scorer | None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Repair one region in `image` itself; the repaired crop and what was done."""
+    watch.enter("plan", image=image)
+    prepared = prepare_region(image, task, engine.recipe, options)
+    watch.enter("encode", plan=prepared.plan)
+    inputs = clean_inputs(shown_pictures(prepared), engine.recipe, engine.encode)
+    job = sampling_job(engine.recipe, prepared.plan.target, inputs, options, prepared.mask)
+    result, search = _sample(engine, prepared, job, options, watch, scorer)
+    watch.enter("register")
+    coded = engine.decode(job.input("reference").latent) if prepared.blend.residual else None
+    result, corrections = correct_region(prepared, result, options, coded)
+    watch.enter("stitch")
+    stitch_region(image, prepared, result, options)
+    watch.leave()
+    return result, prepared.report | search | corrections
+
+
+def _sample(
+    engine: Engine,
+    prepared: PreparedRegion,
+    job: SamplingJob,
+    options: RefineOptions,
+    watch: Watch,
+    scorer: Scorer | None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """The decoded crop, 1 3 H W, and how the best candidate was chosen, if there are several."""
+    watch.start("sample")
+    if options.candidates > 1:
+        result, search = sample_best(engine, prepared, job, options, scorer, watch.step)
+        return result, {"search": search}
+    latent = engine.sample(job, watch.step)
+    watch.enter("decode")
+    return engine.decode(latent), {}
+
+
+def _report(
+    engine: Engine, request: RefineRequest, regions: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What was done, for JSON."""
+    options, recipe = request.options, engine.recipe
+    guidance, cfg = recipe.resolve_guidance(options.guidance)
+    size = Extent(request.draft.shape[-1], request.draft.shape[-2])
+    pictures = 1 + max(r["picture"] for r in regions)
+    report: dict[str, Any] = {
         "version": __version__,
         "engine": engine.describe(),
-        "recipe": engine.recipe.name,
-        "steps": engine.recipe.steps if options.steps is None else options.steps,
+        "recipe": recipe.name,
+        "steps": recipe.steps if options.steps is None else options.steps,
         "guidance": guidance,
         "cfg": cfg,
-        "draft": f"{n} x {size}",
+        "draft": f"{pictures} x {size}",
         "seed": options.seed,
-        "regions": reports,
-        "seconds": {k: round(v, 4) for k, v in clock.seconds.items()},
-        "seconds_total": round(time.perf_counter() - begun, 4),
+        "regions": regions,
         "peak_memory_mb": _peak_memory(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
     if request.boxes and request.mask is not None:
         report["mask_outside_boxes_px"] = outside_boxes(request, size)
-    return RefineResult(_batch(images), crops, _batch(changed), report)
+    return report
+
+
+def _changed(tasks: list[RegionTask], size: Extent) -> Tensor:
+    """What was allowed to change in a picture, 1 1 H W."""
+    allowed = _empty_mask(size)
+    for task in tasks:
+        b = task.region.box
+        part = allowed[..., b.y0 : b.y1, b.x0 : b.x1]
+        part.copy_(torch.maximum(part, (task.region.mask > 0).float()))
+    return allowed
 
 
 def _empty_mask(size: Extent) -> Tensor:

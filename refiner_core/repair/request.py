@@ -20,44 +20,54 @@ _LEAST_SCALE_UNMARKED = 0.5
 
 @dataclass(frozen=True)
 class RefineOptions:
-    """Everything a user may set; None takes the recipe's value.
-
-    `prompt` full text, else the recipe's template with `subject`; `seed`; `steps`; `guidance`;
-    `context` crop size over region size; `megapixels` the model works at; `grow` mask growth in
-    px; `feather` blend width inside the mask's edge in px; `fill_holes`; `smallest` piece of mask
-    in px; `split` False repairs all pieces in one crop; `model_mask` 0..1, how firmly sampling is
-    held to the draft outside the region (0 = free); `blend`; `drift` correct shift and zoom;
-    `color_match` strength 0..1; `align` the reference first; `candidates` to choose the best of,
-    halved every `prune_at` steps (None = a quarter of the steps, 0 = never) down to `keep`.
-    """
+    """Everything a user may set."""
 
     prompt: str | None = None
+    """Full prompt; None: the recipe's template with `subject`."""
     subject: str | None = None
+    """What the template calls the detail; None: "detail"."""
     seed: int = 0
+    """Of the noise, 0 to 2^64 - 1; candidates take the numbers that follow."""
     steps: int | None = None
+    """Sampling steps, 1 to 1000; None: the recipe's."""
     guidance: float | None = None
+    """Guidance embedding, or CFG where the recipe has that instead, 0 to 100; None: the recipe's."""
     context: float | None = None
+    """Side of the crop over side of the region, 1 or more; None: the recipe's."""
     megapixels: float | None = None
+    """Area that the model works at, in 10^6 px; None: the recipe's."""
     grow: float = 0
+    """How far the mask is grown, in px, -1024 to 1024; below 0 it shrinks."""
     feather: float = 6
-    fill_holes: bool = True
-    smallest: int = 1
-    split: bool = True
+    """Width of the blend inside the mask's edge, in px, 0 to 1024."""
     model_mask: float = 0.0
+    """How firmly sampling is held to the draft outside the region, 0 (free) to 1."""
     blend: Blend = "feather"
+    """How the repaired crop is blended in."""
     drift: bool | None = None
+    """Whether shift and zoom are taken out; None: the recipe's."""
     color_match: float | None = None
+    """How much of the colour cast is taken out, 0 to 1; None: the recipe's."""
     align: bool | None = None
+    """Whether the reference is first brought into the draft's pose and light; None: the recipe's."""
     candidates: int = 1
+    """Number of candidates of which the best is returned, 1 to 64."""
     keep: int = 1
+    """Number of candidates that run to the end, 1 to `candidates`."""
     prune_at: int | None = None
+    """Steps after which the worse half of the candidates is dropped, 0 to 1000; 0: never; None: a
+    quarter of the steps."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("guidance", 0, 100), ("feather", 0, 1024), ("grow", -1024, 1024),
-            ("model_mask", 0, 1), ("color_match", 0, 1), ("smallest", 1, 1 << 30),
-            ("candidates", 1, MAX_CANDIDATES), ("prune_at", 0, 1000),
-        ):  # fmt: skip
+            ("guidance", 0, 100),
+            ("feather", 0, 1024),
+            ("grow", -1024, 1024),
+            ("model_mask", 0, 1),
+            ("color_match", 0, 1),
+            ("candidates", 1, MAX_CANDIDATES),
+            ("prune_at", 0, 1000),
+        ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} must be between {low} and {high}, got {value}.")
@@ -99,6 +109,21 @@ def check(request: RefineRequest) -> int:
     Raises:
         ValueError: shapes, sizes or numbers that do not go together, with the values and the fix.
     """
+    counts = _check_shapes(request)
+    n = max(counts.values())
+    if any(c not in (1, n) for c in counts.values()):
+        listed = ", ".join(f"{c} {name}" for name, c in counts.items())
+        raise ValueError(f"Batches do not match: {listed}. Give one of each or equally many.")
+    for reference in request.references:
+        check_finite(reference, "reference")
+    for mask in request.reference_masks:
+        if mask is not None:
+            check_finite(mask, "reference mask")
+    return n
+
+
+def _check_shapes(request: RefineRequest) -> dict[str, int]:
+    """How many there are of everything that comes in batches."""
     draft, refs = request.draft, request.references
     _check_draft(draft)
     if len(refs) > 3:
@@ -119,19 +144,13 @@ def check(request: RefineRequest) -> int:
             "mask (or None) per reference."
         )
     for i, m in enumerate(request.reference_masks):
-        if m is None:
-            continue
-        counts[f"reference masks {i + 1}"] = len(m)
-        _same_size(m, refs[i], "reference mask", "reference")
-        check_finite(m, "reference mask")
+        if m is not None:
+            counts[f"reference masks {i + 1}"] = len(m)
+            _same_size(m, refs[i], "reference mask", "reference")
     if request.mask is not None:
         counts["masks"] = len(request.mask)
         _same_size(request.mask, draft, "mask", "draft")
-    n = max(counts.values())
-    if any(c not in (1, n) for c in counts.values()):
-        listed = ", ".join(f"{c} {name}" for name, c in counts.items())
-        raise ValueError(f"Batches do not match: {listed}. Give one of each or equally many.")
-    return n
+    return counts
 
 
 def _check_draft(draft: Tensor) -> None:
@@ -151,7 +170,6 @@ def _check_reference(reference: Tensor) -> None:
             f"The reference is {reference.shape[-1]}x{reference.shape[-2]} px; at least "
             f"{_SMALLEST_REFERENCE} px on a side are needed."
         )
-    check_finite(reference, "reference")
 
 
 def _same_size(mask: Tensor, image: Tensor, mask_name: str, image_name: str) -> None:
@@ -170,21 +188,44 @@ def pick(batch: Tensor, i: int) -> Tensor:
     return batch[i : i + 1] if len(batch) > 1 else batch
 
 
-def regions_of(request: RefineRequest, i: int, size: Extent) -> list[Region]:
-    """What is to be repaired in picture `i` of that size."""
-    o = request.options
+@dataclass(frozen=True)
+class RegionTask:
+    """One region of one draft, and what it is repaired from."""
+
+    region: Region
+    """Where, in the draft."""
+    references: tuple[Tensor, ...]
+    """At most three, each 1 3 h w in any stored type."""
+    reference_masks: tuple[Tensor | None, ...]
+    """The detail in each reference, 1 1 h w; None = the whole reference."""
+
+
+def region_tasks(request: RefineRequest, i: int, size: Extent) -> list[RegionTask]:
+    """What is to be repaired in picture `i` of that size, in order."""
+    references = tuple(pick(r, i) for r in request.references)
+    masks = [None if m is None else pick(m, i) for m in request.reference_masks]
+    masks += [None] * (len(references) - len(masks))
     mask = None if request.mask is None else pick(request.mask, i)
-    if request.boxes:
-        return box_regions(request.boxes, size, mask, grow_pixels=o.grow, holes=o.fill_holes)
+    grow = request.options.grow
+    if not request.boxes:
+        regions = [whole_region(size)] if mask is None else find_regions(mask, grow_pixels=grow)
+        return [RegionTask(region, references, tuple(masks)) for region in regions]
+    tasks: list[RegionTask] = []
+    regions = box_regions(request.boxes, size, mask, grow_pixels=grow)
+    for region, pair in zip(regions, request.boxes, strict=True):
+        own = masks
+        if pair.reference is not None and references:
+            extent = Extent(references[0].shape[-1], references[0].shape[-2])
+            own = [reference_box_mask(pair.reference, extent, masks[0]), *masks[1:]]
+        tasks.append(RegionTask(region, references, tuple(own)))
+    return tasks
+
+
+def single_region(mask: Tensor | None, size: Extent, grow: float = 0) -> Region:
+    """Everything that a mask 1 1 H W marks as one region; without a mask, the whole picture."""
     if mask is None:
-        return [whole_region(size)]
-    return find_regions(
-        mask,
-        grow_pixels=o.grow,
-        holes=o.fill_holes,
-        smallest=o.smallest,
-        split=o.split,
-    )
+        return whole_region(size)
+    return find_regions(mask, grow_pixels=grow, split=False)[0]
 
 
 def check_marked(request: RefineRequest, size: Extent, buckets: Buckets) -> None:
@@ -214,14 +255,3 @@ def outside_boxes(request: RefineRequest, size: Extent) -> int:
         inside = pair.draft.cover(size, box) > 0
         uncovered[..., box.y0 : box.y1, box.x0 : box.x1] &= ~inside
     return int(uncovered.sum())
-
-
-def masks_of_box(
-    request: RefineRequest, r: int, references: tuple[Tensor, ...], masks: list[Tensor | None]
-) -> list[Tensor | None]:
-    """The reference masks of region `r`: the first reference's is cut to the region's box."""
-    box = request.boxes[r].reference if request.boxes else None
-    if box is None or not references:
-        return masks
-    size = Extent(references[0].shape[-1], references[0].shape[-2])
-    return [reference_box_mask(box, size, masks[0]), *masks[1:]]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..repair.model_inputs import prefill, spread_share
+from ..nano.reference_blend import ReferenceBlend
 from .dataset import Pixels, Shape, View, Views, latent_region
 from .prepare import Encoder
 
@@ -42,10 +42,10 @@ class VariedViews:
         assert view.pixels is not None, "prepared with pixels"
         p = varied(np.random.default_rng([at, 3, variant]), view.pixels)
         recipe = self._engine.recipe
-        share = recipe.reference_blend
-        if variant % 2 and share:
-            share = spread_share(share, variant)
-        seen = prefill(p.draft, p.reference, p.mask, share)
+        blend = ReferenceBlend.of(recipe, aligned=recipe.align)
+        if variant % 2:
+            blend = blend.candidate(variant)
+        seen = blend.shown(p.draft, p.reference, p.mask)
         pictures = {"draft": seen, "reference": p.reference}
         z = self._encode(p.target)
         references = tuple(self._encode(pictures[role]) for role in recipe.order)

@@ -17,8 +17,8 @@ from ..evaluation.held_out_scenes import make_scene
 from ..images.geometry import Extent
 from ..models.core_engine import CoreEngine
 from ..models.kontext import Conditioning
+from ..nano.reference_blend import ReferenceBlend
 from ..recipes.recipe import NANO, Recipe
-from ..repair.model_inputs import prefill
 from ..scoring.structural import StructuralScorer
 from .config import DataSettings
 from .crop_triplet import frame
@@ -118,10 +118,10 @@ def measure(
     recipe = engine.recipe
     policy = Policy(net or VelocityNet(engine.model), engine.device)
     text, pooled = engine.text(recipe.text(None), recipe.text_tokens)
+    blend = ReferenceBlend.of(recipe, aligned=recipe.align)
     rows: list[dict[str, float]] = []
     for seed, p in enumerate(cases):
-        share = recipe.reference_blend if recipe.align else 0.0
-        seen = prefill(p.draft, p.reference, p.mask, share)
+        seen = blend.shown(p.draft, p.reference, p.mask)
         latents = {"draft": engine.encode(seen), "reference": engine.encode(p.reference)}
         clean = tuple(latents[role] for role in recipe.order)
         c = Conditioning(clean, recipe.indices, text, pooled, recipe.guidance, recipe.layout)

@@ -13,7 +13,7 @@ from ..images.crop import crop, crop_mask
 from ..images.geometry import Box, CropPlan, Extent
 from ..images.masks import Region, bounds
 from ..recipes.recipe import Recipe
-from ..repair.model_inputs import plan_views, reference_view
+from ..repair.model_inputs import crop_reference, plan_crop_pair
 from .config import DataSettings
 from .dataset import Pixels
 
@@ -56,12 +56,12 @@ def frame(
     reference_mask = None if triplet.reference_mask is None else _tensor(triplet.reference_mask)
     if reference_mask is not None and bounds(reference_mask) is None:
         reference_mask = None
-    plan, own = plan_views(
+    plan, own = plan_crop_pair(
         (size, region.box), given, reference_mask, recipe, context, data.megapixels
     )
     seen, inside = crop(draft, plan), crop_mask(region, plan)
     around = inside if bool(inside.any()) else torch.ones_like(inside)
-    reference, _ = reference_view(given, reference_mask, seen, around, own, aligned=recipe.align)
+    reference, _ = crop_reference(given, reference_mask, seen, around, own, aligned=recipe.align)
     if data.flip and not recipe.align and rng.random() < 0.5:
         reference = reference.flip(-1)
     if data.jitter:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..models.flux_transformer import FluxTransformer
+from ..nano import nano_file, resolve_weights
 from ..nano.initialisation import nano_config
 from ..recipes.recipe import NANO, OMNIREFINER, Recipe
 from .config import GrpoConfig, ModelSettings, SftConfig
@@ -124,6 +125,12 @@ def step_flops(config: SftConfig | GrpoConfig, once: float, recipe: Recipe) -> f
     return r.groups * r.group * (steps * once + judged * (learn + extra * once))
 
 
+def _recipe(base: str) -> Recipe:
+    """The recipe of a base, whose file need not be there: a nano's, or else OmniRefiner's."""
+    path = resolve_weights(base)
+    return NANO if path.is_file() and nano_file(path) is not None else OMNIREFINER
+
+
 def make_plan(
     config: SftConfig | GrpoConfig, card: Card, processes: int = 1, divided: bool = False
 ) -> Plan:
@@ -139,7 +146,7 @@ def make_plan(
     full = config.model.train == "full"
     if divided:
         check_divisible(config.model)
-    recipe = NANO if config.model.base == "nano" else OMNIREFINER
+    recipe = _recipe(config.model.base)
     model = _model(recipe is NANO)
     base, held = sum(p.numel() for p in model.parameters()), _base_bytes(model, config.model)
     gathered = _gathered_bytes(model, config.model) if divided else 0.0

@@ -24,8 +24,8 @@ from torch import Tensor
 from ..data.shards import TripletSet
 from ..data.worker_pool import worker_pool
 from ..models.core_engine import TextEncoder
+from ..nano.reference_blend import ReferenceBlend
 from ..recipes.recipe import Recipe
-from ..repair.model_inputs import prefill
 from ..storage.output_files import atomic_path
 from ..weights.safetensors_io import save_weights
 from .config import DataSettings
@@ -52,8 +52,8 @@ class Encoder(Protocol):
 def encode(pixels: Pixels, engine: Encoder, data: DataSettings) -> dict[str, Tensor]:
     """The latents of a framed view, on the CPU: target, draft and reference (half), mask."""
     recipe = engine.recipe
-    share = recipe.reference_blend if recipe.align else 0.0
-    seen = prefill(pixels.draft, pixels.reference, pixels.mask, share)
+    blend = ReferenceBlend.of(recipe, aligned=recipe.align)
+    seen = blend.shown(pixels.draft, pixels.reference, pixels.mask)
     images = {"target": pixels.target, "draft": seen, "reference": pixels.reference}
     out = {k: engine.encode(v).cpu().half() for k, v in images.items()}
     size = (out["target"].shape[-2], out["target"].shape[-1])

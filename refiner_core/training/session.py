@@ -19,7 +19,7 @@ from ..models.core_engine import CoreEngine
 from ..models.devices import pick_device
 from ..models.text import FluxText
 from ..models.vae import FluxCodec
-from ..nano import NANO_WEIGHTS
+from ..nano import resolve_weights
 from ..recipes.recipe import KONTEXT, OMNIREFINER, Recipe
 from .augment import VariedViews
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -251,9 +251,8 @@ def assemble(
     """A session of parts that are there already."""
     trainable = make_trainable(engine, config.model, config.run.seed, workers.sharding)
     policy = Policy(VelocityNet(engine.model), engine.device, config.model.precision)
-    base = NANO_WEIGHTS if config.model.base == "nano" else Path(config.model.base).expanduser()
     facts: dict[str, Any] = {
-        "base_fingerprint": fingerprint(base),
+        "base_fingerprint": fingerprint(resolve_weights(config.model.base)),
         "data_manifest": data_hash,
         "settings": json.loads(json.dumps(asdict(config))),
     }

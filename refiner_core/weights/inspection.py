@@ -14,6 +14,7 @@ from pathlib import Path
 from .headers import Header, parameters, read_any_header
 from .imagecritic_keys import is_imagecritic
 from .keys import strip_prefix
+from .nano_keys import is_nano
 
 # (key prefixes, what has them); the first that matches names the file.
 ARCHITECTURES: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -132,7 +133,7 @@ def _base(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile | N
     where = {"slot": "diffusion_model", "folder": "diffusion_models"}
     if header.format == "gguf":
         where = {"slot": "model", "folder": "diffusion_models", "node": "Refiner from Model"}
-    if "codec.mean" in keys:
+    if is_nano(keys):
         return _made(header, "nano", "a nano refiner (omnirefiner train nano)", family="flux")
     names = set(keys)
     if any(k.startswith("double_stream_modulation_img.") for k in names):

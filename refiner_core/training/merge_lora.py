@@ -1,4 +1,4 @@
-"""Bakes LoRAs into a base: one file that runs without them."""
+"""Merges LoRAs into a base: one file that runs without them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .nano import NANO_WEIGHTS
-from .nano.nano_engine import load_codec, load_nano
-from .weights.lora import apply_lora, parse_lora_argument, read_lora
-from .weights.safetensors_io import check_weights_path, read_header, save_weights
-from .weights.transformer import diffusers_to_bfl, load_transformer
+from ..nano import nano_file, resolve_weights
+from ..nano.nano_engine import load_codec, load_nano
+from ..weights.lora import apply_lora, parse_lora_argument, read_lora
+from ..weights.nano_keys import CODEC
+from ..weights.safetensors_io import check_weights_path, save_weights
+from ..weights.transformer import diffusers_to_bfl, load_transformer
 
 Layout = Literal["bfl", "diffusers"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -23,7 +24,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def merge(
     base: str | Path, loras: Sequence[str], out: Path, layout: Layout = "bfl", dtype: str = "bf16"
 ) -> int:
-    """Write `base + loras` as one safetensors file, whole or not at all; the weights changed.
+    """Write `base + loras` as one safetensors file, whole or not at all.
+
+    Returns the number of weights that the LoRAs change.
 
     A nano keeps its codec beside the weights, in diffusers' layout, which its loader expects.
 
@@ -41,20 +44,19 @@ def merge(
     pairs = [parse_lora_argument(text) for text in loras]
     for file, _ in pairs:
         check_weights_path(file, "LoRA")
-    weights = NANO_WEIGHTS if str(base) == "nano" else Path(base).expanduser()
-    carries_codec = not weights.is_dir() and "codec.mean" in read_header(weights, "base")[0]
+    nano = nano_file(base)
     codec: dict[str, Tensor] = {}
-    if carries_codec:
-        model = load_nano(path=weights).model
-        codec = {f"codec.{k}": v for k, v in load_codec(weights).named_buffers()}
+    if nano is not None:
+        model = load_nano(path=nano).model
+        codec = {f"{CODEC}{k}": v for k, v in load_codec(nano).named_buffers()}
     else:
-        model = load_transformer(weights, DTYPES[dtype])
+        model = load_transformer(resolve_weights(base), DTYPES[dtype])
     changed = sum(apply_lora(model, read_lora(file), strength) for file, strength in pairs)
     sd = {k: v.to(DTYPES[dtype]).contiguous() for k, v in model.state_dict().items()}
-    if layout == "bfl" and not carries_codec:
+    if layout == "bfl" and nano is None:
         sd = {k: v.contiguous() for k, v in diffusers_to_bfl(sd).items()}
     metadata = {"format": "pt", "merged": json.dumps([f"{f.name}:{s:g}" for f, s in pairs])}
-    if carries_codec:
+    if nano is not None:
         metadata["recipe"] = "nano"
     save_weights(out, sd | codec, metadata)
     return changed
