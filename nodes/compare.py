@@ -34,7 +34,10 @@ class Compare(io.ComfyNode):
                     "a", tooltip="The image on the left: one, or as many as there are in b."
                 ),
                 io.Image.Input(
-                    "b", tooltip="The image on the right: one, or as many as there are in a."
+                    "b",
+                    optional=True,
+                    tooltip="The image on the right: one, or as many as there are in a. If not "
+                    "connected, the previous run is compared.",
                 ),
                 io.Mask.Input(
                     "mask",
@@ -49,29 +52,38 @@ class Compare(io.ComfyNode):
                     "heatmap of DreamSim Score.",
                 ),
             ],
-            outputs=[],
+            outputs=[
+                io.Image.Output(
+                    display_name="image",
+                    tooltip="Image b unchanged, or image a if b is not connected.",
+                ),
+            ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
     def execute(
-        cls, a: Tensor, b: Tensor, mask: Tensor | None = None, overlay: Tensor | None = None
+        cls,
+        a: Tensor,
+        b: Tensor | None = None,
+        mask: Tensor | None = None,
+        overlay: Tensor | None = None,
     ) -> io.NodeOutput:
-        n = max(len(a), len(b))
-        if any(len(x) not in (1, n) for x in (a, b)):
+        n = len(a) if b is None else max(len(a), len(b))
+        if b is not None and any(len(x) not in (1, n) for x in (a, b)):
             raise ValueError(
                 f"Compare got {len(a)} images for a and {len(b)} for b. Connect the same number of "
                 "images to both, or a single image to one of them."
             )
-        first, second, core_mask = to_core(a), to_core(b), mask_to_core(mask)
-        third = None if overlay is None else to_core(overlay)
+        # Without `after` the page compares with what the node sent it in the previous run.
+        named = {"before": a, "after": b, "overlay": overlay}
+        images = {key: to_core(image) for key, image in named.items() if image is not None}
+        outlined = mask_to_core(mask)
         pairs: list[dict[str, Any]] = []
         for i in range(min(n, MOST_SHOWN)):
-            pair = {"before": temp_picture(_at(first, i)), "after": temp_picture(_at(second, i))}
-            if third is not None:
-                pair["overlay"] = temp_picture(_at(third, i))
-            box = None if core_mask is None else bounds(_at(core_mask, i))
+            pair: dict[str, Any] = {k: temp_picture(_at(x, i)) for k, x in images.items()}
+            box = None if outlined is None else bounds(_at(outlined, i))
             regions = [] if box is None else [{"crop": list(box), "region": list(box)}]
             pairs.append({**pair, "regions": regions})
-        return io.NodeOutput(ui={"omnirefiner": [{"pairs": pairs}]})
+        return io.NodeOutput(a if b is None else b, ui={"omnirefiner": [{"pairs": pairs}]})

@@ -138,9 +138,67 @@ def test_batches(open_comfy: Callable[..., Any]) -> None:
     compare_graph(comfy, batch=3)
     count = comfy.page.locator(".omnirefiner-count").first
     assert count.inner_text() == "1 / 3"
-    comfy.page.get_by_role("button", name="Next picture").click()
+    comfy.page.get_by_role("button", name="Next image").click()
     comfy.settle(400)
     assert count.inner_text() == "2 / 3"
+    comfy.assert_clean()
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_without_b_the_previous_run_is_compared_and_a_is_passed_on(
+    open_comfy: Callable[..., Any], vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue)
+    red = {"width": 128, "height": 96, "batch_size": 1, "color": 0xFF0000}
+    nodes = [
+        {"type": "EmptyImage", "pos": [20, 80], "values": red},
+        {"type": "OmniRefiner_Compare", "pos": [420, 80], "size": [620, 520]},
+        {"type": "PreviewImage", "pos": [1080, 80]},
+    ]
+    source, _, preview = build(comfy, nodes, [(0, 0, 1, "a"), (1, 0, 2, "images")])
+    entry = comfy.run()
+    assert entry["outputs"][str(preview)]["images"]
+    comfy.page.wait_for_function(
+        "() => /Run the workflow again/.test("
+        "document.querySelector('.omnirefiner-viewer .omnirefiner-status').innerText)"
+    )
+    assert colours(comfy)[1] == 0
+    comfy.page.evaluate(
+        "(id) => { app.graph.getNodeById(id).widgets.find((w) => w.name === 'color').value = 255; }",
+        source,
+    )
+    comfy.run()
+    comfy.page.wait_for_function(
+        "() => !/Run the workflow again/.test("
+        "document.querySelector('.omnirefiner-viewer .omnirefiner-status').innerText)"
+    )
+    comfy.settle()
+    comfy.shot(f"compare-previous-{'vue' if vue else 'canvas'}")
+    pixels = seen(comfy)
+    row = pixels[pixels.shape[0] // 3]
+    left, right = row[row.shape[0] // 4], row[row.shape[0] * 3 // 4]
+    assert left[2] > 200 and left[0] < 60, "this run is on the left"
+    assert right[0] > 200 and right[2] < 60, "the previous run is on the right"
+    comfy.assert_clean()
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_a_right_click_opens_and_saves(open_comfy: Callable[..., Any], vue: bool) -> None:
+    comfy = open_comfy(vue=vue)
+    entry = compare_graph(comfy)
+    shown = next(o["omnirefiner"][0] for o in entry["outputs"].values() if "omnirefiner" in o)
+    view = comfy.page.locator(VIEW).first
+    view.click(button="right")
+    comfy.shot(f"compare-menu-{'vue' if vue else 'canvas'}")
+    with comfy.page.context.expect_page() as opened:
+        comfy.page.get_by_text("Open image: B").click()
+    assert shown["pairs"][0]["after"]["filename"] in opened.value.url
+    opened.value.close()
+    view.click(button="right")
+    with comfy.page.expect_download() as saved:
+        comfy.page.get_by_text("Save image: A").click()
+    picture = Image.open(saved.value.path())
+    assert picture.size == (128, 96) and picture.convert("RGB").getpixel((5, 5)) == (255, 0, 0)
     comfy.assert_clean()
 
 
@@ -150,12 +208,12 @@ def test_a_picture_that_the_server_has_forgotten(open_comfy: Callable[..., Any])
     shown = next(o["omnirefiner"][0] for o in entry["outputs"].values() if "omnirefiner" in o)
     gone = comfy.server.base / "temp" / shown["pairs"][1]["after"]["filename"]
     gone.unlink()
-    comfy.page.get_by_role("button", name="Next picture").click()
+    comfy.page.get_by_role("button", name="Next image").click()
     comfy.settle()
     status = comfy.page.locator(".omnirefiner-viewer .omnirefiner-status").first
     assert "no longer on the server" in status.inner_text() and sum(colours(comfy)) == 0
     comfy.shot("compare-gone")
-    comfy.page.get_by_role("button", name="Previous picture").click()
+    comfy.page.get_by_role("button", name="Previous image").click()
     comfy.settle()
     assert "128×96" in status.inner_text() and sum(colours(comfy)) > 0.2
     assert all("404" in m and gone.name in m for m in comfy.our_failures), comfy.our_failures

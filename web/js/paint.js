@@ -187,3 +187,24 @@ export function maskVeil(picture) {
   context.putImageData(pixels, 0, 0);
   return canvas;
 }
+
+/**
+ * The line between two compared images, with its handle.
+ * @param {CanvasRenderingContext2D} context
+ * @param {number} x
+ * @param {number} height
+ */
+export function drawSlider(context, x, height) {
+  context.fillStyle = "rgba(0, 0, 0, 0.5)";
+  context.fillRect(x - 1.5, 0, 3, height);
+  context.fillStyle = "#fff";
+  context.fillRect(x - 0.5, 0, 1, height);
+  context.beginPath();
+  const y = height - 14; // at the edge, where it hides no detail
+  context.arc(x, y, 8, 0, 2 * Math.PI);
+  context.fill();
+  context.fillStyle = "#333";
+  context.font = "10px sans-serif";
+  context.textAlign = "center";
+  context.fillText("↔", x, y + 3.5);
+}

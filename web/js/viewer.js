@@ -2,8 +2,10 @@
 /** Before and after in one view: slider, zoom, pan, hold to flip, batches, outlines and overlay. */
 
 import { button, element, followDrag, pointerIn, prepareCanvas, shownScale } from "./dom.js";
+import { showImageMenu } from "./menu.js";
 import { say } from "./messages.js";
-import { colourOf } from "./paint.js";
+import { colourOf, drawSlider } from "./paint.js";
+import { PreviousRun } from "./previous.js";
 import { loadPicture, viewUrl } from "./sources.js";
 import { sharedFrame, Viewport } from "./viewport.js";
 
@@ -22,6 +24,10 @@ export class Viewer {
   /** @param {[string, string]} labels Names of the two pictures. */
   constructor(labels) {
     this.labels = labels;
+    /** What the second image is called now. */
+    this.second = labels[1];
+    this.note = "";
+    this.previous = new PreviousRun();
     /** @type {Comparison[]} */
     this.pairs = [];
     this.index = 0;
@@ -54,6 +60,7 @@ export class Viewer {
     this.canvas.addEventListener("wheel", (e) => this.onWheel(e), { passive: false });
     this.canvas.addEventListener("keydown", (e) => this.onKey(e, true));
     this.canvas.addEventListener("keyup", (e) => this.onKey(e, false));
+    this.canvas.addEventListener("contextmenu", (e) => this.onMenu(e));
     this.canvas.addEventListener("dblclick", () => this.act("0", true));
     this.observer = new ResizeObserver(() => this.redraw());
     this.observer.observe(this.canvas);
@@ -103,10 +110,13 @@ export class Viewer {
   }
 
   /**
-   * @param {Comparison[]} pairs
+   * @param {import("./previous.js").Shown[]} pairs
    */
   async show(pairs) {
-    this.pairs = pairs;
+    this.pairs = this.previous.complete(pairs);
+    const alone = pairs.some((p) => !p.after);
+    this.second = alone ? say("previousRun") : this.labels[1];
+    this.note = alone && !this.previous.known ? say("firstRun") : "";
     this.index = Math.min(this.index, Math.max(0, pairs.length - 1));
     await this.load();
   }
@@ -196,6 +206,17 @@ export class Viewer {
     );
     if (!this.viewport.zoom) this.slideTo(x / this.canvas.clientWidth);
     this.redraw();
+  }
+
+  /** @param {MouseEvent} event */
+  onMenu(event) {
+    const { pictures } = this;
+    if (!pictures) return;
+    const { before, after } = this.pairs[this.index];
+    const entry = (/** @type {string} */ name, /** @type {File} */ file, /** @type {HTMLImageElement} */ shown) =>
+      ({ name, file, width: shown.naturalWidth, height: shown.naturalHeight });
+    const first = entry(this.labels[0], before, pictures.before);
+    showImageMenu(event, [first, entry(this.second, after, pictures.after)]);
   }
 
   /** @param {number} split */
@@ -342,15 +363,16 @@ export class Viewer {
       context.fillText(text, x + 5, 17);
       return w;
     };
-    const last = context.measureText(this.labels[1]).width + 10;
+    const last = context.measureText(this.second).width + 10;
     if (this.flipped || line > 40) label(this.labels[0], 5);
-    if (!this.flipped && width - line > 40) label(this.labels[1], width - last - 5);
+    if (!this.flipped && width - line > 40) label(this.second, width - last - 5);
   }
 
   describe() {
     const { before, after } = this.pairs[this.index];
     const zoom = `${Math.round(this.viewport.scale * 100)} %`;
     const size = `${before.width}×${before.height}`;
+    if (this.note) return `${size} · ${zoom} · ${this.note}`;
     if (this.frame.same) return `${size} · ${zoom}`;
     const note = say(this.frame.exact ? "scaledAlike" : "cornerToCorner");
     return `${size} | ${after.width}×${after.height} · ${zoom} · ${note}`;
@@ -359,24 +381,4 @@ export class Viewer {
   dispose() {
     this.observer.disconnect();
   }
-}
-
-/**
- * @param {CanvasRenderingContext2D} context
- * @param {number} x
- * @param {number} height
- */
-function drawSlider(context, x, height) {
-  context.fillStyle = "rgba(0, 0, 0, 0.5)";
-  context.fillRect(x - 1.5, 0, 3, height);
-  context.fillStyle = "#fff";
-  context.fillRect(x - 0.5, 0, 1, height);
-  context.beginPath();
-  const y = height - 14; // at the edge, where it hides no detail
-  context.arc(x, y, 8, 0, 2 * Math.PI);
-  context.fill();
-  context.fillStyle = "#333";
-  context.font = "10px sans-serif";
-  context.textAlign = "center";
-  context.fillText("↔", x, y + 3.5);
 }
