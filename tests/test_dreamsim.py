@@ -257,7 +257,7 @@ def test_backbone_by_name_and_teacher(tmp_path: Path) -> None:
     backbone = tmp_path / "elsewhere.pth"
     (release / "checkpoints" / "dino_vitbase16_pretrain.pth").rename(backbone)
     with pytest.raises(
-        ValueError, match=r"dino backbone is not there.*dl\.fbaipublicfiles.*--backbone"
+        ValueError, match=r"dino_vitbase16_pretrain.*dl\.fbaipublicfiles.*--backbone"
     ):
         convert_release(release, tmp_path / "x.safetensors", side=32)
     convert_release(release, tmp_path / "a.safetensors", side=32, backbone=str(backbone))
@@ -298,7 +298,7 @@ def test_releases_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         convert_release(tmp_path / "none.zip", out)
     (tmp_path / "text.zip").write_text("no zip")
-    with pytest.raises(ValueError, match=r"text\.zip \(6 bytes\) is no zip"):
+    with pytest.raises(ValueError, match=r"text\.zip \(6 bytes\)"):
         convert_release(tmp_path / "text.zip", out)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="not a DreamSim release.*ensemble_lora.*v0.1"):

@@ -22,11 +22,11 @@ from refiner_core.data.pair_files import PairFiles
 from refiner_core.data.shards import shard_name, write_shard
 from refiner_core.data.triplets import Triplet
 from refiner_core.evaluation.cases import FileCases, open_cases, unique_ids
+from refiner_core.evaluation.evaluation_settings import EvaluationSettings, Outcome
 from refiner_core.evaluation.held_out_scenes import HeldOutScene, make_scene
 from refiner_core.evaluation.metric import Column
 from refiner_core.evaluation.plots import bars, scatter
 from refiner_core.evaluation.runner import case_seed
-from refiner_core.evaluation.settings import EvaluationSettings, Outcome
 from refiner_core.evaluation.tables import summarise, worst_first
 
 ROOT = Path(__file__).parents[1]

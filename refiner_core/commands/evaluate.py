@@ -12,8 +12,8 @@ from .model_options import add_model_options, model_arguments
 
 if TYPE_CHECKING:
     from ..data.triplets import Triplet
+    from ..evaluation.evaluation_settings import EvaluationSettings, Outcome
     from ..evaluation.metric import Column, Metric
-    from ..evaluation.settings import EvaluationSettings, Outcome
 
 METRICS = ("pixels", "structure", "dreamsim", "dinov2", "arcface", "vlm", "lpips")
 
@@ -131,7 +131,7 @@ def _factories(
 
 
 def _settings(chosen: argparse.Namespace) -> EvaluationSettings:
-    from ..evaluation.settings import EvaluationSettings
+    from ..evaluation.evaluation_settings import EvaluationSettings
     from ..repair.request import RefineOptions
 
     others: dict[str, Path] = {}

@@ -62,7 +62,7 @@ def scatter(
 
 
 def bars(values: Mapping[str, float], title: str, digits: int) -> str:
-    """One horizontal bar a name, from 0."""
+    """One horizontal bar per name, from 0."""
     if not values:
         return ""
     high = max(max(values.values()), 1e-9)

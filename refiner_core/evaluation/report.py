@@ -17,9 +17,9 @@ from ..images.image_io import load_picture
 from ..images.tensors import to_dtype, to_float
 from ..scoring.heatmap import difference_heat, draw_heat
 from ..storage.output_files import atomic_path
+from .evaluation_settings import ALIGNED, DRAFT, REFINED, Outcome
 from .metric import Column, EvaluationCase, cut, region_box
 from .plots import bars, scatter
-from .settings import ALIGNED, DRAFT, REFINED, Outcome
 from .tables import PAPER, Summary, degradation, format_cell, ranking, summarise, worst_first
 
 _TILE = 228  # px: longer side of a picture in the report

@@ -32,8 +32,8 @@ from ..storage.output_files import atomic_path
 from .baselines import PastedReference, pasted_reference
 from .cases import Cases, open_cases
 from .digests import triplet_digest
+from .evaluation_settings import ALIGNED, DRAFT, PASTED, REFINED, EvaluationSettings, Outcome
 from .metric import EvaluationCase, Metric, Scores
-from .settings import ALIGNED, DRAFT, PASTED, REFINED, EvaluationSettings, Outcome
 
 _FILES = {PASTED: "pasted.png", ALIGNED: "aligned.png", REFINED: "refined.png"}
 Log = Callable[[str], None]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.output_files import atomic_path
+from .evaluation_settings import REFINED, Outcome
 from .metric import Column
-from .settings import REFINED, Outcome
 
 PAPER = "paper (its own data)"
 # Cases are sorted by the first of these columns that has values.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .scorer import check_pair, only_inside
 
-SIDE = 224  # px of the network's square
+SIDE = 224  # px on a side of the network's input
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -26,12 +26,12 @@ class DinoV2Scorer:
         return self._name
 
     def embed(self, images: Tensor) -> Tensor:
-        """Unit vectors `B D` of pictures B 3 H W in [0, 1], squeezed to the network's square."""
+        """Unit vectors `B D` of pictures B 3 H W in [0, 1], resized to the network's square input."""
         x = F.interpolate(images, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
         return class_tokens(self.model, x)
 
     def distance(self, a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See `Scorer.distance`; what is outside the mask is taken from `a` in both."""
+        """See `Scorer.distance`; outside the mask both pictures are the mean of the two."""
         a, b, mask = check_pair(a, b, mask)
         if mask is not None:
             a, b = only_inside(a, b, mask)
@@ -58,7 +58,7 @@ def load_network(folder: Path) -> Any:
     """
     if not (folder / "config.json").is_file():
         raise ValueError(
-            f"{folder} holds no DINOv2: download facebook/dinov2-base (config.json and "
+            f"{folder} does not hold a DINOv2: download facebook/dinov2-base (config.json and "
             "model.safetensors) into it."
         )
     from transformers import AutoModel

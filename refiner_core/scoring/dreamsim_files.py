@@ -1,4 +1,4 @@
-"""DreamSim's own safetensors: one file a variant, LoRA merged, sizes in the shapes."""
+"""DreamSim as safetensors: one file per variant, with the LoRA merged."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def tower_configs(variant: Variant, shapes: Mapping[str, tuple[int, ...]]) -> li
     """The transformers whose weights have these shapes.
 
     Raises:
-        ValueError: they are not this variant's: a tower too few or too many, another patch, a
-            projection too many; names it.
+        ValueError: they are not this variant's: the number of towers, a patch size or a
+            projection differs; names it.
     """
     count = len({k.split(".")[1] for k in shapes if k.startswith("towers.")})
     if count != len(variant.towers):
-        raise ValueError(f"{variant.name} has {len(variant.towers)} towers, the file {count}.")
+        raise ValueError(f"{variant.name} has {len(variant.towers)} towers, the file has {count}.")
     configs: list[ViTConfig] = []
     for i, (family, patch) in enumerate(variant.towers):
         of = {k.removeprefix(f"towers.{i}."): v for k, v in shapes.items()}
@@ -57,9 +57,9 @@ def save_dreamsim(
     dtype: torch.dtype = torch.float32,
     notes: Mapping[str, object] | None = None,
 ) -> None:
-    """Write a model's weights (names of `DreamSim.state_dict`) and where they come from.
+    """Write a model's weights (named as in `DreamSim.state_dict`) and their sources.
 
-    Matrices are stored in `dtype`; vectors, positions and the class token, 1 % of the bytes, stay
+    Matrices are stored in `dtype`; vectors, positions and the class token (1 % of the bytes) stay
     float32.
 
     Raises:
@@ -80,17 +80,17 @@ def save_dreamsim(
 
 
 def read_variant(path: str | Path) -> Variant:
-    """Which DreamSim a file holds, from its metadata.
+    """The variant that a file holds, from its metadata.
 
     Raises:
-        ValueError: missing, damaged, or not written by `omnirefiner convert dreamsim`.
+        ValueError: it is missing, damaged, or not made by `omnirefiner convert dreamsim`.
     """
     _, metadata = read_header(path, "DreamSim file")
     found = metadata.get("format")
     if found != FORMAT or metadata.get("variant") not in VARIANTS:
         raise ValueError(
             f"{path} is not a DreamSim file of this pack (its metadata has format {found!r}, variant "
-            f"{metadata.get('variant')!r}). Make one of an official release: omnirefiner convert "
+            f"{metadata.get('variant')!r}). Convert an official release: omnirefiner convert "
             "dreamsim RELEASE.zip OUT.safetensors"
         )
     return VARIANTS[metadata["variant"]]
@@ -104,7 +104,7 @@ def load_dreamsim(
     """The network of a file made by `omnirefiner convert dreamsim`, in `dtype`, without gradients.
 
     Raises:
-        ValueError: as `read_variant`; weights missing, left over or of a wrong shape.
+        ValueError: as `read_variant`; or weights are missing, unexpected or of a wrong shape.
     """
     variant = read_variant(path)
     shapes, _ = read_header(path, "DreamSim file")

@@ -1,4 +1,4 @@
-"""From an official DreamSim release to one safetensors file. The only place that reads pickles."""
+"""Converts official DreamSim releases to safetensors. The only module that reads pickles."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ SIDE = 224
 _RELEASES = "https://github.com/ssundaram21/dreamsim/releases/download"
 _META = "https://dl.fbaipublicfiles.com"
 _LORA_FOLDERS = {
-    "ensemble": "ensemble_lora", "dino_vitb16": "dino_vitb16_single_lora",
-    "clip_vitb32": "clip_vitb32_single_lora", "open_clip_vitb32": "open_clip_vitb32_single_lora",
-    "dinov2_vitb14": "dinov2_vitb14_single_lora", "synclr_vitb16": "synclr_vitb16_single_lora",
-    "dino_vitb16_patch": "dino_vitb16_patch_lora", "dinov2_vitb14_patch": "dinov2_vitb14_patch_lora",
-}  # fmt: skip
-# What torch.hub calls the backbones that the dreamsim package fetches from Meta.
+    "ensemble": "ensemble_lora",
+    "dino_vitb16": "dino_vitb16_single_lora",
+    "clip_vitb32": "clip_vitb32_single_lora",
+    "open_clip_vitb32": "open_clip_vitb32_single_lora",
+    "dinov2_vitb14": "dinov2_vitb14_single_lora",
+    "synclr_vitb16": "synclr_vitb16_single_lora",
+    "dino_vitb16_patch": "dino_vitb16_patch_lora",
+    "dinov2_vitb14_patch": "dinov2_vitb14_patch_lora",
+}
+# File names in torch.hub and URLs of the backbones that the dreamsim package downloads from Meta.
 BACKBONES: dict[Family, tuple[str, str]] = {
     "dino": (
         "dino_vitbase16_pretrain.pth",
@@ -47,7 +51,7 @@ TEACHER = "teacher"
 
 
 def release_url(variant: str) -> str:
-    """Where the official release of a variant is."""
+    """The URL of a variant's official release."""
     first = ("ensemble", "dino_vitb16", "clip_vitb32", "open_clip_vitb32")
     tag = "v0.2.0" if variant in first else "v0.2.1"
     return f"{_RELEASES}/{tag}-checkpoints/dreamsim_{variant}_checkpoint.zip"
@@ -55,28 +59,28 @@ def release_url(variant: str) -> str:
 
 @dataclass
 class Sources:
-    """The folder of a release, the backbone beside it, and the digests of what was read."""
+    """The files of a release."""
 
     folder: Path
-    backbone: str | None
-    digests: dict[str, str] = field(default_factory=dict)
+    backbone: str | None  # a file that the release does not include, or "teacher"
+    digests: dict[str, str] = field(default_factory=dict)  # of the files that were read
 
     def file(self, name: str) -> Path:
         """A file of the release.
 
         Raises:
-            ValueError: it is not there.
+            ValueError: it is missing.
         """
         path = self.folder / name
         if not path.is_file():
             raise ValueError(
-                f"The release lacks {name}; it holds "
+                f"{name} is missing in the release, which holds "
                 f"{', '.join(sorted(p.name for p in self.folder.iterdir())) or 'nothing'}."
             )
         return self.seen(path, name)
 
     def seen(self, path: Path, name: str) -> Path:
-        """Note the digest of a file that is read."""
+        """Record the digest of a file that is read."""
         self.digests[name] = sha256(path)
         return path
 
@@ -94,16 +98,16 @@ def convert_release(
 
     Args:
         source: the release as a zip, or the folder it was unpacked to (dreamsim's `cache_dir`).
-        out: the safetensors file, written whole or not at all.
-        dtype: how matrices are stored.
+        out: the safetensors file, written completely or not at all.
+        dtype: of the stored matrices.
         variant: which one, if the folder holds several.
-        backbone: the DINO or DINOv2 weights that releases do not carry; or "teacher" to take
-            DINO's teacher out of the release's own training checkpoint.
-        side: pixels on a side that the towers see; 224 in every official release.
+        backbone: the DINO or DINOv2 weights that releases do not include; or "teacher" to use
+            DINO's teacher from the release's own training checkpoint.
+        side: input size of the towers in pixels; 224 in every official release.
 
     Raises:
-        ValueError: not a release, an entry that climbs out of the zip, files missing, damaged or
-            of another model, a LoRA of an unknown kind.
+        ValueError: it is not a release, an entry of the zip leads out of its folder, a file is
+            missing, damaged or of another model, or the LoRA is of an unknown kind.
     """
     with _unpacked(source, out.parent) as folder:
         adapter = _find_adapter(folder, variant, source)
@@ -119,7 +123,7 @@ def convert_release(
 
 @contextlib.contextmanager
 def _unpacked(source: Path, beside: Path) -> Generator[Path, None, None]:
-    """The folder of a release; a zip is unpacked beside the output for as long as it is needed."""
+    """The folder of a release; a zip is unpacked next to the output as long as it is needed."""
     if source.is_dir():
         yield source
         return
@@ -131,11 +135,11 @@ def _unpacked(source: Path, beside: Path) -> Generator[Path, None, None]:
                 for entry in archive.infolist():
                     _check_entry(entry, source)
                 archive.extractall(folder)
-        # RuntimeError: encrypted; NotImplementedError: packed in a way Python cannot undo.
+        # RuntimeError: encrypted; NotImplementedError: an unknown compression.
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as e:
             raise ValueError(
-                f"The release {source} ({source.stat().st_size} bytes) is no zip, damaged or cut "
-                f"off: {e}. Download it again."
+                f"The release {source} ({source.stat().st_size} bytes) is not a zip, damaged or "
+                f"truncated: {e}. Download it again."
             ) from e
         yield Path(folder)
 
@@ -155,9 +159,9 @@ def _name_of(adapter: Path) -> str:
 
 
 def _find_adapter(folder: Path, variant: str | None, source: Path) -> Path:
-    """The LoRA's folder, which says what variant this is."""
+    """The folder of the LoRA, whose name tells the variant."""
     if variant is not None and variant not in VARIANTS:
-        raise ValueError(f"There is no variant {variant!r}; there are {', '.join(VARIANTS)}.")
+        raise ValueError(f"Unknown variant {variant!r}; choose from {', '.join(VARIANTS)}.")
     configs = [*folder.glob("*/adapter_config.json"), *folder.glob("*/*/adapter_config.json")]
     found = {
         _name_of(c.parent): c.parent for c in configs if c.parent.name in _LORA_FOLDERS.values()
@@ -169,7 +173,7 @@ def _find_adapter(folder: Path, variant: str | None, source: Path) -> Path:
             "dreamsim_checkpoint.zip of v0.1 has another LoRA and cannot be used)."
         )
     if variant is None and len(found) > 1:
-        raise ValueError(f"{source} holds {', '.join(found)}: say which with --variant.")
+        raise ValueError(f"{source} holds {', '.join(found)}: choose one with --variant.")
     if variant is not None and variant not in found:
         raise ValueError(
             f"{source} holds {', '.join(found)}, not {variant}. Take {release_url(variant)}."
@@ -189,10 +193,10 @@ def _merged_state(
 
 
 def read_pickle(path: Path) -> Any:
-    """The tensors of a .pth file; code in it is refused, never run.
+    """The tensors of a .pth file; code in it is rejected, never run.
 
     Raises:
-        ValueError: damaged, cut off, or more than tensors.
+        ValueError: the file is damaged or truncated, or holds more than tensors.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -200,7 +204,7 @@ def read_pickle(path: Path) -> Any:
         said = str(e).strip().splitlines()[:1]
         raise ValueError(
             f"{path.name} ({path.stat().st_size} bytes) cannot be read as plain weights: it is "
-            f"damaged, cut off, or holds code, which is never run. ({said[0] if said else e!r})"
+            f"damaged or truncated, or holds code, which is never run. ({said[0] if said else e!r})"
         ) from e
 
 
@@ -215,7 +219,7 @@ def _backbone_state(family: Family, patch: int, sources: Sources) -> Mapping[str
 
 
 def _meta_backbone(family: Family, sources: Sources) -> Mapping[str, Tensor]:
-    """DINO's or DINOv2's weights: named by the user, kept by torch.hub, or the teacher's."""
+    """DINO's or DINOv2's weights: the user's file, torch.hub's, or the release's teacher."""
     file, url = BACKBONES[family]
     if sources.backbone == TEACHER:
         return _teacher(sources)
@@ -229,7 +233,7 @@ def _meta_backbone(family: Family, sources: Sources) -> Mapping[str, Tensor]:
             f" or --backbone {TEACHER}, for the teacher in the release" if family == "dino" else ""
         )
         raise ValueError(
-            f"The {family} backbone is not there ({' or '.join(map(str, places))}). Download {url} "
+            f"The {family} backbone is missing ({' or '.join(map(str, places))}). Download {url} "
             f"and name it with --backbone FILE{hint}."
         )
     sources.seen(path, path.name)
@@ -248,14 +252,16 @@ def _teacher(sources: Sources) -> dict[str, Tensor]:
         if k.startswith(p)
     }
     if not out:
-        raise ValueError("dino_vitb16_pretrain.pth has no teacher. Name the backbone's file.")
+        raise ValueError("dino_vitb16_pretrain.pth has no teacher: name a file with --backbone.")
     return out
 
 
 def _tower_state(state: Mapping[str, Tensor], family: Family, grid: int) -> dict[str, Tensor]:
-    """A tower under our names, its positions resampled to the grid it is used with."""
+    """A tower's weights with our names, its positions resampled to the grid in use."""
     if not isinstance(state, Mapping) or "pos_embed" not in state:
-        raise ValueError(f"The {family} weights have no pos_embed: they are no vision transformer.")
+        raise ValueError(
+            f"The {family} weights have no pos_embed: they are not of a vision transformer."
+        )
     is_clip = family in ("clip", "open_clip")
     out: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -279,12 +285,12 @@ def _merge_adapter(state: dict[str, Tensor], adapter: Path, sources: Sources) ->
             raise ValueError(f"{adapter.name} has no {base}.lora_A.weight and lora_B.weight.")
         if (up.shape[0], down.shape[1]) != tuple(state[target].shape):
             raise ValueError(
-                f"{adapter.name}: {base} makes {up.shape[0]}x{down.shape[1]}, the tower's weight is "
+                f"{adapter.name}: {base} is {up.shape[0]}x{down.shape[1]}, but the tower's weight is "
                 f"{'x'.join(map(str, state[target].shape))}."
             )
         state[target] = (state[target].double() + scale * (up.double() @ down.double())).float()
     if lora:
-        raise ValueError(f"{adapter.name} has weights for no tower: {next(iter(lora))}.")
+        raise ValueError(f"{adapter.name} has weights that belong to no tower: {next(iter(lora))}.")
 
 
 def _lora_scale(adapter: Path) -> float:

@@ -1,9 +1,9 @@
-"""The patch-wise reward of OmniRefiner (arXiv 2511.19990): the whole, the region, its pixels.
+"""The patch-wise reward of OmniRefiner (arXiv 2511.19990): whole picture, region and pixels.
 
-The paper rewards a sample by DreamSim to the true picture, "for overall consistency", and by the
-masked squared error, "for detail learning". Squared error alone rewards blur, and at 224 px a whole
-picture hides thin lettering; so DreamSim also sees the region alone, gradients are compared, and a
-part for everything outside the region keeps copying worth while.
+The paper rewards a sample by DreamSim to the target, "for overall consistency", and by the masked
+squared error, "for detail learning". Squared error alone rewards blur, and a whole picture at 224 px
+hides thin lettering; so DreamSim also sees the region alone, gradients are compared, and a term for
+everything outside the region rewards keeping it.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from .scorer import Scorer, check_pair, check_pictures
 
 PATCH_SIDE = 224  # px: what DreamSim sees
 
-# Errors below which nothing is gained: a draft that is nearly right still leaves room to move in.
+# Errors under these gain nothing, so that a draft that is nearly right still leaves some tolerance.
 _LEAST_PIXEL_ERROR = 1e-3
 _LEAST_EDGE_ERROR = 1e-4
-# 30 dB: a codec's round trip outside the region costs little, a changed background nearly all.
+# 30 dB: an autoencoder's round trip outside the region costs little, a changed background much.
 _BACKGROUND_ERROR = 1e-3
 
 
 @dataclass(frozen=True)
 class RewardWeights:
-    """What each part counts in `PatchScores.total`, relative to the others, each at least 0.
+    """The weights of the terms in `PatchScores.total`, relative to each other, each at least 0.
 
-    The paper gives none. Here the scorer's two parts together weigh as much as the two detail
-    parts, and the background half of that.
+    The paper gives none. Here the scorer's two terms together weigh as much as the two detail
+    terms, and the background half of that.
     """
 
-    whole: float = 0.5
-    patch: float = 0.5
-    pixels: float = 0.5
-    edges: float = 0.5
-    background: float = 0.5
+    whole: float = 0.5  # the scorer on the whole picture
+    patch: float = 0.5  # the scorer on the region
+    pixels: float = 0.5  # squared error in the region
+    edges: float = 0.5  # squared difference of gradients in the region
+    background: float = 0.5  # squared error outside the region
 
     def __post_init__(self) -> None:
         given = asdict(self)
@@ -64,7 +64,7 @@ class PatchScores:
     background: Tensor
 
     def parts(self) -> dict[str, Tensor]:
-        """Every part by name, for advantages that are normalised part by part."""
+        """Every term by name, for advantages that are normalised term by term."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def total(self, weights: RewardWeights | None = None) -> Tensor:
@@ -83,20 +83,20 @@ def patch_scores(
     *,
     context: float = 1.3,
 ) -> PatchScores:
-    """Score samples against the true picture; differentiable where the scorer is.
+    """Score samples against the target; differentiable if the scorer is.
 
     Args:
-        scorer: sees the whole pictures, and the region's square crop at 224 px. For gradients
+        scorer: scores the whole pictures, and the region's square crop at 224 px. For gradients
             DreamSim has to be `DreamSimScorer(model, exact=False)`.
         samples: B 3 H W in [0, 1].
-        target: B or 1 3 H W, the truth.
-        mask: B or 1 1 H W, over 0 in the region. An item whose mask is empty (a draft that needed no
-            repair) has the whole picture as its region.
-        draft: B or 1 3 H W, what was to be repaired: the measure of `pixels` and `edges`.
+        target: B or 1 3 H W, the picture as it should be.
+        mask: B or 1 1 H W, over 0 in the region. For an item whose mask is empty (a draft that
+            needs no repair) the region is the whole picture.
+        draft: B or 1 3 H W, the picture to be repaired, whose errors scale `pixels` and `edges`.
         context: side of the square crop over the longer side of the mask's box, at least 1.
 
     Raises:
-        ValueError: shapes that do not fit, NaN.
+        ValueError: shapes do not match, or a value is not finite.
     """
     check_pictures(draft, target)
     region = _region(mask)
@@ -115,7 +115,7 @@ def patch_scores(
 
 
 def _region(mask: Tensor) -> Tensor:
-    """0 or 1, everywhere 1 for an item that has nothing."""
+    """0 or 1; 1 everywhere for an item whose mask is empty."""
     on = (mask > 0).float()
     empty = on.flatten(1).amax(1) == 0
     return torch.where(empty.reshape(-1, 1, 1, 1), torch.ones_like(on), on)
@@ -140,7 +140,7 @@ def _crops(a: Tensor, b: Tensor, region: Tensor, context: float) -> tuple[Tensor
 
 
 def _outside_error(a: Tensor, b: Tensor, region: Tensor) -> Tensor:
-    """Mean squared error where the region is not, 0 if it is everywhere; `B`."""
+    """Mean squared error outside the region, 0 if nothing is outside; `B`."""
     outside = 1 - region
     error = ((a - b).float().square() * outside).flatten(1).sum(1)
     return error / (3 * outside.flatten(1).sum(1)).clamp_min(1)

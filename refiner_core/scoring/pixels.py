@@ -1,8 +1,8 @@
-"""Distances that need no weights: how far a repair is from the truth, pixel by pixel.
+"""Pixel metrics between pictures, which need no weights.
 
-Every function takes pictures `B 3 H W` of one size in any stored type and a mask `B 1 H W` (or
-`1 1 H W`, or None = everywhere), whose pixels over 0 count. Where nothing counts the value is NaN:
-an empty mask has no error, and no excellent one either.
+Every function takes pictures `B 3 H W` of the same size in any stored type and a mask `B 1 H W` (or
+`1 1 H W`, or None = everywhere), whose pixels over 0 count. For an empty mask the value is NaN: it
+has no error, and no perfect score either.
 """
 
 from __future__ import annotations
@@ -18,19 +18,25 @@ _C1, _C2 = 0.01**2, 0.03**2
 
 
 def check_same_size(a: Tensor, b: Tensor, mask: Tensor | None) -> None:
+    """Check that two batches of pictures and their mask have the same size.
+
+    Raises:
+        ValueError: they have not; names the shapes.
+    """
     if a.ndim != 4 or a.shape[1] != 3 or a.shape[-2:] != b.shape[-2:] or b.shape[1] != 3:
         raise ValueError(
-            f"Two pictures B 3 H W of one size are compared, got {tuple(a.shape)} and "
+            f"Both pictures must be B 3 H W of the same size, got {tuple(a.shape)} and "
             f"{tuple(b.shape)}. Resize one first."
         )
     if mask is not None and (mask.ndim != 4 or mask.shape[-2:] != a.shape[-2:]):
         raise ValueError(
-            f"The mask {tuple(mask.shape)} does not fit the pictures {tuple(a.shape)}: B 1 H W."
+            f"The mask must be B 1 H W in the size of the pictures {tuple(a.shape)}, got "
+            f"{tuple(mask.shape)}."
         )
 
 
 def _double(pixels: Tensor) -> Tensor:
-    # A whole number over 255 is rounded in float32: exactness has to be asked in float64.
+    # An integer divided by 255 is rounded in float32; equality is compared in float64.
     if pixels.is_floating_point():
         return pixels.double()
     return pixels.double() / (65535 if pixels.dtype == torch.uint16 else 255)
@@ -64,7 +70,7 @@ def masked_psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def _mirrored(length: int) -> Tensor:
-    """Indices that repeat a line of pixels beyond its ends, the edge pixel twice: b a | a b c."""
+    """Indices that mirror a line of pixels at its ends, repeating the edge pixel: b a | a b c."""
     i = torch.arange(-_RADIUS, length + _RADIUS) % (2 * length)
     return torch.where(i < length, i, 2 * length - 1 - i)
 
@@ -82,7 +88,7 @@ def _window_mean(x: Tensor) -> Tensor:
 def structural_similarity(x: Tensor, y: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
     """Structural similarity at every pixel and channel, `B C H W` in [-1, 1], Wang et al. 2004.
 
-    `mean` takes the window's mean around every pixel; pictures float in [0, 1].
+    `mean` computes the mean of the window around every pixel; pictures are float in [0, 1].
     """
     mx, my = mean(x), mean(y)
     vx, vy = mean(x * x) - mx * mx, mean(y * y) - my * my
@@ -93,7 +99,7 @@ def structural_similarity(x: Tensor, y: Tensor, mean: Callable[[Tensor], Tensor]
 def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     """`structural_similarity` in float64 with a Gaussian window and population covariance.
 
-    The same numbers as scikit-image's
+    The same values as scikit-image's
     `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`.
     """
     return structural_similarity(_double(a), _double(b), _window_mean)
@@ -123,7 +129,7 @@ def sobel(image: Tensor) -> Tensor:
 def edge_error(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean squared difference of the Sobel gradients over the mask, `B`, 0 = same; differentiable.
 
-    Blind to a constant cast, and it notices the blur that a squared pixel error rewards.
+    A constant colour cast does not count, and blur, which a squared pixel error rewards, does.
 
     Raises:
         ValueError: the sizes differ.
@@ -135,7 +141,7 @@ def edge_error(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
 def outside_difference(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     """Largest difference where the mask is 0, `B`, in units of the full range; 0 = exact.
 
-    A mask without an outside gives 0.
+    If nothing is outside the mask, the value is 0.
 
     Raises:
         ValueError: the sizes differ.

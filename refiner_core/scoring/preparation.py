@@ -1,4 +1,4 @@
-"""Pictures for a network that sees a small square: resampled exactly as Pillow does, or smoothly."""
+"""Pictures for networks with a small square input, resampled exactly as Pillow does or smoothly."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .scorer import only_inside
 def prepare_image(image: Image.Image, side: int) -> Tensor:
     """A Pillow image as the network's input 1 3 S S in [0, 1].
 
-    Bicubic in 8 bits with the aspect given up, then over 255: bit for bit what torchvision's
-    `Resize((S, S), BICUBIC)` and `ToTensor` give.
+    Resized in 8 bits without keeping the aspect, then divided by 255: bit for bit the result of
+    torchvision's `Resize((S, S), BICUBIC)` and `ToTensor`.
     """
     small = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].float() / 255
@@ -44,7 +44,7 @@ def region_views(
 ) -> tuple[Tensor, Tensor]:
     """The square around every item's mask in both pictures, B 3 S S each.
 
-    Outside the mask both show the mean of the two, so only differences inside count.
+    Outside the mask both show the mean of the two, so that only differences inside count.
     """
     pairs = [
         _region_pair(x, y, m, context, side, exact)

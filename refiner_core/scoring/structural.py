@@ -1,4 +1,4 @@
-"""A score that needs no weights: structure and edges over several scales."""
+"""A scorer that needs no weights: structure and edges over several scales."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .scorer import check_pair, only_inside
 # Shares of the scales, fine to coarse: Wang et al. 2003, "Multiscale structural similarity".
 _SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _SIGMA = 1.5  # px, of the window
-_SMALLEST = 11  # px: the window of that paper has to fit
-_FLAT = 0.001  # squared gradient below which a pixel counts as flat: 0.03 of the range a pixel
+_SMALLEST = 11  # px: the size of that paper's window
+_FLAT = 0.001  # squared gradient under which a pixel counts as flat: 0.03 of the range per pixel
 
 
 def edge_map(a: Tensor, b: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def _half(x: Tensor) -> Tensor:
 
 
 def _scales(a: Tensor, b: Tensor) -> Iterator[tuple[float, Tensor]]:
-    """Share and local distances of every scale that is large enough, fine to coarse."""
+    """Share and local distances of every scale that is large enough, from fine to coarse."""
     for share in _SCALE_WEIGHTS:
         yield share, _apart(a, b)
         if (min(a.shape[-2:]) + 1) // 2 < _SMALLEST:
@@ -46,12 +46,12 @@ def _scales(a: Tensor, b: Tensor) -> Iterator[tuple[float, Tensor]]:
 
 
 class StructuralScorer:
-    """Multi-scale SSIM and edge agreement, both over RGB, averaged where the mask is.
+    """Multi-scale SSIM and edge agreement, both over RGB, averaged over the mask.
 
-    The scales are averaged, not multiplied as in MS-SSIM, so that a map per pixel exists and the
-    gradient is finite where one scale disagrees. Differentiable; symmetric; identical pictures
-    give exactly 0; the range is [0, 2], unrelated pictures are near 1. It compares pixels in
-    place: two good pictures that are shifted against each other are far apart.
+    The scales are averaged, not multiplied as in MS-SSIM, so that there is a value per pixel and
+    the gradient is finite where one scale disagrees. Differentiable and symmetric; identical
+    pictures give exactly 0, the range is [0, 2], unrelated pictures are near 1. Pixels are
+    compared in place: two good pictures that are shifted against each other are far apart.
     """
 
     name = "MS-SSIM + edges (no weights)"

@@ -1,4 +1,4 @@
-"""The vision transformer behind DreamSim: DINO's, CLIP's and DINOv2's small differences included."""
+"""The vision transformer of DreamSim, with the small differences of DINO, CLIP and DINOv2."""
 
 from __future__ import annotations
 
@@ -14,35 +14,30 @@ HEAD = 64  # width of a head in every ViT-B
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Sizes and habits of one transformer.
+    """The sizes of one transformer and the particulars of its family."""
 
-    `patch` and `grid` (patches on a side), `width`, `depth`; `eps` of the layer norms; `quick_gelu`
-    x * sigmoid(1.702 x) instead of GELU (OpenAI's CLIP); `pre_norm` a layer norm before the first
-    block (CLIP); `layer_scale` a gain on every branch (DINOv2); `projection` the width features are
-    projected to after the last norm (CLIP), or None: the last block's output, not normalised, is
-    the feature (DINO); `mean` and `std` normalise the input.
-    """
-
-    patch: int
-    grid: int
-    width: int
-    depth: int
-    eps: float
-    quick_gelu: bool
-    pre_norm: bool
-    layer_scale: bool
+    patch: int  # px on a side
+    grid: int  # patches on a side
+    width: int  # of a token
+    depth: int  # number of blocks
+    eps: float  # of the layer norms
+    quick_gelu: bool  # x * sigmoid(1.702 x) instead of GELU (OpenAI's CLIP)
+    pre_norm: bool  # a layer norm before the first block (CLIP)
+    layer_scale: bool  # a gain on every branch (DINOv2)
+    # Width that features are projected to after the last norm (CLIP); None: the features are the
+    # last block's output, not normalised (DINO).
     projection: int | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, float, float]  # of the input, RGB
+    std: tuple[float, float, float]  # of the input, RGB
 
     @property
     def side(self) -> int:
-        """Pixels on a side of the picture it sees."""
+        """Pixels on a side of the input."""
         return self.patch * self.grid
 
     @property
     def features(self) -> int:
-        """Width of a token that comes out."""
+        """Width of an output token."""
         return self.projection or self.width
 
 
@@ -56,7 +51,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """All tokens attend; with `queries`, only the first so many of them ask and are returned."""
+        """Attention over all tokens; with `queries`, only the first `queries` tokens are computed."""
         b, n, d = x.shape
         if queries is None:
             q, k, v = self._split(self.qkv(x), 3)
@@ -67,9 +62,9 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).reshape(b, queries or n, d))
 
-    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+    def _split(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         b, n, _ = x.shape
-        return x.reshape(b, n, parts, self.heads, HEAD).permute(2, 0, 3, 1, 4).unbind(0)
+        return x.reshape(b, n, count, self.heads, HEAD).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class MLP(nn.Module):
@@ -87,7 +82,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, both normalised first and added."""
+    """Attention and feed-forward branches with normalised inputs, added to the residual."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -102,7 +97,7 @@ class Block(nn.Module):
             self.ls2 = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """B N D to the same; with `queries`, only the first so many tokens come out."""
+        """B N D to the same; with `queries`, only the first `queries` tokens."""
         y = self.attn(self.norm1(x), queries)
         x = x[:, :queries] + (y * self.ls1 if self.scaled else y)
         y = self.mlp(self.norm2(x))
@@ -110,7 +105,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Pictures B 3 S S in [0, 1], S = `config.side`, to tokens B N D, the class token first.
+    """Tokens B N D, the class token first, of pictures B 3 S S in [0, 1] with S = `config.side`.
 
     Dosovitskiy et al. 2020, as trained by DINO (Caron et al. 2021), DINOv2 (Oquab et al. 2023),
     CLIP (Radford et al. 2021), OpenCLIP and SynCLR.
@@ -135,7 +130,7 @@ class VisionTransformer(nn.Module):
         return (images - mean) / std
 
     def forward(self, images: Tensor, class_only: bool = False) -> Tensor:
-        """All features, B N D; with `class_only` the class token's alone, B 1 D, a little cheaper."""
+        """All features, B N D; with `class_only` those of the class token, B 1 D, a little faster."""
         x = self.patch_embed(self._normalised(images)).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
         x = self.pre_norm(x)
@@ -148,10 +143,10 @@ class VisionTransformer(nn.Module):
 
 
 def resample_positions(pos_embed: Tensor, grid: int) -> Tensor:
-    """Position embeddings 1 (1 + m m) D for a grid of `grid` by `grid`, as DINO and DINOv2 do it.
+    """Position embeddings 1 (1 + m m) D for a grid of `grid` by `grid`, as in DINO and DINOv2.
 
-    Bicubic, by the scale (grid + 0.1) / m: the 0.1 was put there against a rounding error and
-    moves every sample a little, so the exact size would give other numbers.
+    Bicubic with the scale (grid + 0.1) / m: the 0.1, added there against a rounding error, moves
+    every sample a little, so the exact size would give other values.
     """
     old = math.isqrt(pos_embed.shape[1] - 1)
     if old == grid:
