@@ -5,6 +5,7 @@ import * as boxes from "../../web/js/boxes.js";
 import { roundHalfEven } from "../../web/js/geometry.js";
 import { partAt, turnHandle } from "../../web/js/hit.js";
 import { migrateGraph } from "../../web/js/migrate.js";
+import { rankCompleteRepair } from "../../web/js/search.js";
 import * as shapes from "../../web/js/shapes.js";
 import { sharedFrame, Viewport } from "../../web/js/viewport.js";
 
@@ -126,4 +127,16 @@ test("an older Mask Builder keeps its box and its settings", () => {
   assert.deepEqual(JSON.parse(values[6]), [{ draft: [0.25, 0.5, 0.75, 1], reference: null }]);
   migrateGraph(graph);
   assert.equal(graph.nodes[0].widgets_values.length, 7);
+});
+
+test("the node that does the whole repair comes first among names that begin with a query", () => {
+  const repair = { name: "OmniRefiner_ReferenceRefine" };
+  const other = { name: "OmniRefiner_RefinerParts" };
+  rankCompleteRepair([other, repair]);
+  assert.equal(other.postProcessSearchScores, undefined);
+  const [begins, contains] = [[1, 0, 27, 0.3], [2, 17.5, 27, 0.3]].map((s) => repair.postProcessSearchScores(s));
+  assert.deepEqual([begins, contains], [[1, 0, 0, 0, 0], [1, 0, 0, 0, 0]]);
+  assert.deepEqual(repair.postProcessSearchScores([0, 0, 0, 0.1]), [0, 0, 0, 0, 0.1]);
+  assert.deepEqual(repair.postProcessSearchScores([9, 0, 0, 0.1]), [9, 0, 0, 0, 0.1]);
+  rankCompleteRepair([other]); // a page without the node
 });

@@ -3,10 +3,12 @@
 
 import { api } from "/scripts/api.js";
 import { app } from "/scripts/app.js";
+import { showWords } from "./auto.js";
 import { addStyle } from "./dom.js";
 import { loadMessages, say } from "./messages.js";
 import { migrateGraph } from "./migrate.js";
 import { addPanel, allPanels, graphCompleted, panelFor, panelNamed, watchPage } from "./mount.js";
+import { rankCompleteRepair } from "./search.js";
 import { arrangeSettings, settlePrompt, watchChoices } from "./settings.js";
 import { loadRecipes } from "./sources.js";
 
@@ -111,8 +113,14 @@ app.registerExtension({
     };
   },
 
+  /** @param {any[]} defs The node definitions, to be changed in place. */
+  beforeRegisterVueAppNodeDefs(defs) {
+    rankCompleteRepair(defs);
+  },
+
   /** @param {any} node */
   nodeCreated(node) {
+    showWords(node);
     if (node.comfyClass === "OmniRefiner_Compare") addPicturePanel(node, "view", false);
     if (node.comfyClass === "OmniRefiner_LoadRefiner") watchChoices(node);
     if (TIDY.includes(node.comfyClass)) arrangeSettings(node);
