@@ -15,7 +15,9 @@ PAGES = sorted(
 )
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _PATH = re.compile(r"`((?:refiner_core|nodes|web|tests|locales|example_workflows)/[\w./-]*)`")
-_ROOM = re.compile(r"`((?:repair|images|matching|models|scoring|data|training|storage)/[\w./-]*\.py)")
+_ROOM = re.compile(
+    r"`((?:repair|images|matching|models|scoring|data|training|storage)/[\w./-]*\.py)"
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
