@@ -18,8 +18,10 @@ from torch import Tensor
 
 from ..refiner_core import sampling
 from ..refiner_core.interfaces import SamplingJob
+from ..refiner_core.models.kontext import CleanCache
 from ..refiner_core.recipes.recipe import Recipe
 from .conditioning import condition
+from .one_way import one_way
 from .qwen import as_published
 from .types import Refiner
 
@@ -137,6 +139,7 @@ class ComfyEngine:
     ) -> None:
         self.refiner, self.sampler, self.scheduler = refiner, sampler, scheduler
         self._previewer: Any = None
+        self._clean = CleanCache()
 
     @property
     def recipe(self) -> Recipe:
@@ -179,6 +182,9 @@ class ComfyEngine:
         refiner = self.refiner
         positive, negative = condition(refiner, job)
         check_layout(refiner, positive)
+        model = sampling_model(refiner)
+        if self.recipe.attention == "one way":
+            model = one_way(model, self._clean, list(job.references))
         draft = job.draft
         sigmas = self._sigmas(job)
         steps = len(sigmas) - 1
@@ -191,7 +197,7 @@ class ComfyEngine:
         held = job.restrict is not None
         clean = draft if held else torch.zeros_like(draft)
         latent = comfy.sample.sample_custom(
-            sampling_model(refiner),
+            model,
             self._noise(job, sigmas, draft, held),
             job.cfg,
             self._sampler(),
@@ -204,7 +210,10 @@ class ComfyEngine:
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=job.seed,
         )
-        return latent if sigmas[-1] == 0 else self._state(latent, sigmas)
+        if sigmas[-1] > 0:
+            return self._state(latent, sigmas)
+        self._clean = CleanCache()  # of use between the rounds of a search, and large
+        return latent
 
     def _noise(self, job: SamplingJob, sigmas: Tensor, draft: Tensor, held: bool) -> Tensor:
         """The noise from which ComfyUI's `sigma * noise + (1 - sigma) * clean` makes the start."""

@@ -14,7 +14,7 @@ from refiner_core.images.geometry import Extent
 from refiner_core.models import tokens
 from refiner_core.models.core_engine import CoreEngine
 from refiner_core.models.flux_transformer import FluxTransformer, rotary_angles
-from refiner_core.models.kontext import CleanCache, Conditioning, Denoiser, velocity
+from refiner_core.models.kontext import CleanCache, Conditioning, Denoiser, record_clean, velocity
 from refiner_core.nano.nano_engine import load_nano
 from refiner_core.repair.best_of_n import Candidate, rounds, search
 from refiner_core.sampling import sample
@@ -130,7 +130,7 @@ def test_cached_equals_one_masked_pass_at_every_step(
     c, x = conditioning(sizes, batch, guidance), noisy(batch)
     cache = CleanCache()
     for t in SIGMAS[:-1].tolist():
-        clean = cache.get(model, c, torch.float32)
+        clean = cache.get(c, lambda c: record_clean(model, c, torch.float32))
         found = velocity(model, x, t, c, "one way", clean)
         wanted = single_pass(model, x, t, c)
         assert float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())

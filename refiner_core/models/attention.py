@@ -7,7 +7,7 @@ runs the noisy and the text tokens alone, attending to what was recorded. That i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Hashable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 # Rotary cosines and sines, each `tokens head`.
 Rotary = tuple[Tensor, Tensor]
-# Keys and values, each `B tokens heads head`, of every attention module.
-KeysValues = Mapping[nn.Module, tuple[Tensor, Tensor]]
+# Keys and values of every attention module: here each is `B tokens heads head`.
+KeysValues = Mapping[Hashable, tuple[Tensor, Tensor]]
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
@@ -34,7 +34,7 @@ def attend(
     encoder_hidden_states: Tensor | None = None,
     attention_mask: Tensor | None = None,
     image_rotary_emb: Rotary | None = None,
-    record: MutableMapping[nn.Module, tuple[Tensor, Tensor]] | None = None,
+    record: MutableMapping[Hashable, tuple[Tensor, Tensor]] | None = None,
     clean: KeysValues | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of one FLUX block, with diffusers' names for modules and arguments.
@@ -98,7 +98,7 @@ class RecordingProcessor:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Rotary | None = None,
-        record: MutableMapping[nn.Module, tuple[Tensor, Tensor]] | None = None,
+        record: MutableMapping[Hashable, tuple[Tensor, Tensor]] | None = None,
         clean: KeysValues | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         return attend(

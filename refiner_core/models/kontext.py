@@ -6,12 +6,12 @@ ComfyUI's own FLUX; both give the same velocity.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import flow
 from ..recipes.recipe import Attention
@@ -105,7 +105,7 @@ def record_clean(model: Transformer, conditioning: Conditioning, dtype: torch.dt
     conditioning = conditioning.repeat(_count(conditioning))
     latents = [z.to(dtype) for z in conditioning.references]
     ids = tokens.layout_ids(latents, conditioning.indices, conditioning.layout)
-    record: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    record: dict[Hashable, tuple[Tensor, Tensor]] = {}
     alone = replace(conditioning, text=conditioning.text[:, :0])
     _call(model, latents, ids, alone.pooled.new_zeros(len(latents[0])), alone, record=record)
     return record
@@ -164,13 +164,13 @@ class Denoiser:
         dtype = self.model.dtype
         clean = None
         if self.attention == "one way":
-            clean = self.cache.get(self.model, conditioning, dtype)
+            clean = self.cache.get(conditioning, lambda c: record_clean(self.model, c, dtype))
         v = velocity(self.model, x.to(dtype), sigma, conditioning, self.attention, clean)
         return flow.x0_from_velocity(x, v.to(x.dtype), sigma)
 
 
 class CleanCache:
-    """What `record_clean` gave, for all steps of a run and all rounds of a search.
+    """The clean tokens' keys and values, for all steps of a run and all rounds of a search.
 
     Samples that have the same clean tokens share one entry.
     """
@@ -178,23 +178,31 @@ class CleanCache:
     def __init__(self) -> None:
         self._known: Conditioning | None = None
         self._last: Conditioning | None = None
+        self._rows: list[int] = []
         self._all: KeysValues = {}
         self._chosen: KeysValues = {}
 
-    def get(self, model: Transformer, conditioning: Conditioning, dtype: torch.dtype) -> KeysValues:
-        """Keys and values of the conditioning's clean tokens, of one sample or of each."""
-        if conditioning is not self._last:
-            rows = self._rows(conditioning)
-            if rows is None:
-                self._known = _shared(conditioning)
-                self._all = record_clean(model, self._known, dtype)
-                self._chosen = self._all
-            else:
-                self._chosen = {m: (k[rows], v[rows]) for m, (k, v) in self._all.items()}
-            self._last = conditioning
+    def get(
+        self, conditioning: Conditioning, record: Callable[[Conditioning], KeysValues]
+    ) -> KeysValues:
+        """Keys and values of the conditioning's clean tokens, of one sample or of each.
+
+        Args:
+            record: computes them for every sample of a conditioning; called for unknown ones.
+        """
+        if conditioning is self._last:
+            return self._chosen
+        rows = self._find(conditioning)
+        if rows is None:
+            self._known = _shared(conditioning)
+            self._all = self._chosen = record(self._known)
+            rows = list(range(_count(self._known)))
+        elif rows != self._rows:
+            self._chosen = {m: (k[rows], v[rows]) for m, (k, v) in self._all.items()}
+        self._rows, self._last = rows, conditioning
         return self._chosen
 
-    def _rows(self, conditioning: Conditioning) -> list[int] | None:
+    def _find(self, conditioning: Conditioning) -> list[int] | None:
         """Where the samples' clean tokens are among the known ones; None if one is not."""
         known = self._known
         if known is None or not _alike(known, conditioning):
