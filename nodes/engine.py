@@ -115,12 +115,12 @@ def sampling_model(refiner: Refiner) -> Any:
 
 
 def encode_image(vae: Any, image: Tensor) -> Tensor:
-    """Picture `1 3 H W` to the latent that ComfyUI's samplers take."""
+    """Encode an image `1 3 H W` to the latent that ComfyUI's samplers take."""
     return vae.encode(image.movedim(1, -1))
 
 
 def decode_latent(vae: Any, latent: Tensor) -> Tensor:
-    """Latent to picture `1 3 H W`, float32 on the CPU."""
+    """Decode a latent to an image `1 3 H W`, float32 on the CPU."""
     image = vae.decode(latent)
     if image.ndim == 5:  # codecs of video give B T H W C
         image = image.flatten(0, 1)

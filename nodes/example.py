@@ -17,7 +17,7 @@ NAMES = ["logo", "pattern", "word", TWO]
 
 
 def example_case(name: str) -> Case:
-    """One of `NAMES`; the last is two cases side by side: two details in one draft."""
+    """One of `NAMES`. The last one is two cases side by side: a draft with two details."""
     if name != TWO:
         return load_case(CASES / name)
     left, right = (load_case(CASES / n) for n in ("logo", "pattern"))
@@ -29,7 +29,7 @@ def example_case(name: str) -> Case:
 
 
 def _beside(left: Tensor, right: Tensor) -> Tensor:
-    """Two pictures side by side; a lower one is continued by black."""
+    """Two images side by side, the lower one padded with black."""
     height = max(left.shape[-2], right.shape[-2])
     return torch.cat([F.pad(t, (0, 0, 0, height - t.shape[-2])) for t in (left, right)], -1)
 
@@ -41,18 +41,28 @@ class ExampleCase(io.ComfyNode):
             node_id="OmniRefiner_ExampleCase",
             display_name="Example Case (OmniRefiner)",
             category=CATEGORY,
-            description="A broken draft, its reference and both masks, from the pack itself. "
-            "Replace it by Load Image nodes for your own pictures.",
+            description="Outputs an example that ships with the pack: a draft with a wrong detail, "
+            "its reference and the masks of both. Replace it with Load Image nodes to use your own "
+            "images.",
             search_aliases=["omnirefiner demo", "sample images"],
             inputs=[
-                io.Combo.Input("case", options=NAMES, default="logo", tooltip="Which example.")
+                io.Combo.Input(
+                    "case", options=NAMES, default="logo", tooltip="The example to output."
+                )
             ],
             outputs=[
-                io.Image.Output(display_name="draft", tooltip="The picture with the wrong detail."),
-                io.Image.Output(display_name="reference", tooltip="The true detail."),
-                io.Mask.Output(display_name="mask", tooltip="Where it is in the draft."),
-                io.Mask.Output(display_name="reference_mask", tooltip="Where in the reference."),
-                io.Image.Output(display_name="target", tooltip="What it should look like."),
+                io.Image.Output(display_name="draft", tooltip="The image with the wrong detail."),
+                io.Image.Output(
+                    display_name="reference", tooltip="The image that shows the correct detail."
+                ),
+                io.Mask.Output(display_name="mask", tooltip="Mask of the detail in the draft."),
+                io.Mask.Output(
+                    display_name="reference_mask", tooltip="Mask of the detail in the reference."
+                ),
+                io.Image.Output(
+                    display_name="target",
+                    tooltip="The draft as it should look after the repair, for comparison.",
+                ),
             ],
         )
 

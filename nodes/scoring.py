@@ -136,14 +136,16 @@ class LoadScorer(io.ComfyNode):
             display_name="Load Scorer",
             category=SCORING,
             description="Loads a scorer that measures how different two images are: DreamSim, or "
-            "MS-SSIM + edges, which needs no weights. Use it with DreamSim Score, Pick Best and the "
+            "MS-SSIM + edges, which needs no weights. Use it with DreamSim Score, Pick Best "
+            "(OmniRefiner) and the "
             "candidates of Reference Refine.",
             search_aliases=["load dreamsim", "perceptual metric"],
             inputs=_scorer_inputs(),
             outputs=[
                 ScorerSocket.Output(
                     display_name="scorer",
-                    tooltip="The scorer, for DreamSim Score, Pick Best and Reference Refine.",
+                    tooltip="The scorer, for DreamSim Score, Pick Best (OmniRefiner) and "
+                    "Reference Refine.",
                 )
             ],
         )
@@ -201,7 +203,8 @@ def _score_inputs() -> list[Any]:
             default="",
             optional=True,
             force_input=True,
-            tooltip="Text to put in front of the result, for example the file name from Load Folder.",
+            tooltip="Text to put in front of the result, for example the file name from Load "
+            "Folder (OmniRefiner).",
         ),
     ]
 

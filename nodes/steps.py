@@ -92,7 +92,7 @@ class CropForRefine(io.ComfyNode):
             display_name="Crop for Refine",
             category=STEPS,
             description="Crops the region of the draft and of the reference to a size that the model "
-            "was trained on, without stretching them. Stitch puts the repaired crop back.",
+            "was trained on, without stretching them. Stitch (OmniRefiner) puts the repaired crop back.",
             search_aliases=["inpaint crop", "kontext crop", "bucket crop"],
             inputs=_crop_inputs(),
             outputs=[
@@ -105,7 +105,7 @@ class CropForRefine(io.ComfyNode):
                 ),
                 RefineCropSocket.Output(
                     display_name="refine_crop",
-                    tooltip="The draft and the position of the crop, for Stitch.",
+                    tooltip="The draft and the position of the crop, for Stitch (OmniRefiner).",
                 ),
             ],
         )
@@ -282,10 +282,10 @@ def _recipe_of(crop: RefineCrop | None, refiner: Refiner | None) -> Recipe:
 def _pictures(
     recipe: Recipe, given: dict[str, Tensor], crop: RefineCrop | None
 ) -> list[tuple[str, Tensor]]:
-    """The connected pictures in the recipe's order, with what else the recipe shows the model.
+    """The connected images in the recipe's order, with what else the recipe shows the model.
 
     Raises:
-        ValueError: a picture is not of the crop's size.
+        ValueError: an image does not have the size of the crop.
     """
     if crop is None:
         return [(role, given[role]) for role in recipe.order]

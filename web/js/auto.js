@@ -14,6 +14,7 @@ const WORDS = /** @type {Record<string, Record<string, [number, "auto" | "all"]>
     prune_at: [-1, "auto"],
   },
   OmniRefiner_CropForRefine: { megapixels: [0, "auto"] },
+  OmniRefiner_RefineConditioning: { guidance: [0, "auto"], steps: [0, "auto"] },
   OmniRefiner_DreamSimScore: { heat_scale: [0, "auto"] },
   OmniRefiner_LoadFolder: { most: [0, "all"] },
 });
