@@ -1,0 +1,150 @@
+"""The reference's detail at the draft's own resolution, in the draft's pose and light.
+
+Where the reference ends, and where the surface around the region goes on inside it while the
+reference shows something else, the draft stays as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..images.geometry import Box, Extent
+from ..images.masks import Region
+from ..images.tensors import to_float
+from .find_detail import FoundDetail
+from .surface_map import warp_surface
+from .tone import (
+    membrane,
+    relight,
+    rim_of,
+    shrink_to_field,
+    tone_gain,
+    wide_blur,
+)
+
+_MARGIN = 0.2  # of the region's shorter side: how far around it is looked
+_LEAST_MARGIN = 12  # px
+_ALIASING = 1.15  # reference pixels per draft pixel above which the reference is averaged down
+_REFERENCE_MARGIN = 8  # px of the reference around what is read
+_REFERENCE_EDGE = 3  # px next to the reference's edge that are not shown
+_EDGE_SIGMA = 1.5  # px
+# The draft's own surface.
+_OTHER = 0.15  # difference of draft and reference that makes them two things
+_GOES_ON = 0.12  # difference from the surroundings' colour below which a surface goes on
+_FIELD_SIGMA = 0.024  # of the field's longer side, for comparing colours
+
+
+@dataclass(frozen=True)
+class DetailTransfer:
+    """The draft around a region with the reference's detail in its place."""
+
+    window: Box
+    """Of the draft, in px."""
+    picture: Tensor
+    """Float 1 3 h w, the window's size."""
+    shown: Tensor
+    """How much of the picture is the reference's, 1 1 h w in [0, 1]."""
+
+    def part(self, box: Box) -> tuple[Tensor, Tensor]:
+        """Picture and `shown` of a box inside the window."""
+        w = self.window
+        rows, columns = slice(box.y0 - w.y0, box.y1 - w.y0), slice(box.x0 - w.x0, box.x1 - w.x0)
+        return self.picture[..., rows, columns], self.shown[..., rows, columns]
+
+
+def transfer_detail(
+    image: Tensor, region: Region, reference: Tensor, found: FoundDetail
+) -> DetailTransfer:
+    """Lay the detail that was found over a region.
+
+    Args:
+        image: the draft, 1 3 H W in any stored type.
+        region: what is repaired in it.
+        reference: 1 3 h w in any stored type.
+        found: where the detail lies in it.
+    """
+    window = _window(region.box, Extent(image.shape[-1], image.shape[-2]))
+    draft = to_float(image[..., window.y0 : window.y1, window.x0 : window.x1])
+    view, inside = _aligned(reference, found, window)
+    mask = torch.zeros_like(inside)
+    b = region.box
+    rows, columns = (
+        slice(b.y0 - window.y0, b.y1 - window.y0),
+        slice(b.x0 - window.x0, b.x1 - window.x0),
+    )
+    mask[..., rows, columns] = (region.mask > 0).float()
+    small_draft, small_mask = shrink_to_field(draft), (shrink_to_field(mask) > 0).float()
+    small_view, small_inside = shrink_to_field(view), (shrink_to_field(inside) > 0.99).float()
+    gain = tone_gain(small_view, small_draft, small_mask, small_inside)
+    lit = relight(small_view, gain).clamp(0, 1)
+    own = _own_surface(lit, small_draft, small_mask, small_inside)
+    rim = rim_of(small_mask) * small_inside * (1 - own)
+    step = membrane(small_draft - lit, rim)
+    size = draft.shape[-2:]
+    gain, step, own = (
+        F.interpolate(x, size, mode="bilinear", align_corners=False) for x in (gain, step, own)
+    )
+    shown = _faded(inside) * (1 - own)
+    picture = (relight(view, gain).clamp(0, 1) + step).clamp(0, 1)
+    return DetailTransfer(window, draft + shown * (picture - draft), shown)
+
+
+def _window(box: Box, size: Extent) -> Box:
+    around = round(_MARGIN * min(box.extent)) + _LEAST_MARGIN
+    grown = Box(box.x0 - around, box.y0 - around, box.x1 + around, box.y1 + around)
+    return grown.intersection(Box(0, 0, *size))
+
+
+def _aligned(reference: Tensor, found: FoundDetail, window: Box) -> tuple[Tensor, Tensor]:
+    """The reference as the window shows it, and where it shows anything."""
+    size = found.reference
+    used = found.surface.reach(window, size)
+    m = _REFERENCE_MARGIN
+    used = Box(used.x0 - m, used.y0 - m, used.x1 + m, used.y1 + m)
+    used = used.intersection(Box(0, 0, *size))
+    if min(used.extent) < 2:
+        return torch.zeros(1, 3, *window.extent[::-1]), torch.zeros(1, 1, *window.extent[::-1])
+    picture = to_float(reference[..., used.y0 : used.y1, used.x0 : used.x1])
+    zoom = abs(found.surface.zoom(size))
+    if zoom > _ALIASING:
+        picture = F.interpolate(
+            picture, [max(2, round(n / zoom)) for n in picture.shape[-2:]], mode="area"
+        )
+    surface = found.surface.within(used, size)
+    view, inside = warp_surface(picture, surface, window, window.extent, "bicubic")
+    return view.clamp(0, 1), inside
+
+
+def _faded(inside: Tensor) -> Tensor:
+    """1 where the reference is shown, fading to 0 before it ends."""
+    if bool((inside > 0).all()):
+        return inside
+    k = _REFERENCE_EDGE
+    ends = F.max_pool2d(1 - inside, 4 * k + 1, 1, 2 * k)
+    return wide_blur(1 - ends, _EDGE_SIGMA) * (1 - F.max_pool2d(1 - inside, 2 * k + 1, 1, k))
+
+
+def _own_surface(lit: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
+    """Where the draft's surroundings go on inside the region and the reference shows something
+    else, 1 1 h w in [0, 1]: what lies beside the detail is the draft's.
+
+    All at the size of a field.
+    """
+    sigma = _FIELD_SIGMA * max(mask.shape[-2:])
+    smooth = wide_blur(draft, sigma)
+    apart = (smooth - wide_blur(lit, sigma)).abs().amax(1, keepdim=True)
+    onward = membrane(wide_blur(draft, 1.5), rim_of(mask))
+    goes_on = (smooth - onward).abs().amax(1, keepdim=True) < _GOES_ON
+    other = (((apart > _OTHER) & goes_on) | (inside < 0.5))[0, 0].numpy()
+    near = (F.max_pool2d(mask, 13, 1, 6) > 0.5)[0, 0].numpy()
+    beside = other & near & (mask < 0.5)[0, 0].numpy()
+    reached = ndimage.binary_propagation(beside, mask=other & near)
+    own = torch.from_numpy(reached).float()[None, None]
+    reach = max(1, round(0.5 * sigma))
+    own = F.max_pool2d(own, 2 * reach + 1, 1, reach)
+    return (wide_blur(own, max(1.0, 0.5 * sigma)) * 1.6 - 0.3).clamp(0, 1)

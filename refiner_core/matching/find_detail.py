@@ -1,0 +1,231 @@
+"""Finding the detail: where in the reference lies what a region of the draft shows, or should show.
+
+With a box on both sides many maps near box onto box are tried, and the best is refined. Without one
+on the reference the region is first searched for in all of it, at any size and at turns up to 45
+degrees, and the best places are refined in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..images.geometry import Box, Extent
+from ..images.masks import bounds
+from ..images.tensors import to_float
+from .surface_fit import COARSE, FINE, MIDDLE, SurfaceMatcher, surface_features
+from .surface_map import SurfaceMap, box_to_box
+
+_TURNS = (0, -10, 10, -20, 20, -30, 30, -42, 42)  # degrees
+_ZOOMS = (1.0, 0.82, 1.2)  # of the detail's box against the region's
+_KEPT = 5  # starts that are followed after the first fit
+_LARGEST = 2048  # px of the reference's longer side for matching
+# Search of the whole reference.
+_TEMPLATE = 24  # px, geometric mean of the region's sides
+_SEARCH_TURNS = tuple(range(-45, 46, 15))  # degrees
+_SEARCH_ZOOMS = tuple(
+    0.2 * 1.2**i for i in range(19)
+)  # reference pixels per draft pixel, 0.2 to 5.3
+_OUTSIDE = 0.15  # of the region's side may lie outside of the reference
+_PLACES = 8  # of the whole reference that are refined
+_FLAT = 0.25  # of the usual texture: what has less resembles nothing
+_LEAST_SEARCHED = 12  # px, shorter side of a place in the reference
+# Agreement inside the region below which the detail counts as not found. Unrelated photographs
+# reach 0.035 where all of the reference is searched, and 0.003 between two boxes.
+_SURE = 0.04
+_SURE_WITH_BOXES = 0.008
+
+
+@dataclass(frozen=True)
+class FoundDetail:
+    """Where the detail was found."""
+
+    surface: SurfaceMap
+    """From the draft's pixels to the reference."""
+    agreement: float
+    """Of the pictures inside the region, 0 to 1."""
+    around: float
+    """Of the pictures around the region, 0 to 1."""
+    sure: bool
+    """Whether that is enough to believe it."""
+    searched: bool
+    """Whether the whole reference was searched."""
+    reference: Extent
+    """Size of the reference in px."""
+
+    def box(self) -> Box:
+        """The box around the detail in the reference, in px."""
+        return self.surface.reach(self.surface.box, self.reference)
+
+    def report(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "method": "searched" if self.searched else "surface",
+            "agreement": round(self.agreement, 3),
+            "agreement_around": round(self.around, 3),
+            "sure": self.sure,
+            "found_at": list(self.box()),
+            "turn_degrees": round(self.surface.turn(self.reference), 2),
+            "zoom": round(self.surface.zoom(self.reference), 3),
+            "bend": round(float(self.surface.bend[3:].abs().max()), 3),
+        }
+
+
+def find_detail(
+    draft: Tensor,
+    mask: Tensor,
+    reference: Tensor,
+    reference_mask: Tensor | None,
+    starts: tuple[SurfaceMap, ...] = (),
+) -> FoundDetail:
+    """Find what a region of the draft shows in the reference.
+
+    Args:
+        draft: the whole picture, 1 3 H W in any stored type.
+        mask: the region, 1 1 H W, above 0 somewhere.
+        reference: 1 3 h w in any stored type.
+        reference_mask: the detail in it, 1 1 h w, above 0 somewhere; None searches all of it.
+        starts: maps to try beside the method's own.
+
+    Raises:
+        ValueError: a mask is empty.
+    """
+    box = bounds(mask)
+    if box is None:
+        raise ValueError("The mask of the region is empty; there is nothing to find.")
+    size = Extent(reference.shape[-1], reference.shape[-2])
+    bounded = _bounded(reference)
+    matcher = SurfaceMatcher(draft, mask, box, bounded, size)
+    if reference_mask is None:
+        own = _searched(matcher, bounded)
+    else:
+        detail = bounds(reference_mask)
+        if detail is None:
+            raise ValueError("The reference mask is empty; mark the detail or leave it out.")
+        own = list(_near_boxes(box, detail, size))
+    surface = _best(matcher, [*own, *starts])
+    inside, around = matcher.agreement(surface, COARSE)
+    sure = inside > (_SURE if reference_mask is None else _SURE_WITH_BOXES)
+    return FoundDetail(surface, inside, around, sure, reference_mask is None, size)
+
+
+def _bounded(reference: Tensor) -> Tensor:
+    """The reference as float, averaged down to what matching needs at the most."""
+    scale = _LARGEST / max(reference.shape[-2:])
+    picture = to_float(reference)
+    if scale >= 1:
+        return picture
+    return F.interpolate(
+        picture, [max(8, round(n * scale)) for n in picture.shape[-2:]], mode="area"
+    )
+
+
+def _near_boxes(box: Box, detail: Box, size: Extent) -> Iterator[SurfaceMap]:
+    yield box_to_box(box, detail, size)
+    for zoom in _ZOOMS:
+        for turn in _TURNS:
+            yield box_to_box(box, detail, size, turn, zoom)
+
+
+def _best(matcher: SurfaceMatcher, starts: list[SurfaceMap]) -> SurfaceMap:
+    """The best of the maps that the starts lead to."""
+
+    def first_look(surface: SurfaceMap) -> float:
+        inside, around = matcher.agreement(surface, COARSE)
+        return inside + 0.5 * around - matcher.cost(surface)
+
+    coarse = [matcher.improve(start, COARSE) for start in starts]
+    coarse = [s for s in coarse if s.zoom(matcher.reference) > 0] or coarse
+    coarse.sort(key=first_look, reverse=True)
+    middle = [matcher.improve(start, MIDDLE) for start in coarse[:_KEPT]]
+    best = max(middle, key=matcher.quality)
+    found: list[SurfaceMap] = []
+    for level in (MIDDLE, MIDDLE, FINE):
+        best = matcher.improve(best, level)
+        found.append(best)
+    return max(found, key=matcher.quality)
+
+
+def _searched(matcher: SurfaceMatcher, reference: Tensor) -> list[SurfaceMap]:
+    """Maps of the places in the whole reference that resemble the region most."""
+    box, size = matcher.box, matcher.reference
+    scale = _TEMPLATE / math.sqrt(box.extent.width * box.extent.height)
+    templates = [(turn, *matcher.template(scale, turn)) for turn in _SEARCH_TURNS]
+    found: list[tuple[float, SurfaceMap]] = []
+    for zoom in _SEARCH_ZOOMS:
+        fits = zoom * min(box.extent) >= _LEAST_SEARCHED and all(
+            zoom * own <= (1 + _OUTSIDE) * other
+            for own, other in zip(box.extent, size, strict=True)
+        )
+        if fits:
+            features = _at_zoom(reference, size, zoom / scale)
+            for turn, template, weight in templates:
+                for value, (x, y) in _peaks(features, template, weight):
+                    found.append((value, _placed(box, size, (x, y), zoom, turn)))
+    found.sort(key=lambda pair: -pair[0])
+    if not found:
+        return [box_to_box(box, Box(0, 0, *size), size, 0.0)]
+    return [surface for _, surface in found[:_PLACES]]
+
+
+def _at_zoom(reference: Tensor, size: Extent, step: float) -> Tensor:
+    """Features of the reference at one pixel every `step` px of its full `size`, 1 5 h w."""
+    wanted = [max(6, round(n / step)) for n in (size.height, size.width)]
+    smaller = wanted[0] < reference.shape[-2]
+    picture = F.interpolate(reference, wanted, mode="area" if smaller else "bilinear")
+    return surface_features(picture, max(1.5, 0.12 * _TEMPLATE))
+
+
+def _peaks(
+    features: Tensor, template: Tensor, weight: Tensor
+) -> list[tuple[float, tuple[float, float]]]:
+    """The two best places of a template: correlation, and its centre as shares of the picture.
+
+    Args:
+        features: of the reference, 1 5 H W.
+        template, weight: 5 h w and h w.
+    """
+    h, w = template.shape[-2:]
+    pad_y, pad_x = int(_OUTSIDE * h) + 1, int(_OUTSIDE * w) + 1
+    height, width = features.shape[-2:]
+    padded = F.pad(features[0], (pad_x, pad_x, pad_y, pad_y))
+    if padded.shape[-2] < h or padded.shape[-1] < w:
+        return []
+    shared = _correlate(padded, template * weight).sum(0)
+    power = _correlate(padded.square().sum(0, keepdim=True), weight[None])[0]
+    own = (template.square().sum(0) * weight).sum()
+    usual = _FLAT * padded.square().sum(0).mean() * weight.sum()
+    score = shared / ((power.clamp_min(0) + usual) * own + 1e-6).sqrt()
+    places: list[tuple[float, tuple[float, float]]] = []
+    for _ in range(2):
+        y, x = divmod(int(score.argmax()), score.shape[-1])
+        center = ((x - pad_x + w / 2) / width, (y - pad_y + h / 2) / height)
+        places.append((float(score[y, x]), center))
+        score[max(0, y - h // 2) : y + h // 2 + 1, max(0, x - w // 2) : x + w // 2 + 1] = -1
+    return places
+
+
+def _correlate(picture: Tensor, template: Tensor) -> Tensor:
+    """Sums of products of C H W with a template C h w at every place, C (H-h+1) (W-w+1)."""
+    size = list(picture.shape[-2:])
+    spectrum = torch.fft.rfft2(picture) * torch.fft.rfft2(template, s=size).conj()
+    out = torch.fft.irfft2(spectrum, s=size)
+    return out[:, : size[0] - template.shape[-2] + 1, : size[1] - template.shape[-1] + 1]
+
+
+def _placed(
+    box: Box, size: Extent, center: tuple[float, float], zoom: float, turn: float
+) -> SurfaceMap:
+    """The map with the region's centre at `center` (shares of the reference's sides)."""
+    half_width, half_height = box.extent.width * zoom / 2, box.extent.height * zoom / 2
+    x, y = center[0] * size.width, center[1] * size.height
+    detail = Box(
+        round(x - half_width), round(y - half_height), round(x + half_width), round(y + half_height)
+    )
+    return box_to_box(box, detail, size, turn)

@@ -1,0 +1,164 @@
+"""Where a region of the draft lies in the reference: a homography and a second-order bend.
+
+A flat thing needs the homography alone. A can, a bowl or cloth seen from another side bends
+against it, and to second order that is enough for what a box is drawn around.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..images.geometry import Box, Extent
+
+TERMS = 6
+_REACH = 1.5  # half sides of the box; further out the bend is continued as it is there
+_STRIP = 256  # rows that are resampled at once, which bounds the memory
+
+
+def _no_bend() -> Tensor:
+    return torch.zeros(TERMS, 2, dtype=torch.float64)
+
+
+def polynomial(u: Tensor, v: Tensor) -> Tensor:
+    """The terms 1, u, v, u², uv, v² at points of the region, `... 6`."""
+    u, v = u.clamp(-_REACH, _REACH), v.clamp(-_REACH, _REACH)
+    return torch.stack([torch.ones_like(u), u, v, u * u, u * v, v * v], -1)
+
+
+@dataclass(frozen=True)
+class SurfaceMap:
+    """Maps pixels of the draft to normalised coordinates of the reference."""
+
+    box: Box
+    """The region in the draft, in px; its edges are at -1 and 1 in the region's coordinates."""
+    matrix: Tensor
+    """3 3 float64, from the region's coordinates to the reference's, -1 to 1 from edge to edge."""
+    bend: Tensor = field(default_factory=_no_bend)
+    """6 2 float64, coefficients of `polynomial` that displace the region's coordinates first."""
+
+    def region_coordinates(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels of the draft in the region's coordinates."""
+        b = self.box
+        u = (x - (b.x0 + b.x1) / 2) / (b.extent.width / 2)
+        v = (y - (b.y0 + b.y1) / 2) / (b.extent.height / 2)
+        return u, v
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Points of the reference, `... 2`, for pixels of the draft."""
+        u, v = self.region_coordinates(x, y)
+        moved = polynomial(u, v) @ self.bend
+        point = torch.stack([u + moved[..., 0], v + moved[..., 1], torch.ones_like(u)], -1)
+        point = point @ self.matrix.T
+        return point[..., :2] / point[..., 2:].clamp_min(1e-6)
+
+    def bent(self, change: Tensor) -> SurfaceMap:
+        """This map with other coefficients, `change` (6 2) added to its own."""
+        return replace(self, bend=self.bend + change)
+
+    def within(self, part: Box, reference: Extent) -> SurfaceMap:
+        """This map to the normalised coordinates of a part of the reference, in px of all of it."""
+        move = torch.eye(3, dtype=torch.float64)
+        move[0, 2], move[1, 2] = -part.x0, -part.y0
+        matrix = _normalise(part.extent) @ move @ _normalise(reference).inverse() @ self.matrix
+        return replace(self, matrix=matrix)
+
+    def reach(self, window: Box, reference: Extent) -> Box:
+        """The box in px of the reference around what a window of the draft shows."""
+        x = torch.linspace(window.x0, window.x1, 9).double().repeat(9)
+        y = torch.linspace(window.y0, window.y1, 9).double().repeat_interleave(9)
+        points = (self(x, y) + 1) / 2 * torch.tensor(reference, dtype=torch.float64)
+        low, high = points.amin(0).floor(), points.amax(0).ceil()
+        return Box(int(low[0]), int(low[1]), int(high[0]), int(high[1]))
+
+    def _sides(self, reference: Extent) -> tuple[Tensor, Tensor]:
+        """Reference pixels per draft pixel along x and along y in the middle of the region, 2 each."""
+        b = self.box
+        half = torch.tensor([b.extent.width / 4, b.extent.height / 4], dtype=torch.float64)
+        center = torch.tensor([(b.x0 + b.x1) / 2, (b.y0 + b.y1) / 2], dtype=torch.float64)
+        steps = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64) * half
+        points = self(center[0] + steps[:, 0], center[1] + steps[:, 1])
+        points = points * torch.tensor([reference.width / 2, reference.height / 2])
+        return (points[0] - points[1]) / (2 * half[0]), (points[2] - points[3]) / (2 * half[1])
+
+    def zoom(self, reference: Extent) -> float:
+        """Reference pixels per draft pixel; negative where the map mirrors."""
+        along_x, along_y = self._sides(reference)
+        area = float(along_x[0] * along_y[1] - along_x[1] * along_y[0])
+        return math.copysign(math.sqrt(abs(area)), area)
+
+    def turn(self, reference: Extent) -> float:
+        """Degrees by which the reference is turned against the draft."""
+        along_x, along_y = self._sides(reference)
+        return math.degrees(
+            math.atan2(float(along_x[1] - along_y[0]), float(along_x[0] + along_y[1]))
+        )
+
+
+def box_to_box(
+    box: Box, detail: Box, reference: Extent, turn: float | None = None, zoom: float = 1.0
+) -> SurfaceMap:
+    """The map that lays the region's box on the detail's.
+
+    Args:
+        box: the region in the draft, in px.
+        detail: the detail's box in the reference, in px.
+        reference: size of the reference in px.
+        turn: degrees about the boxes' centres, with equal scale in x and y; None stretches one box
+            to the other instead.
+        zoom: factor on the scale that the boxes' areas give.
+    """
+    own = torch.tensor([box.extent.width / 2, box.extent.height / 2], dtype=torch.float64)
+    other = torch.tensor([detail.extent.width / 2, detail.extent.height / 2], dtype=torch.float64)
+    if turn is None:
+        linear = torch.diag(other) * zoom
+    else:
+        c, s = math.cos(math.radians(turn)), math.sin(math.radians(turn))
+        scale = math.sqrt(float(other.prod() / own.prod())) * zoom
+        linear = scale * torch.tensor([[c, -s], [s, c]], dtype=torch.float64) @ torch.diag(own)
+    pixels = torch.eye(3, dtype=torch.float64)
+    pixels[:2, :2] = linear
+    pixels[0, 2] = (detail.x0 + detail.x1) / 2
+    pixels[1, 2] = (detail.y0 + detail.y1) / 2
+    return SurfaceMap(box, _normalise(reference) @ pixels)
+
+
+def _normalise(size: Extent) -> Tensor:
+    """Pixels to normalised coordinates."""
+    rows = [[2 / size.width, 0, -1], [0, 2 / size.height, -1], [0, 0, 1]]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def pixel_centers(window: Box, size: Extent) -> tuple[Tensor, Tensor]:
+    """x and y in px of the draft, each `height width`, of a picture of `size` that shows `window`."""
+    x = window.x0 + (torch.arange(size.width).double() + 0.5) / size.width * window.extent.width
+    y = window.y0 + (torch.arange(size.height).double() + 0.5) / size.height * window.extent.height
+    yy, xx = torch.meshgrid(y, x, indexing="ij")
+    return xx, yy
+
+
+def warp_surface(
+    reference: Tensor, surface: SurfaceMap, window: Box, size: Extent, mode: str = "bilinear"
+) -> tuple[Tensor, Tensor]:
+    """The reference 1 C h w as the draft sees it.
+
+    Args:
+        window: part of the draft, in px.
+        size: pixels it is shown at.
+        mode: of interpolation, "bilinear" or "bicubic".
+
+    Returns:
+        the picture 1 C H W and, 1 1 H W, 1 where it was read from inside the reference, else 0.
+    """
+    x, y = pixel_centers(window, size)
+    pictures: list[Tensor] = []
+    insides: list[Tensor] = []
+    for part_x, part_y in zip(x.split(_STRIP), y.split(_STRIP), strict=True):
+        points = surface(part_x, part_y).to(reference)[None]
+        pictures.append(F.grid_sample(reference, points, mode, "border", align_corners=False))
+        insides.append((points.abs() <= 1).all(-1).to(reference)[None])
+    return torch.cat(pictures, 2), torch.cat(insides, 2)

@@ -1,0 +1,133 @@
+"""Light and tone of an aligned reference by the draft's own low frequencies, and the rim's membrane.
+
+A broken detail has kept its light: blurred, draft and reference differ by their light alone, unless
+something else stands there. So light is a field that changes slowly, read where the two differ
+little. What is left on the rim of the region, where the draft is whole, is continued inside as a
+membrane would be, so that no edge remains to be seen. Fields are smooth and made at a small size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .registration import blur
+
+_FIELD_SIDE = 256  # px of the longer side at which fields are made
+_TONE_SIGMA = 0.04  # of the region's longer side: narrower differences are detail, not light
+# From coarse to fine: blur in units of the above, and the difference that is still taken for light.
+_SCALES = ((6.0, 0.5), (2.5, 0.25), (1.0, 0.12), (0.5, 0.1))
+_EXACT = 0.5  # of the blur: how finely trust is told
+_BLACK = 0.06  # added to both sides of a ratio, which black would make meaningless
+_LEAST_TRUST = 1e-3
+_NEIGHBOURHOOD = 0.1  # of the region's shorter side, around the region, where light is read too
+_RIM = 0.015  # of the region's longer side
+_LEAST_RIM = 2  # px of the field
+_SAME_SURFACE = 0.12  # difference on the rim that still counts as the same surface
+_NEAREST = 1.5  # px of the field: the narrowest of the membrane's kernels
+
+
+def _half(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+
+
+def wide_blur(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of B C H W with repeated edges; a wide one is made at a smaller size."""
+    sizes: list[torch.Size] = []
+    while sigma > 3 and min(x.shape[-2:]) > 8:
+        sizes.append(x.shape[-2:])
+        x, sigma = _half(x), sigma / 2
+    x = blur(x, sigma)
+    for size in reversed(sizes):
+        x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+    return x
+
+
+def _mean_near(x: Tensor, weight: Tensor, sigma: float) -> Tensor:
+    """Weighted mean of the surroundings of each pixel."""
+    return wide_blur(x * weight, sigma) / wide_blur(weight, sigma).clamp_min(1e-6)
+
+
+def _grown(mask: Tensor, pixels: int) -> Tensor:
+    """The mask's maximum within `pixels` to all sides."""
+    return F.max_pool2d(mask, 2 * pixels + 1, 1, pixels)
+
+
+def field_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width at which the fields of a picture are made."""
+    scale = min(1.0, _FIELD_SIDE / max(height, width))
+    return max(4, round(height * scale)), max(4, round(width * scale))
+
+
+def shrink_to_field(x: Tensor) -> Tensor:
+    """`x` averaged down to the size of its fields."""
+    size = field_size(*x.shape[-2:])
+    return x if size == tuple(x.shape[-2:]) else F.interpolate(x, size, mode="area")
+
+
+def relight(picture: Tensor, gain: Tensor) -> Tensor:
+    """A picture under another light, `gain` in log units."""
+    return (picture + _BLACK) * gain.exp() - _BLACK
+
+
+def tone_gain(reference: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
+    """The gain, in log units, 1 3 h w, that gives the aligned reference the draft's light.
+
+    Args:
+        reference, draft: float 1 3 h w at the size of a field.
+        mask: the region, 1 1 h w.
+        inside: where the reference shows anything, 1 1 h w.
+    """
+    longer, shorter = _sides(mask)
+    sigma = max(1.0, _TONE_SIGMA * longer)
+    near = _grown(mask, max(1, round(_NEIGHBOURHOOD * shorter))) * inside
+    gain = torch.zeros_like(reference)
+    fine_draft = wide_blur(draft, _EXACT * sigma)
+    for width, tolerance in _SCALES:
+        lit = relight(reference, gain)
+        apart = (fine_draft - wide_blur(lit, _EXACT * sigma)).abs().amax(1, keepdim=True)
+        trust = (-((apart / tolerance) ** 2)).exp() * near + _LEAST_TRUST * near + 1e-5
+        wanted = _mean_near(draft, trust, width * sigma) + _BLACK
+        given = _mean_near(lit, trust, width * sigma).clamp_min(0) + _BLACK
+        gain = gain + (wanted / given).log()
+    return gain
+
+
+def _sides(mask: Tensor) -> tuple[float, float]:
+    """Longer and shorter side of the box around a mask 1 1 h w, in px."""
+    ys, xs = (mask[0, 0] > 0.5).nonzero(as_tuple=True)
+    if len(ys) == 0:
+        return 1.0, 1.0
+    height, width = float(ys.max() - ys.min() + 1), float(xs.max() - xs.min() + 1)
+    return max(height, width), min(height, width)
+
+
+def rim_of(mask: Tensor) -> Tensor:
+    """A band just outside of a region, 1 1 h w, at the size of a field."""
+    width = max(_LEAST_RIM, round(_RIM * _sides(mask)[0]))
+    return (_grown(mask, width) - mask).clamp(0, 1)
+
+
+def membrane(difference: Tensor, rim: Tensor) -> Tensor:
+    """A difference known on a rim, continued smoothly everywhere, 1 C h w.
+
+    Each pixel takes the mean of the rim's, weighted by the inverse square of their distance (a sum
+    of Gaussians). Where the difference is large another surface begins, which has little say.
+
+    Args:
+        difference: 1 C h w.
+        rim: 1 1 h w, above 0 where the difference is known. With an empty rim the result is 0.
+    """
+    large = difference.abs().amax(1, keepdim=True) / _SAME_SURFACE
+    weight = rim * ((-(large**2)).exp() + _LEAST_TRUST)
+    total, norm = torch.zeros_like(difference), torch.zeros_like(weight)
+    sigma = _NEAREST
+    for _ in range(math.ceil(math.log2(max(rim.shape[-2:])))):
+        share = 1 / sigma**2
+        total += share * wide_blur(difference * weight, sigma)
+        norm += share * wide_blur(weight, sigma)
+        sigma *= 2
+    return total / norm.clamp_min(1e-9)

@@ -1,0 +1,169 @@
+"""Finding the detail and laying it over the draft, on pictures with planted motion, light and steps."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from refiner_core.images.geometry import Box, Extent
+from refiner_core.images.masks import Region
+from refiner_core.matching.detail_transfer import transfer_detail
+from refiner_core.matching.find_detail import find_detail
+from refiner_core.matching.registration import blur
+from refiner_core.matching.surface_map import SurfaceMap, box_to_box, warp_surface
+from refiner_core.matching.tone import membrane, relight, rim_of, tone_gain
+
+_BOX = Box(60, 50, 180, 140)
+
+
+def _print(seed: int, height: int, width: int) -> Tensor:
+    """A picture full of coloured shapes, 1 3 h w."""
+    rng = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, height // 10, width // 10, generator=rng)
+    shapes = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+    fine = F.interpolate(
+        torch.rand(1, 3, height // 4, width // 4, generator=rng), (height, width), mode="bilinear"
+    )
+    return blur(((shapes > 0.5).float() * 0.7 + 0.3 * fine).clamp(0, 1), 0.8)
+
+
+def _mask(height: int, width: int, box: Box) -> Tensor:
+    mask = torch.zeros(1, 1, height, width)
+    mask[..., box.y0 : box.y1, box.x0 : box.x1] = 1
+    return mask
+
+
+def _planted(
+    bend: list[list[float]], turn: float, zoom: float
+) -> tuple[Tensor, Tensor, SurfaceMap]:
+    """Draft and reference of which the draft is the view under the map that comes with them."""
+    reference = _print(1, 300, 340)
+    size = Extent(340, 300)
+    surface = box_to_box(_BOX, Box(110, 100, 230, 190), size, turn, zoom)
+    surface = surface.bent(torch.tensor(bend, dtype=torch.float64))
+    draft, _ = warp_surface(reference, surface, Box(0, 0, 240, 190), Extent(240, 190), "bicubic")
+    return draft.clamp(0, 1), reference, surface
+
+
+def _error(found: SurfaceMap, true: SurfaceMap, size: Extent) -> float:
+    """Largest distance of the two maps over the region, px of the draft."""
+    x = torch.linspace(_BOX.x0, _BOX.x1, 7).double().repeat(7)
+    y = torch.linspace(_BOX.y0, _BOX.y1, 7).double().repeat_interleave(7)
+    apart = (found(x, y) - true(x, y)) * torch.tensor(size, dtype=torch.float64) / 2
+    return float(apart.norm(dim=-1).max()) / abs(true.zoom(size))
+
+
+_FLAT = [[0.0, 0.0]] * 6
+_CURVED = [[0.03, -0.02], [0.0, 0.0], [0.0, 0.0], [0.06, 0.02], [0.0, 0.04], [-0.03, 0.05]]
+
+
+@pytest.mark.parametrize(
+    ("bend", "turn", "zoom"), [(_FLAT, 0, 1.0), (_FLAT, 14, 1.15), (_CURVED, -6, 0.95)]
+)
+def test_a_planted_motion_is_found_though_the_inside_is_blurred(
+    bend: list[list[float]], turn: float, zoom: float
+) -> None:
+    draft, reference, true = _planted(bend, turn, zoom)
+    mask = _mask(190, 240, _BOX)
+    broken = draft * (1 - mask) + blur(draft, 3.0) * mask
+    found = find_detail(broken, mask, reference, _mask(300, 340, Box(108, 104, 236, 192)))
+    assert found.sure
+    assert _error(found.surface, true, Extent(340, 300)) < 1.5
+
+
+def test_the_whole_reference_is_searched_without_a_mask_on_it() -> None:
+    reference = _print(2, 400, 480) * 0.2 + 0.4
+    detail = Box(300, 240, 380, 300)
+    reference[..., 240:300, 300:380] = _print(3, 60, 80)
+    size = Extent(480, 400)
+    true = box_to_box(_BOX, detail, size, 20)
+    draft, _ = warp_surface(reference, true, Box(0, 0, 240, 190), Extent(240, 190), "bicubic")
+    found = find_detail(draft.clamp(0, 1), _mask(190, 240, _BOX), reference, None)
+    assert found.sure and found.searched
+    assert _error(found.surface, true, size) < 2
+    assert abs(found.surface.turn(size) - 20) < 2
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_reference_without_the_detail_is_not_believed(marked: bool) -> None:
+    draft, _, _ = _planted(_FLAT, 0, 1.0)
+    reference = _print(9, 300, 340)
+    mask = _mask(300, 340, Box(110, 100, 230, 190)) if marked else None
+    assert not find_detail(draft, _mask(190, 240, _BOX), reference, mask).sure
+
+
+def test_a_part_of_the_reference_gives_the_same_picture() -> None:
+    _, reference, surface = _planted(_CURVED, 5, 1.0)
+    part = Box(20, 30, 320, 280)
+    window = Box(70, 60, 170, 130)
+    whole, _ = warp_surface(reference, surface, window, window.extent)
+    cut = reference[..., part.y0 : part.y1, part.x0 : part.x1]
+    same, _ = warp_surface(cut, surface.within(part, Extent(340, 300)), window, window.extent)
+    assert torch.allclose(whole, same, atol=1e-4)
+
+
+def test_tone_takes_a_planted_light_out() -> None:
+    truth, mask = _print(4, 120, 160) * 0.6 + 0.2, _mask(120, 160, Box(30, 30, 130, 90))
+    light = torch.linspace(-0.4, 0.3, 160).reshape(1, 1, 1, -1) * torch.ones(1, 3, 1, 1)
+    reference = relight(truth, -light)
+    draft = truth * (1 - mask) + blur(truth, 2.0) * mask
+    gain = tone_gain(reference, draft, mask, torch.ones_like(mask))
+    before = float(((reference - truth) * mask).square().mean())
+    after = float(((relight(reference, gain) - truth) * mask).square().mean())
+    assert after < before / 8
+
+
+def test_membrane_continues_a_constant_step_exactly_and_a_ramp_nearly() -> None:
+    mask = _mask(80, 80, Box(20, 20, 60, 60))
+    rim = rim_of(mask)
+    step = torch.full((1, 3, 80, 80), 0.04)
+    assert torch.allclose(membrane(step, rim), step, atol=1e-4)
+    ramp = torch.linspace(-0.04, 0.04, 80).reshape(1, 1, 1, -1).expand(1, 3, 80, 80)
+    inside = (membrane(ramp, rim) - ramp)[..., 20:60, 20:60].abs()
+    assert float(inside.max()) < 0.01
+    assert float(membrane(step, torch.zeros_like(rim)).abs().max()) == 0
+
+
+def _transferred(light: float) -> tuple[Tensor, Tensor, Tensor, Region]:
+    """Truth, draft, the draft with its detail transferred, and the region."""
+    truth, reference, _ = _planted(_CURVED, 4, 1.0)
+    mask = _mask(190, 240, _BOX)
+    broken = truth * (1 - mask) + blur(truth, 3.0) * mask
+    found = find_detail(broken, mask, reference, _mask(300, 340, Box(110, 100, 230, 190)))
+    region = Region(_BOX, torch.ones(1, 1, *_BOX.extent[::-1]))
+    lit = reference * light
+    picture, _ = transfer_detail(broken, region, lit, found).part(_BOX)
+    return truth[..., 50:140, 60:180], broken[..., 50:140, 60:180], picture, region
+
+
+@pytest.mark.parametrize("light", [1.0, 0.7])
+def test_the_detail_comes_back_sharp_and_in_the_drafts_light(light: float) -> None:
+    truth, draft, picture, _ = _transferred(light)
+
+    def error(x: Tensor) -> float:
+        return -10 * math.log10(float((x - truth).square().mean()))
+
+    def fine(x: Tensor) -> float:
+        return float((x - blur(x, 1.5)).square().mean())
+
+    assert error(picture) > error(draft) + 4
+    assert 0.5 < fine(picture) / fine(truth) < 1.5
+
+
+def test_the_draft_stays_where_the_reference_ends() -> None:
+    truth, reference, true = _planted(_FLAT, 0, 1.0)
+    cut = reference[..., :, 140:]
+    surface = true.within(Box(140, 0, 340, 300), Extent(340, 300))
+    found = find_detail(
+        truth, _mask(190, 240, _BOX), cut, _mask(300, 200, Box(0, 100, 90, 190)), (surface,)
+    )
+    region = Region(_BOX, torch.ones(1, 1, *_BOX.extent[::-1]))
+    transfer = transfer_detail(truth, region, cut, found)
+    picture, shown = transfer.part(_BOX)
+    gone = (shown == 0).expand_as(picture)
+    assert 0.1 < float(gone.float().mean()) < 0.6
+    assert torch.equal(picture[gone], truth[..., 50:140, 60:180][gone])
