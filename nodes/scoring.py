@@ -13,6 +13,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..refiner_core.images.tensors import composite
 from ..refiner_core.scoring.comparison import SIZE_POLICIES, SizePolicy, compare
 from ..refiner_core.scoring.dreamsim import DreamSim
 from ..refiner_core.scoring.dreamsim_files import load_dreamsim
@@ -61,6 +62,14 @@ class ManagedDreamSim(DreamSimScorer):
     def heatmap(self, a: Tensor, b: Tensor) -> Tensor:
         self._load()
         return super().heatmap(a, b)
+
+
+def _opaque(image: Tensor) -> Tensor:
+    """IMAGE -> `B 3 H W`; the fourth channel of an image with alpha composites it over white."""
+    pixels = to_core(image)
+    if image.shape[-1] > 3:
+        pixels = composite(pixels, image[..., 3:4].movedim(-1, 1))
+    return pixels.cpu()
 
 
 def _missing(name: str) -> str:
@@ -264,7 +273,7 @@ class DreamSimScore(io.ComfyNode):
             bar.update_absolute(done, total)
             mm.throw_exception_if_processing_interrupted()
 
-        a, b = to_core(image_a).cpu(), to_core(image_b).cpu()
+        a, b = _opaque(image_a), _opaque(image_b)
         result = compare(
             scorer or load_scorer(metric, precision),
             a,

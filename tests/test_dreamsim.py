@@ -305,18 +305,18 @@ def test_releases_that_cannot_be_used(tmp_path: Path) -> None:
         convert_release(tmp_path / "empty", out)
     with pytest.raises(ValueError, match="holds clip_vitb32, not ensemble"):
         convert_release(release, out, variant="ensemble")
-    with pytest.raises(ValueError, match="no variant 'best'"):
+    with pytest.raises(ValueError, match="'best'"):
         convert_release(release, out, variant="best")
     weights = release / "clip_vitb32_pretrain.pth.tar"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="damaged, cut off"):
+    with pytest.raises(ValueError, match="damaged or truncated"):
         convert_release(release, out)
     weights.unlink()
-    with pytest.raises(ValueError, match="lacks clip_vitb32_pretrain"):
+    with pytest.raises(ValueError, match="clip_vitb32_pretrain"):
         convert_release(release, out)
     write_release(release, "open_clip_vitb32", TINY)
-    with pytest.raises(ValueError, match="say which with --variant"):
+    with pytest.raises(ValueError, match="--variant"):
         convert_release(release, out)
     config = release / "open_clip_vitb32_single_lora" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": True}))

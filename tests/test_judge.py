@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from refiner_core.evaluation.judge import RUBRIC, WEIGHTS, VlmJudge, read_reply
+from refiner_core.evaluation.judge import ORDERS, WEIGHTS, VlmJudge, read_reply, rubric
 from refiner_core.evaluation.metric import EvaluationCase
 from refiner_core.scoring.vlm_client import VlmClient
 
@@ -117,6 +117,29 @@ def test_the_median_of_votes_and_what_is_sent(tmp_path: Path) -> None:
     assert "secret" not in (tmp_path / "replies.jsonl").read_text()
 
 
+def test_votes_of_a_deterministic_server_are_different_questions(tmp_path: Path) -> None:
+    """A server whose answer depends on the request alone, and that favours what it sees last."""
+
+    def answer(_: int, body: dict[str, Any]) -> tuple[int, bytes]:
+        question = body["messages"][0]["content"][0]["text"]
+        result = next(line for line in question.splitlines() if "the result:" in line)
+        return 200, said(GOOD.replace("80", str({"1": 20, "2": 50, "3": 80}[result[0]])))
+
+    with endpoint(answer) as (url, asked):
+        _, score = judged(url, tmp_path, votes=6)
+    questions = [body["messages"][0]["content"] for _, _, body in asked]
+    for question in questions:
+        listed = [line[3:].split(":")[0] for line in question[0]["text"].splitlines()[1:4]]
+        assert sorted(listed) == ["the draft", "the reference", "the result"]
+        pictures = [part["image_url"]["url"] for part in question[1:]]
+        shown = dict(zip(listed, pictures, strict=True))
+        assert shown["the reference"] != shown["the draft"], "each number names its own picture"
+    assert len({json.dumps(q) for q in questions}) == 6
+    assert len({r["score"] for r in replies(tmp_path)}) == 3
+    assert score == pytest.approx((0.4 * 50 + 24) / 0.7)
+    assert [tuple(r["order"]) for r in replies(tmp_path)] == list(ORDERS)
+
+
 def test_rubbish_is_kept_and_does_not_count(tmp_path: Path) -> None:
     answers = [said("rubbish"), said(GOOD), said(None)]
     with endpoint(lambda i, _: (200, answers[i])) as (url, _):
@@ -172,14 +195,15 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
         VlmClient(**settings)
 
 
-def test_a_judge_needs_a_vote(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--vlm-votes.*0"):
-        judged("http://x/v1", tmp_path, votes=0)
+def test_a_judge_has_one_to_six_votes(tmp_path: Path) -> None:
+    for votes in (0, 7):
+        with pytest.raises(ValueError, match=f"--vlm-votes.*6.*{votes}"):
+            judged("http://x/v1", tmp_path, votes=votes)
 
 
 def test_the_documented_rubric_is_the_one_that_is_sent() -> None:
     text = (Path(__file__).parents[1] / "refiner_core" / "evaluation" / "README.md").read_text(
         encoding="utf-8"
     )
-    assert RUBRIC in text
+    assert rubric(ORDERS[0]) in text
     assert sum(WEIGHTS.values()) == pytest.approx(1)

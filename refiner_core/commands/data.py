@@ -84,6 +84,9 @@ def show_progress(done: int, total: int, report: Report) -> None:
     print(f"\rshard {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
 
 
+_COUNTS = ("kept", "rejected", "broken", "composited")  # the others are splits
+
+
 def run_build(chosen: argparse.Namespace) -> None:
     """Build what is missing and print what the data set holds."""
     from ..data.build import REJECTED, run_build, run_locally
@@ -110,13 +113,26 @@ def run_build(chosen: argparse.Namespace) -> None:
     counts = run_build(build, chosen.workers, show_progress, run)
     if not counts["kept"]:
         raise ValueError(f"{out}: no sample was kept; the reasons are in {out / REJECTED}.")
-    splits = [f"{n} {k}" for k, n in counts.items() if k not in ("kept", "rejected", "broken")]
+    splits = [f"{n} {k}" for k, n in counts.items() if k not in _COUNTS]
     listed = f" ({', '.join(splits)})" if splits else ""
     print(f"{out}: {counts['kept']} samples{listed}")
+    if counts["composited"]:
+        print(f"composited over white: the transparent pictures of {counts['composited']} samples")
+    _print_skipped(chosen.pairs or chosen.references)
     if counts["rejected"]:
         print(
             f"rejected: {counts['rejected']}, of which {counts['broken']} could not be used at all; "
             f"the reasons are in {out / REJECTED}"
+        )
+
+
+def _print_skipped(folder: str | None) -> None:
+    from ..data.pair_files import count_system_files
+
+    skipped = count_system_files(Path(folder)) if folder else 0
+    if skipped:
+        print(
+            f"skipped: {skipped} files of macOS or Windows (._*, .DS_Store, Thumbs.db) in {folder}"
         )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..evaluation.evaluation_settings import EvaluationSettings, Outcome
     from ..evaluation.metric import Column, Metric
 
-METRICS = ("pixels", "structure", "dreamsim", "dinov2", "arcface", "vlm", "lpips")
+METRICS = ("pixels", "structure", "dreamsim", "dinov2", "arcface", "vlm", "lpips", "text")
 
 
 def add_parser(commands: Any) -> None:
@@ -78,7 +78,9 @@ def _add_metric_options(p: argparse.ArgumentParser) -> None:
     g.add_argument("--vlm", metavar="URL", help="OpenAI-compatible endpoint, http://HOST:PORT/v1")
     g.add_argument("--vlm-model", default="", metavar="NAME")
     g.add_argument("--vlm-key", metavar="VARIABLE", help="environment variable with the key")
-    g.add_argument("--vlm-votes", type=int, default=3, metavar="N", help="default: %(default)s")
+    g.add_argument(
+        "--vlm-votes", type=int, default=3, metavar="N", help="1 to 6; default: %(default)s"
+    )
     g.add_argument("--vlm-timeout", type=float, default=60, metavar="SECONDS")
 
 
@@ -116,6 +118,7 @@ def _factories(
     from ..evaluation.dinov2_metric import DinoV2Metric
     from ..evaluation.faces import ArcFace
     from ..evaluation.judge import VlmJudge
+    from ..evaluation.text_metric import TextMetric
     from ..models.devices import pick_device
 
     device = str(pick_device(chosen.device))
@@ -127,6 +130,7 @@ def _factories(
         "arcface": (lambda: ArcFace(_path(chosen.insightface)), ArcFace.columns),
         "vlm": (lambda: _judge(chosen, out), VlmJudge.columns),
         "lpips": (metrics.LpipsMetric, metrics.LpipsMetric.columns),
+        "text": (TextMetric, TextMetric.columns),
     }
 
 
@@ -189,6 +193,7 @@ def run(chosen: argparse.Namespace) -> None:
     metrics, columns, notes = _create_metrics(chosen, out)
     outcome = evaluate(settings, metrics, print)
     notes += [m.failure for m in metrics if isinstance(m, VlmJudge) and m.failure]
+    notes += _input_notes(outcome)
     described = {k: v for m in metrics for k, v in m.describe().items()}
     write_csv(out / "table.csv", outcome, columns)
     write_json(out / "results.json", outcome, columns, described, notes)
@@ -196,6 +201,24 @@ def run(chosen: argparse.Namespace) -> None:
     write_report(out / "report.html", outcome, columns, triplets, described, notes)
     print(text_table(outcome, columns))
     print(f"Open {out / 'report.html'} in a browser.")
+
+
+def _input_notes(outcome: Outcome) -> list[str]:
+    """What a reader must know about the cases' files."""
+    from ..data.pair_files import count_system_files
+
+    notes: list[str] = []
+    composited = sum("composited_over_white" in case["info"] for case in outcome.measured)
+    if composited:
+        notes.append(f"Transparent pictures of {composited} cases were composited over white.")
+    skipped = count_system_files(outcome.settings.data)
+    if skipped:
+        notes.append(
+            f"{skipped} files of macOS or Windows (._*, .DS_Store, Thumbs.db) were skipped."
+        )
+    for note in notes:
+        print(note)
+    return notes
 
 
 def _shown_triplets(outcome: Outcome, columns: list[Column], count: int) -> dict[str, Triplet]:

@@ -14,9 +14,10 @@ def add_parser(commands: Any) -> None:
     p.add_argument("b", metavar="B", help="the picture to compare it with")
     p.add_argument(
         "--metric",
-        choices=("dreamsim", "structural"),
+        choices=("dreamsim", "structural", "text"),
         default="structural",
-        help="dreamsim needs --weights; structural is MS-SSIM and edges, without weights (default)",
+        help="dreamsim needs --weights; structural is MS-SSIM and edges, without weights (default); "
+        "text is the share of B's characters that are not read in A",
     )
     p.add_argument(
         "--weights",
@@ -38,12 +39,16 @@ def add_parser(commands: Any) -> None:
 
 
 def _scorer(metric: str, weights: str | None, device: str) -> Any:
+    if metric != "dreamsim" and weights is not None:
+        raise ValueError(f"--weights is only for --metric dreamsim; {metric} has no weights.")
     if metric == "structural":
-        if weights is not None:
-            raise ValueError("--weights is only for --metric dreamsim; structural has no weights.")
         from ..scoring.structural import StructuralScorer
 
         return StructuralScorer()
+    if metric == "text":
+        from ..scoring.text import TextScorer
+
+        return TextScorer()
     if weights is None:
         from ..scoring.dreamsim_release import release_url
 
@@ -78,7 +83,13 @@ def run(chosen: argparse.Namespace) -> None:
     from ..scoring.heatmap import draw_heat
 
     out = check_picture_output(chosen.heatmap, chosen.overwrite) if chosen.heatmap else None
-    a, b = (to_float(load_picture(p).pixels) for p in (chosen.a, chosen.b))
+    pictures = {"A": load_picture(chosen.a), "B": load_picture(chosen.b)}
+    notes = [
+        f"{name}: transparent pixels composited over white"
+        for name, picture in pictures.items()
+        if picture.transparent
+    ]
+    a, b = (to_float(picture.composited().pixels) for picture in pictures.values())
     mask = load_mask(chosen.mask) if chosen.mask else None
     scorer = _scorer(chosen.metric, chosen.weights, chosen.device)
     with torch.inference_mode():
@@ -88,7 +99,7 @@ def run(chosen: argparse.Namespace) -> None:
         drawn = Picture(to_dtype(draw_heat(a, result.heat), torch.uint8))
         save_picture(drawn, out, chosen.overwrite)
     if not chosen.json:
-        print(result.summary())
+        print("\n".join([result.summary(), *notes]))
         return
     report = {
         "metric": scorer.name,
@@ -98,5 +109,6 @@ def run(chosen: argparse.Namespace) -> None:
         "b": chosen.b,
         "mask": chosen.mask,
         "weights": chosen.weights,
+        "notes": notes,
     }
     print(json.dumps(report))

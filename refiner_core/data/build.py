@@ -69,8 +69,8 @@ def run_build(
         run: makes the shards: `run_locally`, or a `cluster.ray_runner`.
 
     Returns:
-        Counts: "kept", "rejected", "broken" (those of the rejected that could not be used at all)
-        and one per split.
+        Counts: "kept", "rejected", "broken" (those of the rejected that could not be used at all),
+        "composited" (samples with transparent pictures) and one per split.
 
     Raises:
         ValueError: the settings are not valid, or differ from those the folder was built with.
@@ -100,6 +100,7 @@ def _finish(build: Build) -> dict[str, int]:
         "kept": sum(r["kept"] for r in reports if r),
         "rejected": len(rejected),
         "broken": sum(e["broken"] for e in rejected),
+        "composited": sum("composited_over_white" in e for e in entries),
     }
     for entry in entries:
         split = split_of(entry["shard"])

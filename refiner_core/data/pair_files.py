@@ -33,6 +33,8 @@ _CRITIC = {
     "mask": "mask",
 }
 _LISTED = {"draft": "B_image", "reference": "A_image", "mask": "mask", "target": "target"}
+# What macOS and Windows leave in folders; such files are skipped and counted.
+_SYSTEM_NAMES = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini")
 # Two files of one picture may differ by a rounding of their sides, but not by more.
 _MAX_SKEW = 0.02
 
@@ -65,6 +67,38 @@ def _read_folder(folder: Path, names: Mapping[str, str]) -> PairFiles:
             raise ValueError(f"{info} is not a JSON object: {e}.") from e
     files = {role: path for role, path in pictures.items() if path}
     return PairFiles(folder.name, files, text, known, critic=names is _CRITIC)
+
+
+def is_system_file(path: Path) -> bool:
+    """Whether macOS or Windows made the file or folder, such as `._picture.png` or `Thumbs.db`."""
+    return path.name.startswith("._") or path.name.lower() in _SYSTEM_NAMES
+
+
+def count_system_files(folder: Path) -> int:
+    """How many files and folders of a data set are skipped because the operating system made them."""
+    if not folder.is_dir():
+        return 0
+    return sum(is_system_file(p) for p in (*folder.glob("*"), *folder.glob("*/*")))
+
+
+def _check_layout(folder: Path, children: Sequence[Path]) -> None:
+    """Recognise ai-toolkit's folders, which hold one file per pair instead of one folder.
+
+    Raises:
+        ValueError: that is the layout; says how to change it.
+    """
+    stems = {c: {p.stem for p in c.iterdir() if p.suffix.lower() in SUFFIXES} for c in children}
+    for first in children:
+        for second in children:
+            shared = sorted(stems[first] & stems[second] - set(_OWN) - set(_CRITIC.values()))
+            if first < second and shared:
+                raise ValueError(
+                    f"{folder} has ai-toolkit's layout: {first.name} and {second.name} hold files "
+                    f"of the same names ({shared[0]}, ...). Make one folder per pair instead: "
+                    f"{shared[0]}/reference.png from the folder with the references, "
+                    f"{shared[0]}/target.png from the other, and the caption as "
+                    f"{shared[0]}/prompt.txt."
+                )
 
 
 def read_listing(path: Path) -> tuple[PairFiles, ...]:
@@ -103,7 +137,8 @@ def find_pairs(folder: Path) -> tuple[PairFiles, ...]:
         return read_listing(folder)
     if not folder.is_dir():
         raise ValueError(f"The folder {folder} does not exist.")
-    children = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    entries = (p for p in folder.iterdir() if not is_system_file(p))
+    children = sorted(p for p in entries if p.is_dir() and not p.name.startswith("."))
     critic = any(_find_picture(c, _CRITIC[r]) for c in children for r in ("target", "draft"))
     pairs = [_read_folder(c, _CRITIC if critic else _OWN) for c in children]
     pairs = [p for p in pairs if p.files]
@@ -111,6 +146,7 @@ def find_pairs(folder: Path) -> tuple[PairFiles, ...]:
     if not pairs and len(listings) == 1:
         return read_listing(listings[0])
     if not pairs:
+        _check_layout(folder, children)
         raise ValueError(
             f"{folder} holds no pairs. Expected one folder per pair, either with reference.png, "
             "target.png, draft.png, mask.png and reference_mask.png as far as they are needed, or "
@@ -128,7 +164,9 @@ def find_references(folder: Path) -> tuple[PairFiles, ...]:
     """
     if not folder.is_dir():
         raise ValueError(f"The folder {folder} does not exist.")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    paths = sorted(
+        p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not is_system_file(p)
+    )
     if not paths:
         raise ValueError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}).")
     return tuple(PairFiles(p.stem, {"reference": p}) for p in paths)
@@ -145,16 +183,27 @@ def picture_identity(path: Path) -> str:
     return f"picture:{hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest()}"
 
 
-def read_pixels(path: Path, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """A picture uint8 H W 3, upright and in sRGB, and its alpha uint8 H W if it has one.
+def read_pixels(path: Path, name: str) -> tuple[np.ndarray, bool]:
+    """A picture uint8 H W 3, upright and in sRGB; and whether it was transparent.
+
+    Transparent pixels are composited over white: their own colours are arbitrary, often black.
 
     Raises:
         ValueError: it cannot be read.
     """
     picture = load_picture(path, name)
-    pixels = to_dtype(to_float(picture.pixels), torch.uint8)[0].permute(1, 2, 0).numpy()
-    alpha = picture.alpha
-    return pixels, None if alpha is None else to_dtype(to_float(alpha), torch.uint8)[0, 0].numpy()
+    pixels = to_dtype(to_float(picture.composited().pixels), torch.uint8)
+    return pixels[0].permute(1, 2, 0).numpy(), picture.transparent
+
+
+def read_alpha(path: Path, name: str) -> np.ndarray | None:
+    """The alpha channel of a picture, uint8 H W, or None if it has none.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    alpha = load_picture(path, name).alpha
+    return None if alpha is None else to_dtype(to_float(alpha), torch.uint8)[0, 0].numpy()
 
 
 def read_mask(path: Path, name: str) -> np.ndarray:

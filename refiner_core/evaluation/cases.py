@@ -53,7 +53,8 @@ class ShardCases:
 class FileCases:
     """Cases whose pictures are files.
 
-    In Critic-10K's layout draft and mask are resized to the target's size where they differ.
+    Transparent pictures are composited over white, which is noted in the case's info. In
+    Critic-10K's layout draft and mask are resized to the target's size where they differ.
     """
 
     ids: Sequence[str]
@@ -64,8 +65,17 @@ class FileCases:
         for role in _NEEDED:
             if role not in pair.files:
                 raise ValueError(f"{name}: there is no {role} picture.")
-        arrays = {role: _read(path, role) for role, path in pair.files.items()}
         info: dict[str, object] = {"source": "Critic-10K's layout" if pair.critic else "folder"}
+        arrays: dict[str, np.ndarray] = {}
+        composited: list[str] = []
+        for role, path in pair.files.items():
+            if "mask" in role:
+                arrays[role] = _read_mask(path, role)
+                continue
+            arrays[role], transparent = read_pixels(path, role)
+            composited += [role] * transparent
+        if composited:
+            info["composited_over_white"] = composited
         target = arrays.get("target")
         if pair.critic and target is not None:
             height, width = target.shape[:2]
@@ -87,12 +97,10 @@ class FileCases:
         )
 
 
-def _read(path: Path, role: str) -> np.ndarray:
-    if "mask" in role:
-        mask = load_mask(path, role)[0, 0]
-        # A faint stroke must not round to nothing: over 0 stays over 0.
-        return np.where(mask > 0, np.maximum(1, np.rint(mask.numpy() * 255)), 0).astype(np.uint8)
-    return read_pixels(path, role)[0]
+def _read_mask(path: Path, role: str) -> np.ndarray:
+    mask = load_mask(path, role)[0, 0]
+    # A faint stroke must not round to nothing: over 0 stays over 0.
+    return np.where(mask > 0, np.maximum(1, np.rint(mask.numpy() * 255)), 0).astype(np.uint8)
 
 
 def _resize(array: np.ndarray, width: int, height: int) -> np.ndarray:

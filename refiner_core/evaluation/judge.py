@@ -7,9 +7,10 @@ judges and rubrics cannot be compared with it; ours is given below and in the do
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,32 @@ from torch import Tensor
 from ..scoring.vlm_client import VlmClient, json_objects, png_url
 from .metric import Column, EvaluationCase, Scores
 
-RUBRIC = """You judge the repair of one detail in a generated picture. You see three pictures:
-1. the reference: it shows the true detail (a logo, lettering, a pattern or a face);
-2. the draft: the generated picture, in which that detail is wrong;
-3. the result: the draft after the repair.
+PICTURES = {
+    "reference": "the reference: it shows the true detail (a logo, lettering, a pattern or a face)",
+    "draft": "the draft: the generated picture, in which that detail is wrong",
+    "result": "the result: the draft after the repair",
+}
+# Each vote shows the pictures in another order: at temperature 0 a repeated question has one answer.
+ORDERS = tuple(itertools.permutations(PICTURES))
+_RUBRIC = """You judge the repair of one detail in a generated picture. You see three pictures:
+{pictures}
 Score the result from 0 (useless) to 100 (perfect) on each of:
 - "detail": the detail's shapes, strokes and colours match the reference, apart from pose and light;
 - "text": lettering in the detail reads exactly as in the reference; null if there is no lettering;
 - "background": everything around the detail is as in the draft;
 - "naturalness": the detail sits in the scene: perspective, light, sharpness, no seam.
 Answer with one JSON object and nothing else, for example
-{"detail": 70, "text": null, "background": 100, "naturalness": 80}"""
+{{"detail": 70, "text": null, "background": 100, "naturalness": 80}}"""
 
 WEIGHTS = {"detail": 0.4, "text": 0.3, "background": 0.15, "naturalness": 0.15}
 _MAX_SIDE = 1024  # px of the pictures that are sent
 _MAX_FAILURES = 3  # requests in a row without a reply before the endpoint is given up
+
+
+def rubric(order: Sequence[str]) -> str:
+    """The question for pictures in this order."""
+    listed = (f"{number}. {PICTURES[name]}" for number, name in enumerate(order, 1))
+    return _RUBRIC.format(pictures=";\n".join(listed) + ".")
 
 
 def read_reply(reply: str) -> float | None:
@@ -64,7 +76,9 @@ def data_url(pixels: Tensor) -> str:
 
 
 class VlmJudge:
-    """Median of several votes. Every raw reply is appended to a JSON-lines file.
+    """Median of several votes, each with the pictures in another order.
+
+    Every raw reply is appended to a JSON-lines file.
 
     After three requests in a row without a reply the endpoint is not asked again: `failure` gives
     the reason, and the column stays empty from there.
@@ -72,42 +86,47 @@ class VlmJudge:
     Args:
         client: the model.
         replies: the JSON-lines file.
-        votes: per result.
+        votes: per result, 1 to 6.
 
     Raises:
-        ValueError: no votes.
+        ValueError: the number of votes is out of range.
     """
 
     columns = (Column("vlm", "VLM score", True, 1, 81.91),)
 
     def __init__(self, client: VlmClient, replies: Path, votes: int = 3) -> None:
-        if votes < 1:
-            raise ValueError(f"--vlm-votes must be at least 1, got {votes}.")
+        if not 1 <= votes <= len(ORDERS):
+            raise ValueError(
+                f"--vlm-votes must be 1 to {len(ORDERS)}, one per order of the pictures, got {votes}."
+            )
         self.client, self.replies, self.votes = client, replies, votes
         self.failures = 0
         self.failure: str | None = None
 
     def measure(self, case: EvaluationCase, results: Mapping[str, Tensor]) -> Scores:
-        given = [data_url(case.reference), data_url(case.draft)]
+        given = {"reference": data_url(case.reference), "draft": data_url(case.draft)}
         return {
-            name: {"vlm": self._judge(case.id, name, [*given, data_url(result)])}
+            name: {"vlm": self._judge(case.id, name, {**given, "result": data_url(result)})}
             for name, result in results.items()
         }
 
-    def _judge(self, case: str, system: str, images: list[str]) -> float | None:
+    def _judge(self, case: str, system: str, images: Mapping[str, str]) -> float | None:
         scores: list[float] = []
-        for vote in range(self.votes):
+        for vote, order in enumerate(ORDERS[: self.votes]):
             if self.failure is not None:
                 break
-            score = self._vote(images, {"case": case, "system": system, "vote": vote})
+            entry = {"case": case, "system": system, "vote": vote, "order": order}
+            score = self._vote(images, order, entry)
             if score is not None:
                 scores.append(score)
         return statistics.median(scores) if scores else None
 
-    def _vote(self, images: list[str], entry: dict[str, Any]) -> float | None:
+    def _vote(
+        self, images: Mapping[str, str], order: Sequence[str], entry: dict[str, Any]
+    ) -> float | None:
         score = None
         try:
-            reply = self.client.ask(RUBRIC, images, seed=entry["vote"])
+            reply = self.client.ask(rubric(order), [images[name] for name in order])
             score = read_reply(reply)
             entry |= {"reply": reply, "score": score}
             self.failures = 0
@@ -124,4 +143,6 @@ class VlmJudge:
         return score
 
     def describe(self) -> dict[str, str]:
-        return {"vlm": f"{self.client.model} at {self.client.url}, {self.votes} votes"}
+        return {
+            "vlm": f"{self.client.model} at {self.client.url}, {self.votes} votes in different orders"
+        }

@@ -35,15 +35,12 @@ class VlmClient:
         if self.timeout <= 0:
             raise ValueError(f"The timeout must be more than 0 s, got {self.timeout}.")
 
-    def ask(
-        self, text: str, pictures: Sequence[str], *, seed: int = 0, max_tokens: int = 300
-    ) -> str:
+    def ask(self, text: str, pictures: Sequence[str], *, max_tokens: int = 300) -> str:
         """The model's raw reply, at temperature 0.
 
         Args:
             text: the question.
             pictures: their URLs, see `png_url`.
-            seed: of the reply.
             max_tokens: of the reply.
 
         Raises:
@@ -54,7 +51,7 @@ class VlmClient:
         body = {
             "model": self.model,
             "temperature": 0,
-            "seed": seed,
+            "seed": 0,
             "max_tokens": max_tokens,
             "messages": [{"role": "user", "content": content}],
         }

@@ -56,7 +56,7 @@ class GivenDraft:
     max_outside: float = 8.0  # mean difference outside the mask, of 255
     min_change: float = 1.0  # mean difference in the mask, of 255
     name: str = field(default="degrade", init=False)
-    version: str = field(default="given/1", init=False)
+    version: str = field(default="given/2", init=False)
 
     def settings(self) -> dict[str, Any]:
         return {"outside": self.max_outside, "least": self.min_change}

@@ -13,14 +13,17 @@ _MIN_SIDE = 32  # px
 
 @dataclass(frozen=True)
 class FilePair:
-    """Takes existing pairs in turn; if there are more samples than pairs, each is used again."""
+    """Takes existing pairs in turn; if there are more samples than pairs, each is used again.
+
+    Transparent pictures are composited over white, which is noted in the sample.
+    """
 
     pairs: tuple[PairFiles, ...]
     side: int | None  # maximum square root of a picture's area in pixels; None = unchanged
     source: str  # noted in every sample
     licence: str  # noted in every sample
     name: str = field(default="pair", init=False)
-    version: str = field(default="files/1", init=False)
+    version: str = field(default="files/2", init=False)
 
     def settings(self) -> dict[str, Any]:
         return {"pairs": listing_digest(self.pairs), "side": self.side, "source": self.source}
@@ -30,9 +33,10 @@ class FilePair:
         for role in ("reference", "target"):
             if role not in pair.files:
                 raise ValueError(f"{pair.name} has no {role} picture")
-        reference, target = (
-            shrink(read_pixels(pair.files[r], r)[0], self.side) for r in ("reference", "target")
+        (reference, cut_out), (target, target_cut_out) = (
+            read_pixels(pair.files[r], r) for r in ("reference", "target")
         )
+        reference, target = (shrink(p, self.side) for p in (reference, target))
         shortest = min(*target.shape[:2], *reference.shape[:2])
         if shortest < _MIN_SIDE:
             raise RejectedError(f"a picture has a side of {shortest} px, less than {_MIN_SIDE}")
@@ -43,5 +47,9 @@ class FilePair:
             **pair.info,
             "pair": pair.name,
         }
+        names = (("reference", cut_out), ("target", target_cut_out))
+        composited = [name for name, transparent in names if transparent]
+        if composited:
+            notes["composited_over_white"] = composited
         info = sample.noted(**notes)
         return replace(sample, reference=reference, target=target, prompt=pair.prompt, info=info)

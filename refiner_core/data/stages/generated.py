@@ -115,7 +115,7 @@ class WorkflowPair:
     source: str  # noted in every sample
     licence: str  # noted in every sample
     name: str = field(default="pair", init=False)
-    version: str = field(default="workflow/1", init=False)
+    version: str = field(default="workflow/2", init=False)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -131,7 +131,8 @@ class WorkflowPair:
         round_ = sample.number // len(self.references)
         prompt = self.prompts[(sample.number + round_) % len(self.prompts)]
         path = file.files["reference"]
-        reference = shrink(read_pixels(path, "reference")[0], self.side)
+        pixels, transparent = read_pixels(path, "reference")
+        reference = shrink(pixels, self.side)
         values: dict[str, Value] = {
             "prompt": prompt,
             "seed": sample.seed % (1 << 32),
@@ -151,6 +152,7 @@ class WorkflowPair:
             workflow=self.cached.workflow.digest,
             side=self.side,
             generated={"prompt": prompt, "seed": values["seed"]},
+            **({"composited_over_white": ["reference"]} if transparent else {}),
         )
         return replace(
             sample, reference=reference, target=target, prompt=prompt, **masks, info=info

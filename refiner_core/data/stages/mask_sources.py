@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from ..pair_files import PairFiles, fit_to, read_mask, read_pixels
+from ..pair_files import PairFiles, fit_to, read_alpha, read_mask
 from ..sample import RejectedError, Sample
 from ..triplets import mask_box
 
@@ -108,7 +108,7 @@ class AlphaMask:
         files = _files(sample, self.pairs)
         masks: list[np.ndarray | None] = []
         for name, like in zip(("reference", "target"), sample.pair(), strict=True):
-            alpha = read_pixels(files[name], name)[1] if name in files else None
+            alpha = read_alpha(files[name], name) if name in files else None
             opaque = None if alpha is None else np.where(alpha > 127, 255, 0).astype(np.uint8)
             masks.append(None if opaque is None else fit_to(opaque, like, f"{name}'s alpha"))
         if masks[1] is None:
