@@ -150,7 +150,10 @@ class MaskBuilder(io.ComfyNode):
         shown = show_inputs(cls, picture, detail)
         pairs = parse_boxes(boxes)
         options = MaskOptions(threshold, align, grow, fill_holes, smallest, invert)
-        built = build_mask(picture, None if given is None else given[:1], other, pairs, options)
+        painted = (
+            None if given is None else given.amax(0, keepdim=True)
+        )  # of detectors: all objects
+        built = build_mask(picture, painted, other, pairs, options)
         of_reference = None
         if reference is not None:
             of_reference = reference_mask(pairs, Extent(reference.shape[2], reference.shape[1]))

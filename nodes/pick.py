@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -16,7 +17,11 @@ from .types import SCORING, ScorerSocket
 
 def _inputs() -> list[Any]:
     return [
-        io.Image.Input("images", tooltip="The batch of images to choose from."),
+        io.Image.Input(
+            "images",
+            tooltip="The images to choose from: a batch, or the list of Load Folder, also of "
+            "different sizes.",
+        ),
         io.Image.Input(
             "reference",
             tooltip="The reference image that shows the correct detail, in any size. It is cropped to "
@@ -45,8 +50,7 @@ def _inputs() -> list[Any]:
             default=1,
             min=1,
             max=64,
-            tooltip="Number of images to output, best first. It is limited to the number of images in "
-            "the batch.",
+            tooltip="Number of images to output, best first. It is limited to the number of images.",
         ),
         io.Boolean.Input(
             "align",
@@ -64,7 +68,8 @@ class PickBest(io.ComfyNode):
             node_id="OmniRefiner_PickBest",
             display_name="Pick Best (OmniRefiner)",
             category=SCORING,
-            description="Picks the images of a batch whose detail is closest to the reference.",
+            description="Picks the images of a batch or a folder whose detail is closest to the "
+            "reference.",
             search_aliases=[
                 "best of n",
                 "select image",
@@ -74,11 +79,17 @@ class PickBest(io.ComfyNode):
                 "sort batch",
             ],
             inputs=_inputs(),
+            is_input_list=True,
             outputs=[
-                io.Image.Output(display_name="best", tooltip="The picked images, best first."),
+                io.Image.Output(
+                    display_name="best",
+                    is_output_list=True,
+                    tooltip="The picked images, best first: a batch if they have one size, "
+                    "otherwise a list.",
+                ),
                 io.Int.Output(
                     display_name="index",
-                    tooltip="Position of the best image in the batch, counted from 0.",
+                    tooltip="Position of the best image among all images, counted from 0.",
                 ),
                 io.String.Output(
                     display_name="report", tooltip="The distance of every image as JSON text."
@@ -89,26 +100,46 @@ class PickBest(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        images: Tensor,
-        reference: Tensor,
-        keep: int,
-        align: bool,
-        mask: Tensor | None = None,
-        reference_mask: Tensor | None = None,
-        scorer: Scorer | None = None,
+        images: list[Tensor],
+        reference: list[Tensor],
+        keep: list[int],
+        align: list[bool],
+        mask: list[Tensor] | None = None,
+        reference_mask: list[Tensor] | None = None,
+        scorer: list[Scorer] | None = None,
     ) -> io.NodeOutput:
+        singles = [image for batch in images for image in batch.split(1)]
         found = pick_best(
-            to_core(images).cpu(),
-            to_core(reference).cpu(),
-            mask_to_core(mask),
-            mask_to_core(reference_mask),
-            scorer=scorer,
-            align=align,
+            [to_core(image).cpu() for image in singles],
+            to_core(_only(reference, "reference")).cpu(),
+            _masks(mask),
+            mask_to_core(_only(reference_mask, "reference mask") if reference_mask else None),
+            scorer=scorer[0] if scorer else None,
+            align=align[0],
         )
         report = {
             "scorer": found.scorer,
             "order": found.order,
             "distances": [round(d, 6) for d in found.distances],
         }
-        chosen = found.order[:keep]
-        return io.NodeOutput(images[chosen], chosen[0], json.dumps(report, indent=2))
+        chosen = found.order[: keep[0]]
+        best = [singles[i] for i in chosen]
+        if len({image.shape for image in best}) == 1:
+            best = [torch.cat(best)]
+        return io.NodeOutput(best, chosen[0], json.dumps(report, indent=2))
+
+
+def _only(values: list[Tensor], name: str) -> Tensor:
+    """The single value of an input that is connected to a list."""
+    if len(values) != 1:
+        raise ValueError(
+            f"Pick Best compares all images with one {name}, got a list of {len(values)}. Connect a "
+            "node that outputs a single one."
+        )
+    return values[0]
+
+
+def _masks(values: list[Tensor] | None) -> list[Tensor]:
+    """Every mask of a list of batches, 1 1 H W each."""
+    masks = [mask_to_core(value) for value in values or []]
+    return [one for mask in masks if mask is not None for one in mask.split(1)]

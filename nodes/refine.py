@@ -11,8 +11,15 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..refiner_core.images.boxes import parse_boxes
+from ..refiner_core.images.geometry import Extent
 from ..refiner_core.repair.pipeline import RefineResult, refine
-from ..refiner_core.repair.request import RefineOptions, RefineRequest
+from ..refiner_core.repair.request import (
+    RefineOptions,
+    RefineRequest,
+    check,
+    unite_masks,
+    unmarked_size,
+)
 from ..refiner_core.scoring.scorer import Scorer
 from .engine import OWN_SAMPLER, RECIPE_SCHEDULE, ComfyEngine
 from .layout import from_core, mask_from_core, mask_to_core, to_core
@@ -22,6 +29,7 @@ from .pictures import show_inputs, temp_picture
 from .types import CATEGORY, Refiner, RefinerSocket, ScorerSocket, boxes_input
 
 MOST_SHOWN = 64  # images of a batch that are sent to the page
+TOGETHER, SEPARATE = "together", "separate"
 SWITCH = {"recipe": None, "on": True, "off": False}
 
 
@@ -44,6 +52,18 @@ def _shown(inputs: dict[str, Any], request: RefineRequest, result: RefineResult)
             }
         )
     return {"inputs": inputs, "pairs": pairs, "report": result.report}
+
+
+def _unchanged(draft: Tensor, inputs: dict[str, Any]) -> io.NodeOutput:
+    """The draft as it came, to draw boxes on, in place of a repair for which nothing is marked."""
+    report = {"note": "Nothing is marked, so the draft was passed on unchanged.", "regions": []}
+    return io.NodeOutput(
+        draft,
+        draft,
+        torch.zeros(draft.shape[:3]),
+        json.dumps(report, indent=2),
+        ui={"omnirefiner": [{"inputs": inputs, "unmarked": True}]},
+    )
 
 
 def _image_inputs() -> list[Any]:
@@ -338,6 +358,15 @@ class ReferenceRefine(io.ComfyNode):
                     "box 1 of the reference, box 2 from box 2. A connected mask limits the boxes to "
                     "its shape."
                 ),
+                io.Combo.Input(
+                    "mask_batch",
+                    options=[TOGETHER, SEPARATE],
+                    default=TOGETHER,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What several masks mean for a single draft. together: all of them are "
+                    "repaired in one image. separate: each mask makes an image of its own.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -370,6 +399,7 @@ class ReferenceRefine(io.ComfyNode):
         reference_3: Tensor | None = None,
         boxes: str = "",
         scorer: Scorer | None = None,
+        mask_batch: str = TOGETHER,
         **settings: Any,
     ) -> io.NodeOutput:
         views = [r for r in (reference, reference_2, reference_3) if r is not None]
@@ -381,8 +411,14 @@ class ReferenceRefine(io.ComfyNode):
             _options(**settings),
             parse_boxes(boxes),
         )
+        if mask_batch == TOGETHER:
+            request = unite_masks(request)
         shown = show_inputs(cls, request.draft, request.references[0] if views else None)
         engine = ComfyEngine(refiner or load_nano_refiner(), sampler, scheduler)
+        check(request)
+        size = Extent(draft.shape[2], draft.shape[1])
+        if unmarked_size(request, size, engine.recipe.buckets) is not None:
+            return _unchanged(draft, shown)
         result = refine(engine, request, LiveView(cls, engine), scorer)
         return io.NodeOutput(
             from_core(result.image, draft),

@@ -25,6 +25,7 @@ from ..refiner_core.repair.request import (
     RegionTask,
     check,
     single_region,
+    unite_masks,
 )
 from .conditioning import condition
 from .engine import check_layout, decode_latent, encode_image
@@ -136,6 +137,7 @@ class CropForRefine(io.ComfyNode):
             (mask_to_core(reference_mask),),
             options,
         )
+        request = unite_masks(request)
         check(request)
         image = request.draft
         region = single_region(request.mask, Extent(image.shape[-1], image.shape[-2]), grow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +35,9 @@ class Ranking:
 
 @torch.inference_mode()
 def pick_best(
-    images: Tensor,
+    images: Sequence[Tensor],
     reference: Tensor,
-    mask: Tensor | None = None,
+    masks: Sequence[Tensor] = (),
     reference_mask: Tensor | None = None,
     *,
     scorer: Scorer | None = None,
@@ -45,9 +46,9 @@ def pick_best(
     """Rank pictures by their region's distance to the reference.
 
     Args:
-        images: N 3 H W in any stored type.
+        images: each 1 3 H W in any stored type; their sizes may differ.
         reference: 1 3 h w, of any size.
-        mask: the region in all of them, 1 1 H W, or N of them; None = everything.
+        masks: the region in all of them, one 1 1 H W, or one for each; none = everything.
         reference_mask: the detail in the reference, 1 1 h w; None = all of it.
         scorer: None = the one without weights.
         align: bring the reference into each picture's pose and light first; else its region is
@@ -56,32 +57,35 @@ def pick_best(
     Raises:
         ValueError: sizes that do not fit, an empty mask or NaN, with the values and the fix.
     """
-    _check(images, reference, mask)
+    _check(images, reference, masks)
     scorer = scorer or StructuralScorer()
     distances = []
-    for i, image in enumerate(images.split(1)):
-        own = None if mask is None else mask[min(i, len(mask) - 1)][None]
+    for i, image in enumerate(images):
+        own = masks[min(i, len(masks) - 1)] if masks else None
         distances.append(_distance(scorer, image, reference, own, reference_mask, align))
     order = sorted(range(len(images)), key=lambda i: distances[i])
     return Ranking(order, distances, scorer.name)
 
 
-def _check(images: Tensor, reference: Tensor, mask: Tensor | None) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
-        raise ValueError(f"The images must be N 3 H W, got {tuple(images.shape)}.")
+def _check(images: Sequence[Tensor], reference: Tensor, masks: Sequence[Tensor]) -> None:
+    if not images:
+        raise ValueError("There are no images to choose from.")
     if reference.ndim != 4 or len(reference) != 1:
         raise ValueError(f"One reference is needed, got {len(reference)}: pick one of the batch.")
-    check_finite(images, "batch of images")
     check_finite(reference, "reference")
-    if mask is None:
-        return
-    if mask.shape[-2:] != images.shape[-2:]:
-        raise ValueError(
-            f"The mask is {mask.shape[-1]}x{mask.shape[-2]} but the images are "
-            f"{images.shape[-1]}x{images.shape[-2]}. Resize the mask first."
-        )
-    if len(mask) not in (1, len(images)):
-        raise ValueError(f"{len(mask)} masks for {len(images)} images: give one, or as many.")
+    if len(masks) > 1 and len(masks) != len(images):
+        raise ValueError(f"{len(masks)} masks for {len(images)} images: give one, or as many.")
+    for i, image in enumerate(images):
+        if image.ndim != 4 or image.shape[:2] != (1, 3):
+            raise ValueError(f"Image {i} must be 1 3 H W, got {tuple(image.shape)}.")
+        check_finite(image, f"image {i}")
+        mask = masks[min(i, len(masks) - 1)] if masks else image
+        if mask.shape[-2:] != image.shape[-2:]:
+            raise ValueError(
+                f"The mask is {mask.shape[-1]}x{mask.shape[-2]} but image {i} is "
+                f"{image.shape[-1]}x{image.shape[-2]}. Resize the mask first, or give every image its "
+                "own."
+            )
 
 
 def _distance(

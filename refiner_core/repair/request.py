@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from torch import Tensor
@@ -228,20 +228,38 @@ def single_region(mask: Tensor | None, size: Extent, grow: float = 0) -> Region:
     return find_regions(mask, grow_pixels=grow, split=False)[0]
 
 
+def unite_masks(request: RefineRequest) -> RefineRequest:
+    """Several masks of one draft, as detectors make one for each object, become one mask.
+
+    Where drafts or references come in a batch, too, each mask belongs to one of them and stays.
+    """
+    given = [request.draft, *request.references, *request.reference_masks]
+    if request.mask is None or any(batch is not None and len(batch) > 1 for batch in given):
+        return request
+    return replace(request, mask=request.mask.amax(0, keepdim=True))
+
+
+def unmarked_size(request: RefineRequest, size: Extent, buckets: Buckets) -> Extent | None:
+    """The size at which the model would see a picture of `size` in which nothing is marked, if that
+    is less than half of it, so that all of its detail would come back blurred; else None.
+    """
+    if request.mask is not None or request.boxes:
+        return None
+    plan = plan_crop(size, Box(0, 0, *size), buckets, 1.0, request.options.megapixels)
+    return plan.target if plan.scale < _LEAST_SCALE_UNMARKED else None
+
+
 def check_marked(request: RefineRequest, size: Extent, buckets: Buckets) -> None:
     """Refuse to run a whole large picture through the model because nothing was marked in it.
 
     Raises:
-        ValueError: neither mask nor boxes, and the model would see the picture at less than half
-            its size, so that all of its detail would come back blurred.
+        ValueError: neither mask nor boxes, and the picture is too large for that (`unmarked_size`).
     """
-    if request.mask is not None or request.boxes:
-        return
-    plan = plan_crop(size, Box(0, 0, *size), buckets, 1.0, request.options.megapixels)
-    if plan.scale < _LEAST_SCALE_UNMARKED:
+    target = unmarked_size(request, size, buckets)
+    if target is not None:
         raise ValueError(
             f"Nothing is marked in the draft of {size}, so all of it would be repaired, at only "
-            f"{plan.target}, and come back blurred. Mark the detail: with a box (in Reference Refine, "
+            f"{target}, and come back blurred. Mark the detail: with a box (in Reference Refine, "
             "tab Regions) or a mask; one that is white everywhere repairs the whole picture after all."
         )
 

@@ -138,6 +138,38 @@ def test_corners_are_dragged_and_what_is_outlined_is_repaired(
 
 
 @RENDERERS
+def test_a_draft_from_another_node_is_shown_by_a_first_run(
+    open_comfy: Callable[..., Any], vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue)
+    scale = {"upscale_method": "bilinear", "width": 640, "height": 427, "crop": "disabled"}
+    nodes = [
+        {"type": "LoadImage", "pos": [20, 80], "values": {"image": "draft.png"}},
+        {"type": "ImageScale", "pos": [20, 420], "values": scale},
+        {"type": "LoadImage", "pos": [20, 620], "values": {"image": "reference.png"}},
+        {"type": "OmniRefiner_ReferenceRefine", "pos": [420, 60], "size": [520, 820]},
+    ]
+    links = [(0, 0, 1, "image"), (1, 0, 3, "draft"), (2, 0, 3, "reference")]
+    node = build(comfy, nodes, links)[3]
+    pane = comfy.page.locator(".omnirefiner-pane").first
+    assert not pane.get_attribute("data-shows")  # nothing is known of it before a run
+    entry = comfy.run()
+    assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
+    comfy.page.wait_for_function(
+        "() => document.querySelector('.omnirefiner-pane').dataset.shows === '640x427'"
+    )
+    note = comfy.page.locator(".omnirefiner-live [role=status]")
+    note.wait_for(state="visible")
+    comfy.shot(f"picker-first-run-{'vue' if vue else 'canvas'}")
+    drag(comfy, 0, (0.62, 0.36), (0.82, 0.66))
+    assert len(pairs_of(comfy, node)) == 1 and not note.is_visible()
+    entry = comfy.run()
+    assert entry["outputs"][str(node)]["omnirefiner"][0]["pairs"]
+    comfy.page.locator(".omnirefiner-view").wait_for(state="visible", timeout=20_000)
+    comfy.assert_clean()
+
+
+@RENDERERS
 def test_boxes_survive_copies_saving_and_reloading(
     open_comfy: Callable[..., Any], vue: bool
 ) -> None:

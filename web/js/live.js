@@ -63,6 +63,10 @@ export class LiveLine {
     return !this.stop.hidden;
   }
 
+  get failed() {
+    return this.text.classList.contains("omnirefiner-failed");
+  }
+
   /** @param {boolean} running */
   setRunning(running) {
     if (running) this.text.classList.remove("omnirefiner-failed");

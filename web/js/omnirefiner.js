@@ -53,7 +53,8 @@ function joined(output) {
 /** @param {string} text @param {boolean} [failed] */
 function stopAll(text, failed = false) {
   for (const [, panel] of allPanels()) {
-    if (!panel.live.root.hidden || !panel.livePicture.hidden) panel.stopped(text, failed);
+    const { live, livePicture } = panel;
+    if (live.running || live.failed || !livePicture.hidden) panel.stopped(text, failed);
   }
 }
 

@@ -155,6 +155,10 @@ export class Panel {
     this.showLive(null);
     if (shown.inputs) void this.picker?.showRun(shown.inputs, shown.mask);
     if (shown.reports.length) this.report?.show(shown.reports);
+    if (shown.unmarked) {
+      this.open("regions");
+      this.live.end(say("unmarked"));
+    }
     if (shown.pairs && this.viewer) {
       if (news) this.open("result");
       void this.viewer.show(shown.pairs);
