@@ -184,7 +184,7 @@ class ComfyEngine:
         check_layout(refiner, positive)
         model = sampling_model(refiner)
         if self.recipe.attention == "one way":
-            model = one_way(model, self._clean, list(job.references))
+            model = one_way(model, self._clean, list(job.latents))
         draft = job.draft
         sigmas = self._sigmas(job)
         steps = len(sigmas) - 1

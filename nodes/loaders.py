@@ -29,6 +29,7 @@ from .conditioning import DetailPatcher, encode_prompt
 from .engine import check_model, sampling_model
 from .files import NANO_CHOICE, NONE, check_files, check_there, choices, file_path
 from .nano import load_nano_refiner
+from .one_way import one_way_alone
 from .types import CATEGORY, STEPS, Refiner, RefinerSocket
 
 RECIPE_FOLDER = "omnirefiner_recipes"
@@ -491,4 +492,7 @@ class RefinerParts(io.ComfyNode):
     @classmethod
     def execute(cls, refiner: Refiner, prompt: str) -> io.NodeOutput:
         text = encode_prompt(refiner, refiner.recipe.text(prompt.strip() or None))
-        return io.NodeOutput(sampling_model(refiner), refiner.vae, text)
+        model = sampling_model(refiner)
+        if refiner.recipe.attention == "one way":
+            model = one_way_alone(model)
+        return io.NodeOutput(model, refiner.vae, text)

@@ -13,7 +13,7 @@ from typing import Any
 import comfy.model_management as mm
 import comfy.model_patcher
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor, nn
 
 from ..refiner_core.models.attention import KeysValues
@@ -140,6 +140,18 @@ def cache_bytes(model: Any, latents: list[Tensor]) -> int:
     rows = max(len(z) for z in latents)
     dtype = model.model.get_dtype_inference()
     return 2 * blocks * rows * area * network.hidden_size * mm.dtype_size(dtype)
+
+
+def one_way_alone(model: Any) -> Any:
+    """A clone of the model that runs one way under any sampler node.
+
+    It forgets the clean tokens' keys and values after every run, so that they take no memory then.
+    """
+    cache = CleanCache()
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _NAME, _wrapper(cache))
+    model.add_callback_with_key(CallbacksMP.ON_CLEANUP, _NAME, lambda _: cache.clear())
+    return model
 
 
 def one_way(model: Any, cache: CleanCache, latents: list[Tensor]) -> Any:

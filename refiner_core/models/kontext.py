@@ -176,6 +176,10 @@ class CleanCache:
     """
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget them."""
         self._known: Conditioning | None = None
         self._last: Conditioning | None = None
         self._rows: list[int] = []

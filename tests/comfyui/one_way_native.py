@@ -3,8 +3,8 @@
 A script for ComfyUI's Python. IN holds the weights (`model.*`), `noise` of several samples, `sigmas`,
 `text`, `pooled`, `guidance` and `references.N`. OUT gets what the engine samples: `WAY.TYPE` for each
 way of attention and type of weights, one sample; `batch` all samples one way, and `rounds` the same in
-two rounds; `passes` the image tokens of every pass of the batch; `bytes` of the cache, estimated and
-counted.
+two rounds; `alone` one sample by ComfyUI's own sampler; `passes` the image tokens of every pass of the
+batch; `bytes` of the cache, estimated and counted.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if __name__ == "__main__":
     from pack.nodes.conditioning import reference_conditioning
     from pack.nodes.engine import ComfyEngine
     from pack.nodes.types import Refiner
-    from pack.refiner_core.interfaces import SamplingJob
+    from pack.refiner_core.interfaces import CleanInput, SamplingJob
     from pack.refiner_core.models.kontext import CleanCache
     from pack.refiner_core.recipes.recipe import OMNIREFINER
 
@@ -66,16 +66,14 @@ if __name__ == "__main__":
         names = sorted(k for k in given if k.startswith("references."))
         # ComfyUI takes latents as the VAE makes them and scales them itself.
         raw = tuple(model.model.process_latent_out(given[n]).repeat(rows, 1, 1, 1) for n in names)
+        picture = torch.zeros(1, 3, 8, 8)
+        roles = enumerate(zip(("draft", "reference"), raw, strict=True), 1)
         return SamplingJob(
-            references=raw,
-            indices=(1, 2),
+            inputs=tuple(CleanInput(role, picture, latent, i) for i, (role, latent) in roles),
             sigmas=sigmas,
             prompt="",
             guidance=guidance,
             seed=0,
-            restrict=None,
-            roles=("draft", "reference"),
-            images=(),
             start=noise[:rows],
         )
 
@@ -106,19 +104,33 @@ if __name__ == "__main__":
         latent = engine.sample(replace(job, start=half, begin=2), nothing)
         out["rounds"] = sampled(model, latent)
         kept, cache = job_of(model, 1), CleanCache()
-        patched = one_way.one_way(model, cache, list(kept.references))
+        patched = one_way.one_way(model, cache, list(kept.latents))
         comfy.sample.sample_custom(
             patched,
             noise[:1],
             1.0,
             comfy.samplers.sampler_object("euler"),
             sigmas,
-            reference_conditioning(text, list(kept.references), guidance),
+            reference_conditioning(text, list(kept.latents), guidance),
             [],
             torch.zeros_like(noise[:1]),
             disable_pbar=True,
             seed=0,
         )
+        patched_alone = one_way.one_way_alone(model)
+        latent = comfy.sample.sample_custom(
+            patched_alone,
+            noise[:1],
+            1.0,
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            reference_conditioning(text, list(kept.latents), guidance),
+            [],
+            torch.zeros_like(noise[:1]),
+            disable_pbar=True,
+            seed=0,
+        )
+        out["alone"] = sampled(model, latent)
         counted = sum(x.numel() * x.element_size() for kv in cache._chosen.values() for x in kv)
         estimated = sum(m.model_size() for m in patched.get_nested_additional_models())
         out["bytes"] = torch.tensor([estimated, counted])

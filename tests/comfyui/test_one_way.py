@@ -82,6 +82,7 @@ def test_both_engines_agree(native: dict[str, Tensor], inputs: dict[str, Tensor]
     wanted = core(inputs, "one way")
     assert apart(native["batch"], wanted) < 1e-4
     assert apart(native["rounds"], wanted) < 1e-4
+    assert apart(native["alone"], wanted[:1]) < 1e-4
     assert apart(native["both ways.float32"], wanted[:1]) > 1e-2
 
 
