@@ -65,7 +65,7 @@ def _link(link: Any, numbers: dict[Any, int]) -> Any:
 
 
 def with_note(example: Example) -> list[dict[str, Any]]:
-    height = 150 if example.runs else 290
+    height = 150 if example.runs else 320
     note = {
         "type": "MarkdownNote", "pos": [20, -10 - height], "size": [980, height],
         "values": {"text": example.note},
