@@ -180,7 +180,7 @@ def test_a_server_that_is_restarted_in_the_middle(
         run_until(comfy, "/901")
         port = int(server.url.rsplit(":", 1)[1])
     comfy.page.wait_for_function(
-        "() => document.querySelector('.omnirefiner-live').innerText.includes('server is gone')"
+        "() => document.querySelector('.omnirefiner-live').innerText.includes('connection to the server')"
     )
     assert value_of(comfy, node) == text and comfy.page.locator(".omnirefiner-pane").count() == 2
     comfy.shot("refine-server-gone")
