@@ -210,10 +210,11 @@ def _region_inputs() -> list[Any]:
         ),
         io.Combo.Input(
             "blend",
-            options=["feather", "multiband"],
+            options=["feather", "multiband", "membrane"],
             default="feather",
             tooltip="How the repaired crop is blended into the draft: with a single soft edge "
-            "(feather), or with a wider edge for coarse tones than for fine detail (multiband).",
+            "(feather), with a wider edge for coarse tones than for fine detail (multiband), or with "
+            "the difference along the edge continued smoothly inside first (membrane).",
             advanced=True,
         ),
     ]
@@ -245,7 +246,8 @@ def _correction_inputs() -> list[Any]:
             default="recipe",
             advanced=True,
             tooltip="Aligns the reference with the perspective and lighting of the draft before "
-            "sampling. The option recipe turns this on for nano and off for Kontext.",
+            "sampling. The option recipe turns this on for nano and off for Kontext, and leaves the "
+            "draft as it is where nano does not find the detail. The option on repairs it even then.",
         ),
     ]
 

@@ -327,11 +327,12 @@ class Stitch(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "blend",
-                    options=["feather", "multiband"],
+                    options=["feather", "multiband", "membrane"],
                     default="feather",
                     tooltip="How the repaired crop is blended into the draft: with a single soft edge "
-                    "(feather), or with a wider edge for coarse tones than for fine detail "
-                    "(multiband).",
+                    "(feather), with a wider edge for coarse tones than for fine detail "
+                    "(multiband), or with the difference along the edge continued smoothly inside "
+                    "first (membrane).",
                 ),
                 io.Boolean.Input(
                     "fix_drift",

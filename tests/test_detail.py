@@ -37,6 +37,9 @@ def _mask(height: int, width: int, box: Box) -> Tensor:
     return mask
 
 
+_REGION = Region(_BOX, torch.ones(1, 1, *_BOX.extent[::-1]))
+
+
 def _planted(
     bend: list[list[float]], turn: float, zoom: float
 ) -> tuple[Tensor, Tensor, SurfaceMap]:
@@ -70,7 +73,7 @@ def test_a_planted_motion_is_found_though_the_inside_is_blurred(
     draft, reference, true = _planted(bend, turn, zoom)
     mask = _mask(190, 240, _BOX)
     broken = draft * (1 - mask) + blur(draft, 3.0) * mask
-    found = find_detail(broken, mask, reference, _mask(300, 340, Box(108, 104, 236, 192)))
+    found = find_detail(broken, _REGION, reference, _mask(300, 340, Box(108, 104, 236, 192)))
     assert found.sure
     assert _error(found.surface, true, Extent(340, 300)) < 1.5
 
@@ -82,7 +85,7 @@ def test_the_whole_reference_is_searched_without_a_mask_on_it() -> None:
     size = Extent(480, 400)
     true = box_to_box(_BOX, detail, size, 20)
     draft, _ = warp_surface(reference, true, Box(0, 0, 240, 190), Extent(240, 190), "bicubic")
-    found = find_detail(draft.clamp(0, 1), _mask(190, 240, _BOX), reference, None)
+    found = find_detail(draft.clamp(0, 1), _REGION, reference, None)
     assert found.sure and found.searched
     assert _error(found.surface, true, size) < 2
     assert abs(found.surface.turn(size) - 20) < 2
@@ -93,7 +96,7 @@ def test_a_reference_without_the_detail_is_not_believed(marked: bool) -> None:
     draft, _, _ = _planted(_FLAT, 0, 1.0)
     reference = _print(9, 300, 340)
     mask = _mask(300, 340, Box(110, 100, 230, 190)) if marked else None
-    assert not find_detail(draft, _mask(190, 240, _BOX), reference, mask).sure
+    assert not find_detail(draft, _REGION, reference, mask).sure
 
 
 def test_a_part_of_the_reference_gives_the_same_picture() -> None:
@@ -128,21 +131,20 @@ def test_membrane_continues_a_constant_step_exactly_and_a_ramp_nearly() -> None:
     assert float(membrane(step, torch.zeros_like(rim)).abs().max()) == 0
 
 
-def _transferred(light: float) -> tuple[Tensor, Tensor, Tensor, Region]:
-    """Truth, draft, the draft with its detail transferred, and the region."""
+def _transferred(light: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Truth, draft, and the draft with its detail transferred."""
     truth, reference, _ = _planted(_CURVED, 4, 1.0)
     mask = _mask(190, 240, _BOX)
     broken = truth * (1 - mask) + blur(truth, 3.0) * mask
-    found = find_detail(broken, mask, reference, _mask(300, 340, Box(110, 100, 230, 190)))
-    region = Region(_BOX, torch.ones(1, 1, *_BOX.extent[::-1]))
+    found = find_detail(broken, _REGION, reference, _mask(300, 340, Box(110, 100, 230, 190)))
     lit = reference * light
-    picture, _ = transfer_detail(broken, region, lit, found).part(_BOX)
-    return truth[..., 50:140, 60:180], broken[..., 50:140, 60:180], picture, region
+    picture, _ = transfer_detail(broken, _REGION, lit, found).part(_BOX)
+    return truth[..., 50:140, 60:180], broken[..., 50:140, 60:180], picture
 
 
 @pytest.mark.parametrize("light", [1.0, 0.7])
 def test_the_detail_comes_back_sharp_and_in_the_drafts_light(light: float) -> None:
-    truth, draft, picture, _ = _transferred(light)
+    truth, draft, picture = _transferred(light)
 
     def error(x: Tensor) -> float:
         return -10 * math.log10(float((x - truth).square().mean()))
@@ -158,11 +160,8 @@ def test_the_draft_stays_where_the_reference_ends() -> None:
     truth, reference, true = _planted(_FLAT, 0, 1.0)
     cut = reference[..., :, 140:]
     surface = true.within(Box(140, 0, 340, 300), Extent(340, 300))
-    found = find_detail(
-        truth, _mask(190, 240, _BOX), cut, _mask(300, 200, Box(0, 100, 90, 190)), (surface,)
-    )
-    region = Region(_BOX, torch.ones(1, 1, *_BOX.extent[::-1]))
-    transfer = transfer_detail(truth, region, cut, found)
+    found = find_detail(truth, _REGION, cut, _mask(300, 200, Box(0, 100, 90, 190)), surface)
+    transfer = transfer_detail(truth, _REGION, cut, found)
     picture, shown = transfer.part(_BOX)
     gone = (shown == 0).expand_as(picture)
     assert 0.1 < float(gone.float().mean()) < 0.6

@@ -44,13 +44,14 @@ def add_parser(commands: Any) -> None:
     how.add_argument("--grow", type=float, default=0, metavar="PX", help="grow the mask first")
     how.add_argument("--model-mask", type=float, default=0.0, metavar="0..1",
                      help="hold sampling to the draft outside the region")  # fmt: skip
-    how.add_argument("--blend", choices=("feather", "multiband"), default="feather")
+    how.add_argument("--blend", choices=("feather", "multiband", "membrane"), default="feather")
     how.add_argument("--color-match", type=float, metavar="0..1",
                      help="take out the colour cast; default: the recipe's")  # fmt: skip
     how.add_argument("--drift", action=argparse.BooleanOptionalAction, default=None,
                      help="take out shift and zoom; default: the recipe's")  # fmt: skip
     how.add_argument("--align", action=argparse.BooleanOptionalAction, default=None,
-                     help="bring the reference into the draft's pose first")  # fmt: skip
+                     help="bring the reference into the draft's pose first; "
+                     "--align repairs even where the detail is not found")  # fmt: skip
     best = p.add_argument_group("best of several")
     best.add_argument("--candidates", type=int, default=1, metavar="N",
                       help="begin N repairs, seeds from --seed on; return the best; 1 to 64")  # fmt: skip

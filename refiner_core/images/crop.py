@@ -12,7 +12,8 @@ from .geometry import Box, CropPlan, Extent
 from .masks import Region, dilate, feather
 from .tensors import resize, to_dtype, to_float
 
-Blend = Literal["feather", "multiband"]
+# "membrane" corrects the crop before it is stitched, which then goes as with "feather".
+Blend = Literal["feather", "multiband", "membrane"]
 _RIM_PIXELS = 2.0  # width of the fade to the draft's exact value around a multiband blend
 _RING_MARGIN = 0.04  # of the crop's shorter side: there the model may have shaded the draft
 _OUTSIDE_MASK = 0.01  # a resized mask below this value does not touch a pixel
@@ -43,6 +44,20 @@ def crop_mask(region: Region, plan: CropPlan) -> Tensor:
     return F.interpolate(
         full, (plan.target.height, plan.target.width), mode="bilinear", antialias=True
     ).clamp(0, 1)
+
+
+def uncrop_signed(change: Tensor, plan: CropPlan, region: Region) -> Tensor:
+    """`uncrop` for a difference of two crops, which may be negative."""
+    full = F.interpolate(
+        change.float(),
+        (plan.box.extent.height, plan.box.extent.width),
+        mode="bilinear",
+        align_corners=False,
+        antialias=plan.scale > 1,
+    )
+    y, x = region.box.y0 - plan.box.y0, region.box.x0 - plan.box.x0
+    h, w = region.mask.shape[-2:]
+    return full[..., y : y + h, x : x + w]
 
 
 def uncrop(result: Tensor, plan: CropPlan, region: Region) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..images.geometry import Box, Extent
-from ..images.masks import bounds
+from ..images.masks import Region, bounds
 from ..images.tensors import to_float
 from .surface_fit import COARSE, FINE, MIDDLE, SurfaceMatcher, surface_features
 from .surface_map import SurfaceMap, box_to_box
@@ -79,37 +79,36 @@ class FoundDetail:
 
 def find_detail(
     draft: Tensor,
-    mask: Tensor,
+    region: Region,
     reference: Tensor,
     reference_mask: Tensor | None,
-    starts: tuple[SurfaceMap, ...] = (),
+    known: SurfaceMap | None = None,
 ) -> FoundDetail:
     """Find what a region of the draft shows in the reference.
 
     Args:
         draft: the whole picture, 1 3 H W in any stored type.
-        mask: the region, 1 1 H W, above 0 somewhere.
+        region: what is repaired in it.
         reference: 1 3 h w in any stored type.
         reference_mask: the detail in it, 1 1 h w, above 0 somewhere; None searches all of it.
-        starts: maps to try beside the method's own.
+        known: another method's result, which is taken where it agrees better.
 
     Raises:
-        ValueError: a mask is empty.
+        ValueError: the reference mask is empty.
     """
-    box = bounds(mask)
-    if box is None:
-        raise ValueError("The mask of the region is empty; there is nothing to find.")
     size = Extent(reference.shape[-1], reference.shape[-2])
     bounded = _bounded(reference)
-    matcher = SurfaceMatcher(draft, mask, box, bounded, size)
+    matcher = SurfaceMatcher(draft, region, bounded, size)
     if reference_mask is None:
         own = _searched(matcher, bounded)
     else:
         detail = bounds(reference_mask)
         if detail is None:
             raise ValueError("The reference mask is empty; mark the detail or leave it out.")
-        own = list(_near_boxes(box, detail, size))
-    surface = _best(matcher, [*own, *starts])
+        own = list(_near_boxes(region.box, detail, size))
+    surface = _best(matcher, own)
+    if known is not None:
+        surface = max((known, surface), key=matcher.quality)
     inside, around = matcher.agreement(surface, COARSE)
     sure = inside > (_SURE if reference_mask is None else _SURE_WITH_BOXES)
     return FoundDetail(surface, inside, around, sure, reference_mask is None, size)

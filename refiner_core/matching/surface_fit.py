@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..images.geometry import Box, Extent
+from ..images.masks import Region
 from ..images.tensors import to_float
 from .registration import blur, luminance
 from .surface_map import TERMS, SurfaceMap, pixel_centers, polynomial, warp_surface
@@ -218,18 +219,14 @@ class SurfaceMatcher:
 
     Args:
         draft: the whole picture, 1 3 H W in any stored type.
-        mask: the region, 1 1 H W.
-        box: around the region, in px.
+        region: what is repaired in it.
         reference: float 1 3 h w, may be averaged down.
         full_size: of the reference, in px.
     """
 
-    def __init__(
-        self, draft: Tensor, mask: Tensor, box: Box, reference: Tensor, full_size: Extent
-    ) -> None:
-        extent = box.extent
-        self.box = box
-        around = round(_SURROUNDINGS * min(extent))
+    def __init__(self, draft: Tensor, region: Region, reference: Tensor, full_size: Extent) -> None:
+        self.box = box = region.box
+        around = round(_SURROUNDINGS * min(box.extent))
         self.window = Box(
             max(0, box.x0 - around),
             max(0, box.y0 - around),
@@ -243,7 +240,8 @@ class SurfaceMatcher:
             self._pyramid.append(F.avg_pool2d(self._pyramid[-1], 2))
         w = self.window
         self._draft = to_float(draft[..., w.y0 : w.y1, w.x0 : w.x1])
-        self._mask = mask[..., w.y0 : w.y1, w.x0 : w.x1]
+        self._mask = torch.zeros(1, 1, w.extent.height, w.extent.width)
+        self._mask[..., box.y0 - w.y0 : box.y1 - w.y0, box.x0 - w.x0 : box.x1 - w.x0] = region.mask
         self._levels: dict[Level, _Seen] = {}
 
     def _level(self, level: Level) -> _Seen:

@@ -71,6 +71,9 @@ class Recipe:
     reference_blend: float = 0.0
     """How much of the aligned reference is laid over the draft inside the region before the model
     sees it, 0 to 1."""
+    native_detail: bool = False
+    """Whether the aligned reference is laid over the draft at the draft's own resolution, and the
+    model only changes that. Needs `align`."""
     codec_residual: float = 0.0
     """How much of what the codec loses of the aligned reference is added to the result, 0 to 1."""
     family: Family = "flux"
@@ -254,6 +257,7 @@ NANO = Recipe(
     correct_drift_and_color=False,
     reference_blend=0.97,
     codec_residual=1.0,
+    native_detail=True,
 )
 
 RECIPES = {

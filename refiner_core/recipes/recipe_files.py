@@ -183,6 +183,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "correct_drift_and_color": _switch,
     "reference_blend": _number(0, 1),
     "codec_residual": _number(0, 1),
+    "native_detail": _switch,
     "family": _choice(Family),
     "layout": _choice(Layout),
     "attention": _choice(Attention),

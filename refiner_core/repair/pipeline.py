@@ -112,6 +112,9 @@ def _repair(
     """Repair one region in `image` itself; the repaired crop and what was done."""
     watch.enter("plan", image=image)
     prepared = prepare_region(image, task, engine.recipe, options)
+    if prepared.left_alone:
+        watch.leave()
+        return prepared.draft, prepared.report
     watch.enter("encode", plan=prepared.plan)
     inputs = clean_inputs(shown_pictures(prepared), engine.recipe, engine.encode)
     job = sampling_job(engine.recipe, prepared.plan.target, inputs, options, prepared.mask)

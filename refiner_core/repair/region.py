@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..images.crop import crop, crop_mask, stitch_into, uncrop
+from ..images.crop import crop, crop_mask, stitch_into, uncrop, uncrop_signed
 from ..images.geometry import CropPlan, Extent
 from ..images.masks import Region
 from ..images.tensors import check_finite
 from ..interfaces import CleanInput, SamplingJob
+from ..matching.detail_transfer import DetailTransfer
+from ..matching.tone import close_rim
 from ..nano.reference_blend import ReferenceBlend
 from ..recipes.recipe import Recipe
 from .drift_and_color import correct_drift_and_color
 from .model_inputs import crop_reference, plan_crops, reference_box
+from .native_detail import transfer_reference
 from .request import RefineOptions, RegionTask
 
 
@@ -61,6 +64,10 @@ class PreparedRegion:
     """What goes into the draft and the result of the first reference."""
     report: dict[str, Any]
     """For JSON."""
+    transfer: DetailTransfer | None = None
+    """The reference's detail at the draft's own resolution, for recipes that ask for it."""
+    left_alone: bool = False
+    """Whether the draft stays as it is, because the detail was not found in the reference."""
 
 
 def prepare_region(
@@ -96,9 +103,31 @@ def prepare_region(
         cut, done = crop_reference(reference, mask, draft, region_mask, own, aligned=aligned)
         crops.append(ReferenceCrop(reference, mask, own, cut))
         report.setdefault("references", []).append(done)
+    transfer, left_alone = None, False
+    if aligned and recipe.native_detail:
+        transfer, view, found = transfer_reference(image, task, plan, others[0])
+        crops[0] = replace(crops[0], crop=view)
+        report["references"][0]["alignment"] = found.report()
+        left_alone = not found.sure and options.align is None
+        if left_alone:
+            report["left_alone"] = (
+                f"The detail was not found in the reference (agreement {found.agreement:.3f}), so "
+                "the draft was left as it is. Mark the detail in the reference, or turn alignment "
+                "on to repair it anyway."
+            )
     blend = ReferenceBlend.of(recipe, aligned=aligned)
     return PreparedRegion(
-        recipe, task.region, plan, draft, region_mask, tuple(crops), aligned, blend, report
+        recipe,
+        task.region,
+        plan,
+        draft,
+        region_mask,
+        tuple(crops),
+        aligned,
+        blend,
+        report,
+        transfer,
+        left_alone,
     )
 
 
@@ -180,7 +209,7 @@ def correct_region(
     if prepared.blend.residual and coded_reference is not None:
         result = prepared.blend.restore(result, prepared.references[0].crop, coded_reference)
     usual = prepared.recipe.correct_drift_and_color
-    return correct_drift_and_color(
+    corrected, report = correct_drift_and_color(
         result,
         prepared.draft,
         prepared.region,
@@ -188,16 +217,35 @@ def correct_region(
         drift=usual if options.drift is None else options.drift,
         color_match=float(usual) if options.color_match is None else options.color_match,
     )
+    if options.blend == "membrane" and prepared.transfer is None:
+        corrected = close_rim(corrected, prepared.draft, prepared.mask)
+    return corrected, report
 
 
 def stitch_region(
     image: Tensor, prepared: PreparedRegion, result: Tensor, options: RefineOptions
 ) -> None:
     """Blend the repaired crop, float 1 3 H W, into `image` itself; outside the region it keeps its
-    exact bits.
+    exact bits, and so does a region that is left alone.
     """
-    patch = uncrop(result, prepared.plan, prepared.region)
+    if prepared.left_alone:
+        return
+    patch = _patch(prepared, result)
     stitch_into(image, patch, prepared.region, feather_pixels=options.feather, blend=options.blend)
+
+
+def _patch(prepared: PreparedRegion, result: Tensor) -> Tensor:
+    """The repaired crop at the draft's resolution, cut to the region's box.
+
+    Where the detail was transferred at that resolution, only what the model changed of it is scaled
+    up.
+    """
+    if prepared.transfer is None:
+        return uncrop(result, prepared.plan, prepared.region)
+    change = result - prepared.references[0].crop
+    change = uncrop_signed(change, prepared.plan, prepared.region)
+    picture, shown = prepared.transfer.part(prepared.region.box)
+    return (picture + shown * change).clamp(0, 1)
 
 
 def _plan_report(plan: CropPlan) -> dict[str, Any]:

@@ -49,7 +49,9 @@ class RefineOptions:
     color_match: float | None = None
     """How much of the colour cast is taken out, 0 to 1; None: the recipe's."""
     align: bool | None = None
-    """Whether the reference is first brought into the draft's pose and light; None: the recipe's."""
+    """Whether the reference is first brought into the draft's pose and light. None: the recipe's,
+    and a recipe with native detail leaves the draft as it is where the detail is not found; True
+    repairs it even then."""
     candidates: int = 1
     """Number of candidates of which the best is returned, 1 to 64."""
     keep: int = 1

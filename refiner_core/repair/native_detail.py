@@ -1,0 +1,86 @@
+"""The first reference's detail at the draft's own resolution, and the crop of it that a model sees."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..images.crop import crop, crop_mask
+from ..images.geometry import Box, CropPlan, Extent
+from ..images.masks import Region
+from ..images.tensors import to_float
+from ..matching.alignment import align
+from ..matching.detail_transfer import DetailTransfer, transfer_detail
+from ..matching.find_detail import FoundDetail, find_detail
+from ..matching.surface_map import SurfaceMap
+from .request import RegionTask
+
+
+def transfer_reference(
+    image: Tensor, task: RegionTask, plan: CropPlan, reference_plan: CropPlan
+) -> tuple[DetailTransfer, Tensor, FoundDetail]:
+    """Find the detail in the task's first reference and lay it over the region.
+
+    Args:
+        image: the draft, 1 3 H W in any stored type.
+        task: the region and its references.
+        plan: of the draft's crop.
+        reference_plan: of the first reference's crop.
+
+    Returns:
+        the draft's surroundings with the detail, the same as the model sees them (float 1 3 by the
+        plan's size), and where it was found.
+    """
+    reference, mask = task.references[0], task.reference_masks[0]
+    known = (
+        None if mask is None else _flat(image, task.region, plan, reference, mask, reference_plan)
+    )
+    found = find_detail(image, task.region, reference, mask, known)
+    transfer = transfer_detail(image, task.region, reference, found)
+    return transfer, _shown(image, transfer, plan), found
+
+
+def _shown(image: Tensor, transfer: DetailTransfer, plan: CropPlan) -> Tensor:
+    """The draft's crop with the detail in its place."""
+    i = plan.inside
+    part = to_float(image[..., i.y0 : i.y1, i.x0 : i.x1]).clone()
+    seen = transfer.window.intersection(i)
+    picture, _ = transfer.part(seen)
+    part[..., seen.y0 - i.y0 : seen.y1 - i.y0, seen.x0 - i.x0 : seen.x1 - i.x0] = picture
+    moved = CropPlan(
+        i.extent, plan.region.moved(-i.x0, -i.y0), plan.box.moved(-i.x0, -i.y0), plan.target
+    )
+    return crop(part, moved)
+
+
+def _flat(
+    image: Tensor,
+    region: Region,
+    plan: CropPlan,
+    reference: Tensor,
+    mask: Tensor,
+    reference_plan: CropPlan,
+) -> SurfaceMap:
+    """The homography between the two crops, which outlines can tell to a fraction of a pixel."""
+    b = reference_plan.region
+    detail = Region(b, mask[..., b.y0 : b.y1, b.x0 : b.x1].float())
+    alignment = align(
+        crop(image, plan),
+        crop_mask(region, plan),
+        crop(reference, reference_plan),
+        crop_mask(detail, reference_plan),
+    )
+    to_crop = _between(region.box, plan.box)
+    size = Extent(reference.shape[-1], reference.shape[-2])
+    to_reference = _between(reference_plan.box, Box(0, 0, *size))
+    return SurfaceMap(region.box, to_reference @ alignment.matrix.double() @ to_crop)
+
+
+def _between(box: Box, other: Box) -> Tensor:
+    """Normalised coordinates of a box to those of another, 3 3 float64."""
+    matrix = torch.eye(3, dtype=torch.float64)
+    for axis in range(2):
+        own, sides = box.extent[axis], other.extent[axis]
+        matrix[axis, axis] = own / sides
+        matrix[axis, 2] = 2 * (box.center[axis] - other.center[axis]) / sides
+    return matrix

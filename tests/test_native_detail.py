@@ -1,0 +1,109 @@
+"""The embedded refiner at the draft's own resolution, end to end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from refiner_core.evaluation.baselines import PastedReference
+from refiner_core.matching.registration import blur
+from refiner_core.matching.tone import close_rim
+from refiner_core.nano.nano_engine import load_nano
+from refiner_core.recipes.recipe import NANO
+from refiner_core.repair.pipeline import refine
+from refiner_core.repair.request import RefineOptions, RefineRequest
+
+
+def _picture(seed: int, height: int, width: int) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, height // 24, width // 24, generator=rng)
+    fine = torch.rand(1, 3, height // 4, width // 4, generator=rng)
+    shapes = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False) > 0.5
+    texture = F.interpolate(fine, (height, width), mode="bilinear", align_corners=False)
+    return blur(0.7 * shapes.float() + 0.3 * texture, 0.7)
+
+
+def _case(seed: int = 5) -> tuple[RefineRequest, Tensor]:
+    """A large region, blurred away, with the same picture a few pixels off as reference."""
+    truth = _picture(seed, 600, 640)
+    mask = torch.zeros(1, 1, 600, 640)
+    mask[..., 110:490, 100:540] = 1
+    draft = truth * (1 - mask) + blur(truth, 4.0) * mask
+    reference = truth.roll((7, -5), (2, 3))
+    stored = [(x * 255).round().to(torch.uint8) for x in (draft, reference)]
+    return RefineRequest(stored[0], (stored[1],), mask, (mask.roll((7, -5), (2, 3)),)), truth
+
+
+@pytest.mark.parametrize("engine", [load_nano(), PastedReference(NANO)], ids=["nano", "pasted"])
+def test_a_large_region_comes_back_as_sharp_as_its_surroundings(engine: PastedReference) -> None:
+    request, truth = _case()
+    done = refine(engine, request)
+    region = (slice(None), slice(None), slice(140, 460), slice(130, 510))
+
+    def fine(x: Tensor) -> float:
+        return float((x - blur(x, 1.5))[region].square().mean())
+
+    assert 0.7 < fine(done.image.float() / 255) / fine(truth) < 1.3
+    outside = (request.mask == 0).expand_as(request.draft)
+    assert torch.equal(done.image[outside], request.draft[outside])
+
+
+def test_an_unrelated_reference_leaves_the_draft_alone_unless_alignment_is_asked_for() -> None:
+    request, _ = _case()
+    other = (_picture(77, 600, 640) * 255).to(torch.uint8)
+    request = replace(request, references=(other,))
+    left = refine(PastedReference(NANO), request)
+    assert torch.equal(left.image, request.draft)
+    assert "agreement" in left.report["regions"][0]["left_alone"]
+    forced = refine(PastedReference(NANO), replace(request, options=RefineOptions(align=True)))
+    assert not torch.equal(forced.image, request.draft)
+    assert "left_alone" not in forced.report["regions"][0]
+
+
+def test_the_report_says_where_the_detail_was_found() -> None:
+    request, _ = _case()
+    (region,) = refine(PastedReference(NANO), request).report["regions"]
+    found = region["references"][0]["alignment"]
+    assert found["sure"]
+    for got, expected in zip(found["found_at"], (95, 117, 535, 497), strict=True):
+        assert abs(got - expected) <= 3
+
+
+def test_a_planted_step_along_the_rim_is_closed() -> None:
+    draft = _picture(8, 120, 160)
+    mask = torch.zeros(1, 1, 120, 160)
+    mask[..., 30:90, 40:120] = 1
+    result = (draft + 0.05).clamp(0, 1)
+    closed = close_rim(result, draft, mask)
+    assert float(((closed - draft) * mask).abs().mean()) < 0.005
+
+
+_LARGE = """
+import resource, torch
+from refiner_core.images.geometry import Box
+from refiner_core.images.masks import Region
+from refiner_core.matching.detail_transfer import transfer_detail
+from refiner_core.matching.find_detail import find_detail
+picture = (torch.nn.functional.interpolate(torch.rand(1, 3, 230, 230), (2300, 2300)) * 255).to(torch.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+box = Box(100, 100, 2148, 2148)
+mask = torch.zeros(1, 1, 2300, 2300)
+mask[..., 100:2148, 100:2148] = 1
+region = Region(box, torch.ones(1, 1, 2048, 2048))
+transfer_detail(picture, region, picture, find_detail(picture, region, picture, mask))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux counts it")
+def test_a_region_of_2048_px_fits_in_bounded_memory() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LARGE], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 1200
