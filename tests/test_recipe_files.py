@@ -52,6 +52,7 @@ def test_every_field_can_be_written(tmp_path: Path) -> None:
         "correct_drift_and_color": True,
         "reference_blend": 0,
         "codec_residual": 0,
+        "native_detail": False,
         "family": "flux",
         "layout": "index",
         "attention": "both ways",

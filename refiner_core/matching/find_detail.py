@@ -67,8 +67,8 @@ class FoundDetail:
         """For JSON."""
         return {
             "method": "searched" if self.searched else "surface",
-            "agreement": round(self.agreement, 3),
-            "agreement_around": round(self.around, 3),
+            "score": round(self.agreement, 3),
+            "score_around": round(self.around, 3),
             "sure": self.sure,
             "found_at": list(self.box()),
             "turn_degrees": round(self.surface.turn(self.reference), 2),

@@ -24,7 +24,13 @@ function driftText(drift) {
 }
 
 /** @type {Record<string, string>} */
-const ALIGNED_BY = { registered: "alignedByPicture", outlines: "alignedByOutlines", boxes: "alignedByBoxes" };
+const ALIGNED_BY = {
+  registered: "alignedByPicture",
+  surface: "alignedByPicture",
+  searched: "alignedByPicture",
+  outlines: "alignedByOutlines",
+  boxes: "alignedByBoxes",
+};
 
 /** @param {{method: string, score: number}} alignment */
 function alignedText({ method, score }) {
@@ -43,6 +49,7 @@ function regionRows(region) {
     [say("crop"), `${boxText(region.crop)} → ${times(region.bucket)} (× ${region.scale})`],
     [say("drift"), driftText(region.drift)],
   ];
+  if (region.left_alone) rows.push([say("leftAlone"), region.left_alone]);
   if (region.color) rows.push([say("colour"), `× ${region.color.gain.join(", ")}`]);
   for (const [i, reference] of (region.references ?? []).entries()) {
     const how = reference.alignment ? ` · ${alignedText(reference.alignment)}` : "";
