@@ -17,7 +17,8 @@ import torch
 from PIL import Image, ImageCms
 
 from refiner_core.images.geometry import Extent
-from refiner_core.images.image_io import Picture, load_mask, load_picture, save_picture
+from refiner_core.images.image_io import Picture, load_picture, save_picture
+from refiner_core.images.mask_io import load_mask
 from refiner_core.images.tensors import check_finite, composite, resize, to_dtype, to_float
 from refiner_core.storage.output_files import atomic_path, check_output
 

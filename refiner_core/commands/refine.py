@@ -64,7 +64,7 @@ def add_parser(commands: Any) -> None:
 def _mask(path: str, like: Tensor, resize: bool, name: str) -> Tensor:
     from torch.nn import functional as F
 
-    from ..images.image_io import load_mask
+    from ..images.mask_io import load_mask
 
     mask = load_mask(path, name)
     if resize and mask.shape[-2:] != like.shape[-2:]:

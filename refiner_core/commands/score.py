@@ -71,13 +71,8 @@ def run(chosen: argparse.Namespace) -> None:
     """
     import torch
 
-    from ..images.image_io import (
-        Picture,
-        check_picture_output,
-        load_mask,
-        load_picture,
-        save_picture,
-    )
+    from ..images.image_io import Picture, check_picture_output, load_picture, save_picture
+    from ..images.mask_io import load_mask
     from ..images.tensors import to_dtype, to_float
     from ..scoring.comparison import compare
     from ..scoring.heatmap import draw_heat

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..images.image_io import load_mask, load_picture
+from ..images.image_io import load_picture
+from ..images.mask_io import load_mask
 from ..images.tensors import to_dtype, to_float
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data.pair_files import PairFiles, find_pairs, read_pixels
 from ..data.shards import TripletSet
 from ..data.triplets import Triplet, check
-from ..images.image_io import load_mask
+from ..images.mask_io import load_mask
 
 _NEEDED = ("draft", "reference", "mask")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .image_io import load_mask, load_picture
+from .image_io import load_picture
+from .mask_io import load_mask
 
 CASES = Path(__file__).parent.parent / "demo_cases"
 _GAP, _TITLE = 8, 22

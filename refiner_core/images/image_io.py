@@ -71,6 +71,21 @@ class Picture:
         note = f"transparent pixels composited over {shade}"
         return Picture(composite(self.pixels, self.alpha, background), None, (*self.notes, note))
 
+    def as_reference(self) -> tuple[Picture, Tensor | None]:
+        """The picture over white, and its alpha as the mask of what it shows.
+
+        The mask is float 1 1 H W in [0, 1], or None if the picture is opaque.
+
+        Raises:
+            ValueError: every pixel is transparent.
+        """
+        if self.alpha is None or not self.transparent:
+            return self.composited(), None
+        mask = to_float(self.alpha)
+        if not bool((mask > 0).any()):
+            raise ValueError("The reference is completely transparent: there is nothing to see.")
+        return self.composited(), mask
+
 
 def load_picture(path: str | Path, name: str = "picture") -> Picture:
     """Read a color picture.
@@ -198,17 +213,6 @@ def _to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
         return converted, f"converted from {title} to sRGB"
     except (ImageCms.PyCMSError, OSError) as e:
         return image, f"color profile ignored ({e})"
-
-
-def load_mask(path: str | Path, name: str = "mask") -> Tensor:
-    """Read a mask, white = repair: float32 1 1 H W in [0, 1], the luminance of the file."""
-    pixels = load_picture(path, name).pixels
-    weights = torch.tensor((0.299, 0.587, 0.114)).reshape(1, 3, 1, 1)
-    mask = torch.empty(1, 1, *pixels.shape[-2:])
-    for y in range(0, mask.shape[-2], 1024):  # in bands: three float planes of 16k are 3 GB
-        band = to_float(pixels[..., y : y + 1024, :]) * weights
-        mask[..., y : y + 1024, :] = band.sum(1, keepdim=True).clamp(0, 1)
-    return mask
 
 
 def check_picture_output(path: str | Path, overwrite: bool) -> Path:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
-from refiner_core.images.image_io import load_mask, load_picture
+from refiner_core.images.image_io import load_picture
+from refiner_core.images.mask_io import load_mask
 from refiner_core.images.tensors import to_float
 from refiner_core.scoring.structural import StructuralScorer
 from tests.browser.graphs import CASES, drag

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from refiner_core.images.image_io import load_mask, load_picture
+from refiner_core.images.image_io import load_picture
+from refiner_core.images.mask_io import load_mask
 from refiner_core.images.tensors import to_float
 from refiner_core.scoring.dreamsim_files import load_dreamsim
 from refiner_core.scoring.dreamsim_release import convert_release

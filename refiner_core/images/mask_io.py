@@ -1,0 +1,209 @@
+"""Masks as people have them: files of many kinds and tensors of many ranges.
+
+What a mask can only mean is normalized and noted: 0/1 label maps, 0 to 255, a black that is not
+quite 0, one color on black, a shape in the alpha channel. What could mean several things is
+refused, with the values that were found.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .image_io import Picture, load_picture
+from .tensors import check_finite, to_float
+
+_LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+_BAND_ROWS = 1024  # rows at a time: three float planes of a 16k picture are 3 GB
+_BYTE = 255
+_LABEL = 1.5 / _BYTE  # a largest value below this is the 1 of a 0/1 label map
+_FAINTEST = 0.1  # a largest value below this leaves the repair invisible
+_LIFTED_BLACK = 16 / _BYTE  # a smallest value up to this looks black
+_OVERSHOOT = 0.25  # by which resampling leaves the range from 0 to 1
+_GRAY_CHROMA = 16 / _BYTE  # difference of channels that JPEG makes in a gray picture
+_SAME_HUE = 0.1  # difference of channels over the brightest one
+_LARGE = 0.5  # part of the picture that is more than a detail
+_UNPAINTED = (64, 64)  # ComfyUI's Load Image gives a mask of this size if nothing is painted
+_LISTED_COLORS = 4
+_LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jfif")
+
+Notes = tuple[str, ...]
+
+
+def load_mask(path: str | Path, name: str = "mask") -> Tensor:
+    """The mask of `read_mask` without its notes."""
+    return read_mask(path, name)[0]
+
+
+def read_mask(path: str | Path, name: str = "mask") -> tuple[Tensor, Notes]:
+    """Read a mask file in which white marks what is meant.
+
+    Returns:
+        float32 1 1 H W in [0, 1], and what was normalized.
+
+    Raises:
+        ValueError: not a picture, or it is not clear which of its colors or values are meant.
+    """
+    picture = load_picture(path, name)
+    named = f"{name} {path}"
+    mask, notes = _mask_of_picture(picture, named)
+    noise = (mask > 0) & (mask <= _LIFTED_BLACK)
+    if Path(path).suffix.lower() in _LOSSY_SUFFIXES and bool(noise.any()):
+        mask = mask.masked_fill(noise, 0)
+        notes = (*notes, f"the traces that JPEG leaves on the black of the {named} are removed")
+    mask, more = normalize_mask(mask, named)
+    return mask, (*notes, *more)
+
+
+def normalize_mask(mask: Tensor, name: str = "mask") -> tuple[Tensor, Notes]:
+    """A mask of any common range with values from 0 to 1.
+
+    Args:
+        mask: B 1 H W of any type.
+        name: what the mask is to the user, for notes and errors.
+
+    Returns:
+        float32 B 1 H W in [0, 1], and what was changed. A mask that is in order is not changed.
+
+    Raises:
+        ValueError: NaN, or values whose meaning is not clear; names the smallest and the largest.
+    """
+    check_finite(mask, name)
+    mask = to_float(mask)
+    low, high = (float(v) for v in torch.aminmax(mask)) if mask.numel() else (0.0, 0.0)
+    notes: list[str] = []
+    if low < 0 or high > 1:
+        mask, note = _into_range(mask, low, high, name)
+        notes.append(note)
+        low, high = (float(v) for v in torch.aminmax(mask))
+    if 0 < high < _LABEL:
+        mask = (mask > 0).float()
+        notes.append(f"the {name} is a label map of 0 and 1: 1 is taken as white")
+    elif 0 < high < _FAINTEST:
+        raise ValueError(
+            f"The {name} has values from {low:.4g} to {high:.4g}, where 1 is white, so the repair "
+            "would hardly show. If it is a label map, make the part to repair white."
+        )
+    elif 0 < low <= _LIFTED_BLACK and high > 0.5:
+        mask = torch.where(mask <= low, 0.0, mask)
+        notes.append(f"the darkest value of the {name}, {low:.4g}, is taken as black")
+    return mask, tuple(notes)
+
+
+def _into_range(mask: Tensor, low: float, high: float, name: str) -> tuple[Tensor, str]:
+    whole = bool((mask == mask.round()).all())
+    if low >= 0 and _BYTE / 2 < high <= _BYTE and whole:
+        return mask / _BYTE, f"the {name} has values from 0 to 255: 255 is taken as white"
+    if low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT:
+        return mask.clamp(0, 1), f"values of the {name} from {low:.4g} to {high:.4g} were clamped"
+    raise ValueError(
+        f"The {name} has values from {low:.4g} to {high:.4g}. A mask needs values from 0 to 1, or "
+        "whole numbers from 0 to 255."
+    )
+
+
+def is_unpainted(mask: Tensor, width: int, height: int) -> bool:
+    """Whether a mask B 1 H W is the one that Load Image gives where nothing is painted.
+
+    It is empty and has 64x64 pixels, whatever the size of the picture. *Load Image (as Mask)* gives
+    the same if the file lacks the chosen channel.
+
+    Args:
+        mask: the mask.
+        width, height: of the picture it belongs to, in pixels.
+    """
+    size = tuple(mask.shape[-2:])
+    return size == _UNPAINTED and size != (height, width) and not bool(mask.any())
+
+
+def coverage_notes(mask: Tensor, name: str = "mask") -> Notes:
+    """A note about a mask B 1 H W in [0, 1] that marks most of the picture, as inverted masks do."""
+    coverage = float((mask > 0).float().mean())
+    if not _LARGE < coverage < 1:
+        return ()
+    return (
+        f"the {name} marks {coverage:.0%} of the picture. If the detail is the rest, invert it",
+    )
+
+
+def _mask_of_picture(picture: Picture, name: str) -> tuple[Tensor, Notes]:
+    """The mask that a person sees in a picture: 1 1 H W in [0, 1]."""
+    if picture.alpha is not None and picture.transparent:
+        return _mask_of_alpha(picture, picture.alpha, name)
+    pixels = _bytes_in_16_bits(picture.pixels)
+    if _is_gray(pixels):
+        return _luminance(pixels), ()
+    return _mask_of_color(pixels, name)
+
+
+def _mask_of_alpha(picture: Picture, alpha: Tensor, name: str) -> tuple[Tensor, Notes]:
+    opacity = to_float(alpha)
+    visible = picture.pixels.float().amax(1, keepdim=True)[alpha.int() > 0]
+    if not len(visible):
+        raise ValueError(f"The {name} is completely transparent.")
+    gray = _is_gray(picture.pixels * (alpha.int() > 0).to(picture.pixels.dtype))
+    full = torch.iinfo(picture.pixels.dtype).max
+    if float(visible.max() - visible.min()) <= _GRAY_CHROMA * full:
+        return opacity, (
+            f"the {name} has its shape in the alpha channel: opaque is taken as white",
+        )
+    if gray:
+        black = picture.composited(0.0)
+        return _luminance(black.pixels), (f"the {name} was {black.notes[-1]}",)
+    return 1 - opacity, (
+        f"the {name} is a picture with a hole, as ComfyUI's mask editor saves it: the hole is taken "
+        "as white",
+    )
+
+
+def _bytes_in_16_bits(pixels: Tensor) -> Tensor:
+    """Values from 0 to 255 that a program wrote to a 16-bit file without scaling them."""
+    if pixels.dtype == torch.uint16 and int(pixels.int().max()) <= _BYTE:
+        return pixels.to(torch.uint8)
+    return pixels
+
+
+def _is_gray(pixels: Tensor) -> bool:
+    limit = _GRAY_CHROMA * torch.iinfo(pixels.dtype).max
+    for y in range(0, pixels.shape[-2], _BAND_ROWS):
+        band = pixels[..., y : y + _BAND_ROWS, :].float()
+        if float((band.amax(1) - band.amin(1)).max()) > limit:
+            return False
+    return True
+
+
+def _luminance(pixels: Tensor) -> Tensor:
+    weights = torch.tensor(_LUMINANCE).reshape(1, 3, 1, 1)
+    mask = torch.empty(1, 1, *pixels.shape[-2:])
+    for y in range(0, mask.shape[-2], _BAND_ROWS):
+        band = to_float(pixels[..., y : y + _BAND_ROWS, :]) * weights
+        mask[..., y : y + _BAND_ROWS, :] = band.sum(1, keepdim=True).clamp(0, 1)
+    return mask
+
+
+def _mask_of_color(pixels: Tensor, name: str) -> tuple[Tensor, Notes]:
+    """One color on black, of any strength at antialiased edges."""
+    value = to_float(pixels)
+    brightness = value.amax(1, keepdim=True)
+    peak = float(brightness.max())
+    bright = (brightness > peak / 2)[0, 0]
+    hues = (value / brightness.clamp_min(1e-6))[0, :, bright]
+    one_hue = float((hues.amax(1) - hues.amin(1)).max()) <= _SAME_HUE
+    black = float((brightness <= _LIFTED_BLACK).float().mean())
+    if not one_hue or black == 0:
+        raise ValueError(
+            f"The {name} is not black and white: {_colors(pixels)}, and it is not clear which of them "
+            "mark the detail. Make those white and all others black."
+        )
+    color = tuple(int(v) for v in (hues.mean(1) * peak * _BYTE).round())
+    return brightness / peak, (f"the color {color} of the {name} is taken as white",)
+
+
+def _colors(pixels: Tensor) -> str:
+    step = max(1, min(pixels.shape[-2:]) // 512)
+    colors, counts = pixels[0, :, ::step, ::step].int().flatten(1).unique(dim=1, return_counts=True)
+    common = colors[:, counts.argsort(descending=True)[:_LISTED_COLORS]].T.tolist()
+    listed = ", ".join(str(tuple(c)) for c in common)
+    return f"it has {len(counts)} colors, most often {listed}"
