@@ -8,8 +8,10 @@ from collections.abc import Mapping
 import folder_paths
 
 from ..refiner_core.recipes.recipe import Recipe
+from ..refiner_core.recipes.recipe_files import SUFFIXES
 from ..refiner_core.weights.inspection import expect
 
+RECIPE_FOLDER = "omnirefiner_recipes"
 NONE = "none"
 NANO_CHOICE = "nano (embedded)"
 # The folder in models and what belongs there, by the name of the input.
@@ -49,6 +51,16 @@ _OF_FAMILY = {
 
 def _belongs(slot: str, family: str | None) -> str:
     return _OF_FAMILY.get((slot, family or ""), _SLOTS[slot][1])
+
+
+def register_recipe_folder() -> None:
+    """Add models/omnirefiner_recipes to ComfyUI's folders, beside those of extra_model_paths.yaml."""
+    folder_paths.add_model_folder_path(
+        RECIPE_FOLDER, os.path.join(folder_paths.models_dir, RECIPE_FOLDER), is_default=True
+    )
+    # A folder from extra_model_paths.yaml would offer files with any suffix.
+    folders, _ = folder_paths.folder_names_and_paths[RECIPE_FOLDER]
+    folder_paths.folder_names_and_paths[RECIPE_FOLDER] = (folders, set(SUFFIXES))
 
 
 def choices(folder: str) -> list[str]:

@@ -8,12 +8,11 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..refiner_core.images.image_io import load_picture
+from ..refiner_core.images.picture_folder import PICTURE_SUFFIXES, picture_files, read_pictures
 from ..refiner_core.images.tensors import to_float
 from .layout import from_core
+from .pictures import show_text
 from .types import SCORING
-
-_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 
 
 def input_folder(name: str) -> Path:
@@ -27,8 +26,8 @@ def _by_number(path: Path) -> list[tuple[int, str]]:
     return [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
 
 
-def pictures_in(folder: Path, most: int) -> list[Path]:
-    """The first `most` images of a folder, sorted by name. 0 returns all of them.
+def pictures_in(folder: Path) -> list[Path]:
+    """The images of a folder, sorted by name.
 
     Raises:
         ValueError: the folder does not exist or contains no images.
@@ -38,13 +37,13 @@ def pictures_in(folder: Path, most: int) -> list[Path]:
             f"The folder {folder} does not exist. Enter the name of a folder inside ComfyUI's input "
             "folder, or a full path."
         )
-    found = [p for p in folder.iterdir() if p.suffix.lower() in _ENDINGS and p.is_file()]
-    if not found:
+    files = picture_files(folder)
+    if not files:
         raise ValueError(
             f"The folder {folder} contains no images. Supported file types are "
-            f"{', '.join(sorted(_ENDINGS))}."
+            f"{', '.join(sorted(PICTURE_SUFFIXES))}."
         )
-    return sorted(found, key=_by_number)[: most or None]
+    return sorted(files, key=_by_number)
 
 
 class LoadFolder(io.ComfyNode):
@@ -84,22 +83,24 @@ class LoadFolder(io.ComfyNode):
                     display_name="name", is_output_list=True, tooltip="List of the file names."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def validate_inputs(cls, folder: str, most: int) -> bool | str:
         try:
-            pictures_in(input_folder(folder), most)
+            pictures_in(input_folder(folder))
         except ValueError as e:
             return str(e)
         return True
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, most: int) -> list[tuple[str, int]]:
-        return [(p.name, p.stat().st_mtime_ns) for p in pictures_in(input_folder(folder), most)]
+        return [(p.name, p.stat().st_mtime_ns) for p in pictures_in(input_folder(folder))]
 
     @classmethod
     def execute(cls, folder: str, most: int) -> io.NodeOutput:
-        paths = pictures_in(input_folder(folder), most)
-        images = [from_core(to_float(load_picture(p).pixels)) for p in paths]
-        return io.NodeOutput(images, [p.name for p in paths])
+        found = read_pictures(pictures_in(input_folder(folder)), most or None)
+        show_text(cls, "\n".join(found.notes))
+        images = [from_core(to_float(picture.pixels)) for _, picture in found.pictures]
+        return io.NodeOutput(images, [path.name for path, _ in found.pictures])

@@ -5,26 +5,72 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..refiner_core.images.image_io import Picture
+
+_CHANNELS_WITH_ALPHA = 4
+
 
 def to_core(image: Tensor) -> Tensor:
-    """IMAGE `B H W C` (3 or 4 channels) -> `B 3 H W`."""
-    return image[..., :3].movedim(-1, 1)
+    """IMAGE `B H W C` -> `B 3 H W`, of 1 (gray), 3 or 4 channels; the fourth, alpha, is left out.
+
+    Raises:
+        ValueError: another shape.
+    """
+    _check_image(image)
+    color = image[..., :1].expand(*image.shape[:3], 3) if image.shape[-1] < 3 else image[..., :3]
+    return color.movedim(-1, 1)
+
+
+def composited_to_core(image: Tensor) -> tuple[Tensor, Tensor | None]:
+    """IMAGE `B H W C` -> `B 3 H W` over white, and its alpha as a mask `B 1 H W` or None.
+
+    References and images to compare are read like this, so that they look as they are shown.
+
+    Raises:
+        ValueError: another shape, or every pixel is transparent.
+    """
+    pixels = to_core(image).cpu()
+    if image.shape[-1] != _CHANNELS_WITH_ALPHA:
+        return pixels, None
+    alpha = image[..., 3:].movedim(-1, 1).cpu()
+    picture, mask = Picture(pixels, alpha).as_reference()
+    return picture.pixels, mask
+
+
+def _check_image(image: Tensor) -> None:
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, _CHANNELS_WITH_ALPHA):
+        raise ValueError(
+            f"An IMAGE needs the shape (batch, height, width, channels) with 1, 3 or 4 channels, got "
+            f"{tuple(image.shape)}."
+        )
 
 
 def from_core(image: Tensor, like: Tensor | None = None) -> Tensor:
     """`B 3 H W` -> IMAGE `B H W C`, with the alpha of `like` (an IMAGE) if it has one."""
     out = image.movedim(1, -1).contiguous()
-    if like is None or like.shape[-1] == 3:
+    if like is None or like.shape[-1] != _CHANNELS_WITH_ALPHA:
         return out
     alpha = like[..., 3:].expand(len(out), *like.shape[1:3], like.shape[-1] - 3)
     return torch.cat([out, alpha.to(out)], -1)
 
 
 def mask_to_core(mask: Tensor | None) -> Tensor | None:
-    """MASK `B H W` or `H W` -> `B 1 H W`."""
+    """MASK `B H W`, and the shapes `H W`, `B 1 H W` and `B H W 1` of other packs -> `B 1 H W`.
+
+    Raises:
+        ValueError: another shape.
+    """
     if mask is None:
         return None
-    return (mask[None] if mask.ndim == 2 else mask)[:, None].float().cpu()
+    if mask.ndim == 2:
+        mask = mask[None, None]
+    elif mask.ndim == 3:
+        mask = mask[:, None]
+    elif mask.ndim == 4 and mask.shape[-1] == 1 and mask.shape[1] != 1:
+        mask = mask.movedim(-1, 1)
+    if mask.ndim != 4 or mask.shape[1] != 1:
+        raise ValueError(f"A MASK needs the shape (batch, height, width), got {tuple(mask.shape)}.")
+    return mask.float().cpu()
 
 
 def mask_from_core(mask: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import comfy.model_management as mm
@@ -27,12 +26,20 @@ from ..refiner_core.weights.inspection import expect
 from .adapters import apply_imagecritic
 from .conditioning import DetailPatcher, encode_prompt
 from .engine import check_model, sampling_model
-from .files import NANO_CHOICE, NONE, check_files, check_there, choices, file_path
+from .files import (
+    NANO_CHOICE,
+    NONE,
+    RECIPE_FOLDER,
+    check_files,
+    check_there,
+    choices,
+    file_path,
+    register_recipe_folder,
+)
 from .nano import load_nano_refiner
 from .one_way import one_way_alone
 from .types import CATEGORY, STEPS, Refiner, RefinerSocket
 
-RECIPE_FOLDER = "omnirefiner_recipes"
 _CLIP_TYPES = {
     "flux": comfy.sd.CLIPType.FLUX,
     "qwen-edit": comfy.sd.CLIPType.QWEN_IMAGE,
@@ -45,13 +52,7 @@ _TYPES = {
 }
 
 
-def _register_folder() -> None:
-    if RECIPE_FOLDER not in folder_paths.folder_names_and_paths:
-        place = os.path.join(folder_paths.models_dir, RECIPE_FOLDER)
-        folder_paths.folder_names_and_paths[RECIPE_FOLDER] = ([place], set(SUFFIXES))
-
-
-_register_folder()
+register_recipe_folder()
 
 
 def recipe_choices() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from typing import Any
@@ -58,6 +59,16 @@ def tell_page(node: type[io.ComfyNode], event: str, data: dict[str, Any]) -> Non
     server.send_sync(
         f"omnirefiner.{event}", {"node": node.hidden.unique_id, **data}, server.client_id
     )
+
+
+def show_text(node: type[io.ComfyNode], text: str) -> None:
+    """Show a note below a node that is running, and write it to the log; nothing if it is empty."""
+    if not text:
+        return
+    logging.warning("%s", text)
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and node.hidden is not None:
+        server.send_progress_text(text, node.hidden.unique_id, server.client_id)
 
 
 def show_inputs(

@@ -9,7 +9,7 @@ from typing import Any
 
 import folder_paths
 from aiohttp import web
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from server import PromptServer
 
 from ..refiner_core.images.geometry import Extent
@@ -71,19 +71,30 @@ def _path(query: Any) -> str | None:
         return None
     folder = os.path.realpath(folder_paths.get_directory_by_type(kind))
     path = os.path.realpath(os.path.join(folder, query.get("subfolder", ""), filename))
-    return path if os.path.commonpath([folder, path]) == folder else None
+    return path if path.startswith(os.path.join(folder, "")) else None
 
 
 def _scaled(path: str) -> tuple[bytes, Extent]:
     with Image.open(path) as image:
-        turned = image.getexif().get(0x0112, 1) >= 5  # stored on its side
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # stored on its side
         size = Extent(*(image.size[::-1] if turned else image.size))
         image.draft("RGB", (POINTING, POINTING))  # a JPEG is decoded at a fraction of its size
-        shown = image.convert("RGB")
+        shown = _over_white(image)
         shown = ImageOps.exif_transpose(shown).resize(
             fitted(size, POINTING), Image.Resampling.BILINEAR, reducing_gap=2.0
         )
     return _jpeg(shown), size
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """As the repair reads it, and as viewers show it."""
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    shown = Image.alpha_composite(white, layer).convert("RGB")
+    shown.info["exif"] = image.info.get("exif", b"")
+    return shown
 
 
 def _of_case(case: str, name: str) -> tuple[bytes, Extent]:

@@ -65,7 +65,7 @@ def test_grey(tmp_path: Path) -> None:
     Image.fromarray(RGB[..., 0]).save(tmp_path / "a.png")
     picture = load_picture(tmp_path / "a.png")
     np.testing.assert_array_equal(planes(picture.pixels), np.repeat(RGB[..., :1], 3, -1))
-    assert picture.notes == ("L converted to RGB",)
+    assert picture.notes == ()
 
 
 def test_alpha_is_kept_through_saving(tmp_path: Path) -> None:

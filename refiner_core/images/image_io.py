@@ -34,6 +34,7 @@ _LOSSLESS = (".png", ".tif", ".tiff", ".webp")
 _WRITERS_16_BIT = {".png": write_png_16_bit, ".tif": write_tiff_16_bit, ".tiff": write_tiff_16_bit}
 # Files of these kinds hold animations or pages; in others a second frame is a thumbnail or a layer.
 _MANY_FRAMES = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")
+_EXACT_MODES = ("RGB", "L", "1", "P")  # those whose colors are the same in RGB
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -146,8 +147,6 @@ def _from_16_bit(data: NDArray[np.uint16], image: Image.Image, notes: list[str])
     channels = data.shape[-1]
     color = data[..., : channels - 1] if channels in (2, 4) else data
     alpha = _planes(data[..., -1:]) if channels in (2, 4) else None
-    if channels == 2:
-        notes.append("LA converted to RGB")
     pixels = _planes(color).expand(-1, 3, -1, -1).contiguous()
     return Picture(pixels, alpha, (*notes, *_ignored_profile(image)))
 
@@ -168,8 +167,7 @@ def _from_pillow(image: Image.Image, notes: list[str]) -> Picture:
     profile = image.info.get("icc_profile")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        notes += [f"{image.mode} converted to RGB", *_ignored_profile(image)]
-        return Picture(_gray_16_bit(image), None, tuple(notes))
+        return Picture(_gray_16_bit(image), None, (*notes, *_ignored_profile(image)))
     if image.mode == "F":
         raise UnsupportedPictureError(
             "its values are floating point numbers without a defined range. Save it with 8 or 16 "
@@ -180,7 +178,7 @@ def _from_pillow(image: Image.Image, notes: list[str]) -> Picture:
         image = image.convert("RGBA")
         alpha = torch.from_numpy(np.array(image.getchannel("A")))[None, None]
         image = image.convert("RGB")
-    if image.mode != "RGB":
+    if image.mode not in _EXACT_MODES:
         notes.append(f"{image.mode} converted to RGB")
     if profile:
         image = image.convert("RGB") if image.mode in ("P", "1") else image
