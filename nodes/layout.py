@@ -37,6 +37,25 @@ def composited_to_core(image: Tensor) -> tuple[Tensor, Tensor | None]:
     return picture.pixels, mask
 
 
+def references_to_core(
+    images: list[Tensor], mask: Tensor | None
+) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...], tuple[str, ...]]:
+    """IMAGEs of references -> pictures over white, their masks `B 1 H W`, and notes.
+
+    The mask of a reference is its alpha. For the first one, `mask` (MASK) goes before that.
+    """
+    read = [composited_to_core(image) for image in images]
+    masks = [alpha for _, alpha in read]
+    notes = [
+        f"reference {number} is transparent: it is laid over white, and its alpha is its mask"
+        for number, alpha in enumerate(masks, 1)
+        if alpha is not None
+    ]
+    if images and mask is not None:
+        masks[0] = mask_to_core(mask)
+    return tuple(pixels for pixels, _ in read), tuple(masks), tuple(notes)
+
+
 def _check_image(image: Tensor) -> None:
     if image.ndim != 4 or image.shape[-1] not in (1, 3, _CHANNELS_WITH_ALPHA):
         raise ValueError(

@@ -22,10 +22,10 @@ from ..refiner_core.repair.request import (
 )
 from ..refiner_core.scoring.scorer import Scorer
 from .engine import OWN_SAMPLER, RECIPE_SCHEDULE, ComfyEngine
-from .layout import from_core, mask_from_core, mask_to_core, to_core
+from .layout import from_core, mask_from_core, mask_to_core, references_to_core, to_core
 from .live import LiveView
 from .nano import load_nano_refiner
-from .pictures import show_inputs, temp_picture
+from .pictures import show_inputs, show_text, temp_picture
 from .types import CATEGORY, Refiner, RefinerSocket, ScorerSocket, boxes_input
 
 MOST_SHOWN = 64  # images of a batch that are sent to the page
@@ -405,13 +405,15 @@ class ReferenceRefine(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         views = [r for r in (reference, reference_2, reference_3) if r is not None]
+        references, masks, notes = references_to_core(views, reference_mask)
         request = RefineRequest(
             to_core(draft).cpu(),
-            tuple(to_core(v).cpu() for v in views),
+            references,
             mask_to_core(mask),
-            (mask_to_core(reference_mask),) if views else (),
+            masks,
             _options(**settings),
             parse_boxes(boxes),
+            notes,
         )
         if mask_batch == TOGETHER:
             request = unite_masks(request)
@@ -422,6 +424,7 @@ class ReferenceRefine(io.ComfyNode):
         if unmarked_size(request, size, engine.recipe.buckets) is not None:
             return _unchanged(draft, shown)
         result = refine(engine, request, LiveView(cls, engine), scorer)
+        show_text(cls, "\n".join(result.report["notes"]))
         return io.NodeOutput(
             from_core(result.image, draft),
             from_core(_common_size(result.crops)),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..refiner_core.images.geometry import Extent
 from ..refiner_core.recipes.recipe import OMNIREFINER, RECIPES, Recipe, get_recipe
+from ..refiner_core.repair.marking import normalize_request
 from ..refiner_core.repair.region import (
     clean_inputs,
     correct_region,
@@ -29,7 +30,7 @@ from ..refiner_core.repair.request import (
 )
 from .conditioning import condition
 from .engine import check_layout, decode_latent, encode_image
-from .layout import from_core, mask_from_core, mask_to_core, to_core
+from .layout import from_core, mask_from_core, mask_to_core, references_to_core, to_core
 from .types import STEPS, RefineCrop, RefineCropSocket, Refiner, RefinerSocket
 
 
@@ -130,12 +131,11 @@ class CropForRefine(io.ComfyNode):
             )
         chosen = get_recipe(recipe)
         options = RefineOptions(context=context, megapixels=megapixels or None, grow=grow)
-        request = RefineRequest(
-            to_core(draft).cpu(),
-            (to_core(reference).cpu(),),
-            mask_to_core(mask),
-            (mask_to_core(reference_mask),),
-            options,
+        references, masks, notes = references_to_core([reference], reference_mask)
+        request = normalize_request(
+            RefineRequest(
+                to_core(draft).cpu(), references, mask_to_core(mask), masks, options, notes=notes
+            )
         )
         request = unite_masks(request)
         check(request)
@@ -147,7 +147,7 @@ class CropForRefine(io.ComfyNode):
             from_core(dict(shown_pictures(prepared))["draft"]),
             from_core(prepared.references[0].crop),
             mask_from_core(prepared.mask),
-            RefineCrop(image, prepared),
+            RefineCrop(image, prepared, draft, request.notes),
         )
 
 
@@ -396,4 +396,5 @@ class Stitch(io.ComfyNode):
         result, corrections = correct_region(prepared, result, options, coded)
         out = refine_crop.image.clone()
         stitch_region(out, prepared, result, options)
-        return io.NodeOutput(from_core(out), json.dumps(prepared.report | corrections, indent=2))
+        report = prepared.report | corrections | {"notes": list(refine_crop.notes)}
+        return io.NodeOutput(from_core(out, refine_crop.source), json.dumps(report, indent=2))

@@ -47,6 +47,10 @@ class RefineCrop:
     """The whole draft, 1 3 H W."""
     prepared: PreparedRegion
     """The region in it, as the model sees it."""
+    source: Tensor
+    """The draft as it was connected, IMAGE, whose alpha the result gets."""
+    notes: tuple[str, ...] = ()
+    """What was changed while the images and masks were read."""
 
 
 RefinerSocket = io.Custom("REFINER")

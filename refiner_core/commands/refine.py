@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,15 +62,46 @@ def add_parser(commands: Any) -> None:
     p.set_defaults(run=run)
 
 
-def _mask(path: str, like: Tensor, resize: bool, name: str) -> Tensor:
+def _mask(path: str, like: Tensor, resize: bool, name: str) -> tuple[Tensor, tuple[str, ...]]:
     from torch.nn import functional as F
 
-    from ..images.mask_io import load_mask
+    from ..images.mask_io import read_mask
 
-    mask = load_mask(path, name)
-    if resize and mask.shape[-2:] != like.shape[-2:]:
-        mask = F.interpolate(mask, like.shape[-2:], mode="bilinear", antialias=True)
-    return mask
+    mask, notes = read_mask(path, name)
+    if mask.shape[-2:] == like.shape[-2:]:
+        return mask, notes
+    if not resize:
+        raise ValueError(
+            f"The {name} {path} is {mask.shape[-1]}x{mask.shape[-2]} but its picture is "
+            f"{like.shape[-1]}x{like.shape[-2]}. Pass --resize-mask to resize it."
+        )
+    return F.interpolate(mask, like.shape[-2:], mode="bilinear", antialias=True), notes
+
+
+def _references(
+    chosen: argparse.Namespace,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...], list[str]]:
+    """References as they are seen, their masks, and notes about both.
+
+    The mask of a reference is its alpha, unless a mask file is given for it.
+    """
+    from ..images.image_io import load_picture
+
+    pictures: list[Tensor] = []
+    masks: list[Tensor | None] = []
+    notes: list[str] = []
+    for number, path in enumerate(chosen.reference):
+        picture, mask = load_picture(path, "reference").as_reference()
+        notes += [f"reference {path}: {note}" for note in picture.notes]
+        if number < len(chosen.reference_mask):
+            file = chosen.reference_mask[number]
+            mask, more = _mask(file, picture.pixels, chosen.resize_mask, "reference mask")
+            notes += more
+        elif mask is not None:
+            notes.append(f"reference {path}: its alpha channel is taken as the reference mask")
+        pictures.append(picture.pixels)
+        masks.append(mask)
+    return tuple(pictures), tuple(masks), notes
 
 
 def run(chosen: argparse.Namespace) -> None:
@@ -98,17 +130,22 @@ def run(chosen: argparse.Namespace) -> None:
         candidates=chosen.candidates, keep=chosen.keep, prune_at=chosen.prune_at,
     )  # fmt: skip
     draft = load_picture(chosen.draft, "draft")
-    references = tuple(load_picture(r, "reference").pixels for r in chosen.reference)
-    mask = _mask(chosen.mask, draft.pixels, chosen.resize_mask, "mask") if chosen.mask else None
-    reference_masks = tuple(
-        _mask(m, r, chosen.resize_mask, "reference mask")
-        for m, r in zip(chosen.reference_mask, references, strict=False)
-    )
+    references, reference_masks, notes = _references(chosen)
+    notes = [f"draft {chosen.draft}: {note}" for note in draft.notes] + notes
+    mask = None
+    if chosen.mask:
+        mask, more = _mask(chosen.mask, draft.pixels, chosen.resize_mask, "mask")
+        notes += more
     engine = load_engine(**model_arguments(chosen))
-    result = refine(engine, RefineRequest(draft.pixels, references, mask, reference_masks, options))
+    request = RefineRequest(
+        draft.pixels, references, mask, reference_masks, options, notes=tuple(notes)
+    )
+    result = refine(engine, request)
     save_picture(Picture(result.image, draft.alpha), out, chosen.overwrite)
     if report is not None:
-        data = {**result.report, "draft_file": str(chosen.draft), "notes": list(draft.notes)}
+        data = {**result.report, "draft_file": str(chosen.draft)}
         with atomic_path(report) as temporary:
-            Path(temporary).write_text(json.dumps(data, indent=2))
+            Path(temporary).write_text(json.dumps(data, indent=2), encoding="utf-8")
+    for note in result.report["notes"]:
+        print(f"omnirefiner: {note}.", file=sys.stderr)
     print(f"{out}: {len(result.crops)} region(s) in {result.report['seconds_total']:.1f} s")

@@ -21,6 +21,7 @@ from ..images.geometry import Extent
 from ..interfaces import Engine, Progress, SamplingJob, Stage
 from ..scoring.scorer import Scorer
 from .candidates import sample_best
+from .marking import normalize_request, region_notes
 from .region import (
     PreparedRegion,
     clean_inputs,
@@ -76,6 +77,7 @@ def refine(
         ValueError: for every input that cannot be repaired as asked, with the values and the fix.
     """
     begun = time.perf_counter()
+    request = normalize_request(request)
     n = check(request)
     engine.recipe.check_references(len(request.references))
     size = Extent(request.draft.shape[-1], request.draft.shape[-2])
@@ -85,8 +87,12 @@ def refine(
     changed: list[Tensor] = []
     crops: list[Tensor] = []
     reports: list[dict[str, Any]] = []
+    notes = list(request.notes)
     for i in range(n):
         image, tasks = pick(request.draft, i).clone(), region_tasks(request, i, size)
+        regions = [task.region for task in tasks]
+        buckets = engine.recipe.buckets
+        notes += region_notes(regions, size, buckets, request.options.megapixels)
         for r, task in enumerate(tasks):
             watch.stage = Stage("plan", picture=i, pictures=n, region=r, regions=len(tasks))
             crop, report = _repair(engine, image, task, request.options, watch, scorer)
@@ -95,6 +101,7 @@ def refine(
         images.append(image)
         changed.append(_changed(tasks, size))
     report = _report(engine, request, reports) | {
+        "notes": list(dict.fromkeys(notes)),
         "seconds": {k: round(v, 4) for k, v in watch.seconds.items()},
         "seconds_total": round(time.perf_counter() - begun, 4),
     }

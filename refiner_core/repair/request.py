@@ -103,6 +103,8 @@ class RefineRequest:
     reference_masks: tuple[Tensor | None, ...] = ()
     options: RefineOptions = field(default_factory=RefineOptions)
     boxes: tuple[BoxPair, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was changed while the pictures and masks were read, for the report."""
 
 
 def check(request: RefineRequest) -> int:
@@ -157,7 +159,9 @@ def _check_shapes(request: RefineRequest) -> dict[str, int]:
 
 def _check_draft(draft: Tensor) -> None:
     if draft.ndim != 4 or draft.shape[1] != 3 or min(draft.shape) < 1:
-        raise ValueError(f"The draft must be N 3 H W, got {tuple(draft.shape)}.")
+        raise ValueError(
+            f"The draft needs 3 channels and at least one pixel, got the shape {tuple(draft.shape)}."
+        )
     if max(draft.shape[-2:]) > MAX_SIDE:
         raise ValueError(
             f"The draft is {draft.shape[-1]}x{draft.shape[-2]}; at most {MAX_SIDE} px are supported."
@@ -166,7 +170,7 @@ def _check_draft(draft: Tensor) -> None:
 
 def _check_reference(reference: Tensor) -> None:
     if reference.ndim != 4 or reference.shape[1] != 3:
-        raise ValueError(f"A reference must be M 3 h w, got {tuple(reference.shape)}.")
+        raise ValueError(f"A reference needs 3 channels, got the shape {tuple(reference.shape)}.")
     if min(reference.shape[-2:]) < _SMALLEST_REFERENCE:
         raise ValueError(
             f"The reference is {reference.shape[-1]}x{reference.shape[-2]} px; at least "
@@ -176,12 +180,15 @@ def _check_reference(reference: Tensor) -> None:
 
 def _same_size(mask: Tensor, image: Tensor, mask_name: str, image_name: str) -> None:
     if mask.ndim != 4 or mask.shape[1] != 1:
-        raise ValueError(f"The {mask_name} must be K 1 H W, got {tuple(mask.shape)}.")
+        raise ValueError(
+            f"The {mask_name} needs one channel and the size of the {image_name}, got the shape "
+            f"{tuple(mask.shape)}."
+        )
     if mask.shape[-2:] != image.shape[-2:]:
         raise ValueError(
             f"The {mask_name} is {mask.shape[-1]}x{mask.shape[-2]} but the {image_name} is "
-            f"{image.shape[-1]}x{image.shape[-2]}. Resize the mask first, or have it resized "
-            "explicitly (--resize-mask)."
+            f"{image.shape[-1]}x{image.shape[-2]}. Resize the {mask_name} to the size of the "
+            f"{image_name}."
         )
 
 
