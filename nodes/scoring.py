@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import Any
 
 import comfy.model_management as mm
@@ -22,6 +23,7 @@ from ..refiner_core.scoring.dreamsim_scorer import DreamSimScorer
 from ..refiner_core.scoring.heatmap import draw_heat
 from ..refiner_core.scoring.scorer import MapScorer
 from ..refiner_core.scoring.structural import StructuralScorer
+from ..refiner_core.scoring.text import TextScorer
 from .layout import from_core, mask_to_core, to_core
 from .types import SCORING, ScorerSocket
 
@@ -84,7 +86,8 @@ def _missing(name: str) -> str:
 
 
 def _choices() -> list[str]:
-    return [StructuralScorer.name, *(folder_paths.get_filename_list(FOLDER) or [NO_FILE])]
+    names = [StructuralScorer.name, *(folder_paths.get_filename_list(FOLDER) or [NO_FILE])]
+    return [*names, TextScorer.name] if find_spec("rapidocr") else names
 
 
 def _patcher(path: str, dtype: torch.dtype) -> Any:
@@ -103,9 +106,12 @@ def load_scorer(name: str, precision: str) -> MapScorer:
 
     Raises:
         ValueError: the DreamSim file does not exist. Says how to get it.
+        ModuleNotFoundError: the text scorer is chosen and RapidOCR is not installed.
     """
     if name == StructuralScorer.name:
         return StructuralScorer()
+    if name == TextScorer.name:
+        return TextScorer()
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise ValueError(_missing(name))
@@ -133,7 +139,8 @@ def _scorer_inputs() -> list[Any]:
 
 
 def _known(metric: str) -> bool | str:
-    found = metric == StructuralScorer.name or folder_paths.get_full_path(FOLDER, metric)
+    without_file = (StructuralScorer.name, TextScorer.name)
+    found = metric in without_file or folder_paths.get_full_path(FOLDER, metric)
     return True if found else _missing(metric)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from refiner_core.__main__ import main
 from refiner_core.evaluation.metric import EvaluationCase, MetricUnavailable
 from refiner_core.evaluation.text_metric import TextMetric
+from refiner_core.repair.pick_best import pick_best
 from refiner_core.scoring.text import TextReader, TextScorer, characters_read, normalise
 
 INK, PAPER = (90, 30, 20), (240, 235, 220)
@@ -93,6 +94,13 @@ def test_a_reference_without_text_is_refused(reader: TextReader) -> None:
         TextScorer(reader).distance(sign("TEMPLE").float() / 255, sign().float() / 255)
 
 
+def test_the_best_of_several_is_the_one_that_can_be_read(reader: TextReader) -> None:
+    images = torch.cat([sign(word) for word in ("TEMXLE", "TEMPLE", "WRONG")])
+    ranking = pick_best(images, sign("TEMPLE"), scorer=TextScorer(reader), align=False)
+    assert ranking.scorer == TextScorer.name
+    assert ranking.order[0] == 1 and ranking.order[-1] == 2
+
+
 def test_the_metric_reads_the_region(reader: TextReader) -> None:
     right, wrong = sign("TEMPLE"), sign("TEMXLE")
     mask = torch.ones(1, 1, *right.shape[-2:])
@@ -115,13 +123,13 @@ def test_the_command(
     assert "distance 0.1667" in capsys.readouterr().out
 
 
-def test_without_the_recogniser_the_extra_is_named(
+def test_without_the_recogniser_its_package_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "rapidocr", None)
-    with pytest.raises(MetricUnavailable, match=r"omnirefiner\[ocr\]"):
+    with pytest.raises(MetricUnavailable, match="pip install rapidocr"):
         TextMetric()
     path = str(tmp_path / "a.png")
     Image.new("RGB", (40, 40)).save(path)
     assert main(["score", "--metric", "text", path, path]) == 2
-    assert "omnirefiner[ocr]" in capsys.readouterr().err
+    assert "pip install rapidocr" in capsys.readouterr().err

@@ -31,7 +31,7 @@ def _connect(address: str) -> None:
         import ray
     except ImportError as e:
         raise ModuleNotFoundError(
-            "--ray needs Ray: pip install -c constraints.txt 'omnirefiner[cluster]'."
+            "--ray needs Ray: pip install 'ray[data]' (the pack's extra cluster)."
         ) from e
     if ray.is_initialized():
         return

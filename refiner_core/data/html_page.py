@@ -26,6 +26,6 @@ def render_page(template: Path, **values: Any) -> str:
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as e:
-        raise ModuleNotFoundError("Reports need Jinja2: pip install 'omnirefiner[run]'.") from e
+        raise ModuleNotFoundError("Reports need Jinja2: pip install jinja2.") from e
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     return environment.from_string(template.read_text(encoding="utf-8")).render(values)

@@ -48,14 +48,14 @@ def photographs(held_out: bool = False) -> tuple[Image.Image, ...]:
     """The photographs for training, or those held out for evaluation.
 
     Raises:
-        ModuleNotFoundError: neither package is installed; names the extra to install.
+        ModuleNotFoundError: neither package is installed; says how to install them.
     """
     paths = (photograph_path(name) for name in (_HELD_OUT if held_out else _TRAINING))
     images = tuple(Image.open(path).convert("RGB") for path in paths if path)
     if not images:
         raise ModuleNotFoundError(
             "Procedural scenes need the photographs inside scikit-image and scikit-learn: "
-            "pip install 'omnirefiner[train]'."
+            "pip install scikit-image scikit-learn (the pack's extra train)."
         )
     return images
 

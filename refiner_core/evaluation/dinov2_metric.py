@@ -63,9 +63,7 @@ class DinoV2Metric:
         try:
             self.model = load_network(folder).to(device)
         except ImportError as e:
-            raise MetricUnavailable(
-                "DINOv2: pip install 'omnirefiner[score]' (transformers)."
-            ) from e
+            raise MetricUnavailable("DINOv2 needs transformers: pip install transformers.") from e
         except ValueError as e:
             raise MetricUnavailable(f"DINOv2: {e}") from e
         self.folder = folder

@@ -54,7 +54,7 @@ class TextReader:
     """Reads the text in pictures.
 
     Raises:
-        ModuleNotFoundError: RapidOCR is not installed; names the extra to install.
+        ModuleNotFoundError: RapidOCR is not installed; says how to install it.
     """
 
     def __init__(self) -> None:
@@ -62,8 +62,7 @@ class TextReader:
             from rapidocr import RapidOCR  # pyright: ignore[reportMissingImports]
         except ImportError as e:
             raise ModuleNotFoundError(
-                "Reading text needs RapidOCR: pip install 'omnirefiner[ocr]' (or pip install "
-                "rapidocr onnxruntime)."
+                "Reading text needs RapidOCR: pip install rapidocr onnxruntime (the pack's extra ocr)."
             ) from e
         self._engine: Any = RapidOCR(params={"Global.log_level": "error"})
         self._read: dict[bytes, list[TextLine]] = {}  # the latest pictures: references come again
