@@ -19,8 +19,8 @@ def _inputs() -> list[Any]:
     return [
         io.Image.Input(
             "images",
-            tooltip="The images to choose from: a batch, or the list of Load Folder, also of "
-            "different sizes.",
+            tooltip="The images to choose from: a batch, or the list from Load Folder "
+            "(OmniRefiner). Their sizes can differ.",
         ),
         io.Image.Input(
             "reference",
