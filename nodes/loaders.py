@@ -22,7 +22,7 @@ from ..refiner_core.recipes.recipe import (
 )
 from ..refiner_core.recipes.recipe_files import SUFFIXES, read_recipe
 from ..refiner_core.weights.imagecritic_lora import read_imagecritic_lora
-from ..refiner_core.weights.inspection import expect
+from ..refiner_core.weights.inspection import check_attention, expect
 from .adapters import apply_imagecritic
 from .conditioning import DetailPatcher, encode_prompt
 from .engine import check_model, sampling_model
@@ -100,6 +100,7 @@ def _apply_lora(
 ) -> Any:
     path = file_path("loras", name)
     found = expect(path, slot, recipe.family)
+    check_attention(name, found.attention, recipe.name, recipe.attention)
     critic = found.recipes == ("imagecritic",)
     if critic != (recipe.conditioning == "detail" and slot == "refiner_lora"):
         fix = "Choose ImageCritic's own LoRA, and apply others before Refiner from Model."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,11 @@ from .models.detail_encoder import load_detail_encoder
 from .models.devices import pick_device
 from .nano import nano_file
 from .nano.nano_engine import load_nano
-from .recipes.recipe import IMAGECRITIC, KONTEXT, NANO, OMNIREFINER, Recipe
+from .recipes.recipe import IMAGECRITIC, KONTEXT, NANO, OMNIREFINER, Attention, Recipe
 from .recipes.recipe_files import find_recipe
 from .weights.imagecritic_keys import is_imagecritic
 from .weights.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
-from .weights.inspection import expect
+from .weights.inspection import check_attention, expect, trained_attention
 from .weights.lora import apply_lora, parse_lora_argument, read_lora
 from .weights.safetensors_io import check_weights_path, read_header
 from .weights.transformer import count_parameters, load_transformer, transformer_folder
@@ -80,6 +81,7 @@ def load_engine(
         check_weights_path(file, "LoRA")
     nano = nano_file(refiner)
     chosen = find_recipe(recipe or (NANO.name if nano is not None else _usual_recipe(pairs)))
+    chosen = _with_attention(chosen, [file for file, _ in pairs], nano, recipe is not None)
     _check_here(chosen, detail_encoder)
     if nano is not None:
         engine = load_nano(where, nano, chosen)
@@ -94,6 +96,25 @@ def load_engine(
         engine.detail = encoder.to(where)
         engine.source["detail encoder"] = f"{Path(detail_encoder).name} ({loading})"
     return engine
+
+
+def _with_attention(
+    recipe: Recipe, loras: Sequence[Path], nano: Path | None, given: bool
+) -> Recipe:
+    """The recipe with the attention that the files were trained with, unless the user gave it.
+
+    Raises:
+        ValueError: a LoRA was trained with another attention than the recipe's or another LoRA's.
+    """
+    files = loras if nano is None else [*loras, nano]  # a LoRA may have been trained otherwise
+    trained = {f: trained_attention(read_header(f, "weight file")[1]) for f in files}
+    known = [a for a in trained.values() if a is not None]
+    if known and not given:
+        attention: Attention = "one way" if known[0] == "one way" else "both ways"
+        recipe = replace(recipe, attention=attention)
+    for file in loras:
+        check_attention(file.name, trained[file], recipe.name, recipe.attention)
+    return recipe
 
 
 def _usual_recipe(loras: Sequence[tuple[Path, float]]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from refiner_core.images.geometry import Extent
+from refiner_core.load import load_engine
 from refiner_core.models import tokens
 from refiner_core.models.core_engine import CoreEngine
 from refiner_core.models.flux_transformer import FluxTransformer, rotary_angles
@@ -18,6 +21,12 @@ from refiner_core.models.kontext import CleanCache, Conditioning, Denoiser, reco
 from refiner_core.nano.nano_engine import load_nano
 from refiner_core.repair.best_of_n import Candidate, rounds, search
 from refiner_core.sampling import sample
+from refiner_core.training.config import ModelSettings
+from refiner_core.training.export import describe
+from refiner_core.training.policy import VelocityNet
+from refiner_core.training.session import load_base
+from refiner_core.weights.inspection import inspect_file
+from refiner_core.weights.lora import save_lora
 from tests.jobs import job_of
 
 CONFIG = {
@@ -244,3 +253,49 @@ def test_nothing_is_kept_after_a_run() -> None:
     for _ in range(2):
         engine.sample(job, lambda *_: None)
     assert [count for _, count in seen] == 2 * [32, 16, 16, 16, 16]
+
+
+def write_lora(path: Path, metadata: dict[str, str]) -> Path:
+    model = load_nano().model
+    name = "transformer_blocks.0.attn.to_q"
+    width = model.inner_dim
+    save_lora(path, {name: (torch.ones(2, width), torch.ones(width, 2))}, 2.0, metadata)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("metadata", "attention"),
+    [
+        ({"recipe": "nano", "attention": "one way"}, "one way"),
+        ({"recipe": "nano", "attention": "both ways"}, "both ways"),
+        ({"recipe": "nano"}, "both ways"),  # from before there was a choice
+        ({}, None),  # from elsewhere
+    ],
+)
+def test_a_lora_runs_only_with_the_attention_of_its_training(
+    tmp_path: Path, metadata: dict[str, str], attention: str | None
+) -> None:
+    lora = write_lora(tmp_path / "lora.safetensors", metadata)
+    assert inspect_file(lora).attention == attention
+    usual = load_engine("nano", loras=[(lora, 1.0)], device="cpu")
+    assert usual.recipe.attention == (attention or "both ways")
+    for way in ("one way", "both ways"):
+        recipe = tmp_path / "mine.json"
+        recipe.write_text(json.dumps({"name": "mine", "based_on": "nano", "attention": way}))
+        if attention in (None, way):
+            engine = load_engine("nano", loras=[(lora, 1.0)], device="cpu", recipe=str(recipe))
+            assert engine.recipe.attention == way
+            continue
+        with pytest.raises(ValueError, match=f'"{attention}".*mine.*"{way}"'):
+            load_engine("nano", loras=[(lora, 1.0)], device="cpu", recipe=str(recipe))
+
+
+def test_training_takes_the_setting_and_the_file_says_it() -> None:
+    settings = ModelSettings(attention="one way")
+    engine = load_base(settings)
+    assert describe(engine, {})["attention"] == "one way"
+    assert describe(load_base(ModelSettings()), {})["attention"] == "both ways"
+    c = conditioning(SIZES[0])
+    model = ours()
+    found = VelocityNet(model, "one way")(noisy(), torch.tensor([0.6]), c)
+    assert torch.equal(found, velocity(model, noisy(), 0.6, c, "one way"))

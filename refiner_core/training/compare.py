@@ -116,7 +116,7 @@ def measure(
         net: the network to run in place of the engine's own.
     """
     recipe = engine.recipe
-    policy = Policy(net or VelocityNet(engine.model), engine.device)
+    policy = Policy(net or VelocityNet(engine.model, engine.recipe.attention), engine.device)
     text, pooled = engine.text(recipe.text(None), recipe.text_tokens)
     blend = ReferenceBlend.of(recipe, aligned=recipe.align)
     rows: list[dict[str, float]] = []

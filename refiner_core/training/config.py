@@ -24,6 +24,9 @@ class ModelSettings(Group):
 
     base: str = option("nano", '"nano", a FLUX.1-Kontext file, or a diffusers folder.')
     recipe: str | None = option(None, "Recipe to train for; empty: the base's own.")
+    attention: Literal["recipe", "both ways", "one way"] = option(
+        "recipe", "Who attends to whom; one way, references cost nothing after the first step."
+    )
     clip_l: str | None = option(None, "CLIP text encoder file; empty: found beside the base.")
     t5: str | None = option(None, "T5 text encoder file; empty: found beside the base.")
     vae: str | None = option(None, "Autoencoder file; empty: found beside the base.")

@@ -39,7 +39,13 @@ def fingerprint(path: Path) -> str:
 def describe(engine: CoreEngine, facts: Mapping[str, Any]) -> dict[str, str]:
     """The metadata of an exported file: strings only, as safetensors wants them."""
     plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
-    return {"format": "pt", "recipe": engine.recipe.name, "version": __version__, **plain}
+    return {
+        "format": "pt",
+        "recipe": engine.recipe.name,
+        "attention": engine.recipe.attention,
+        "version": __version__,
+        **plain,
+    }
 
 
 def export(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import flow
 from ..models.kontext import Conditioning, velocity
+from ..recipes.recipe import Attention
 
 if TYPE_CHECKING:
     from ..models.flux_transformer import Transformer
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 class VelocityNet(nn.Module):
     """The transformer as a function of (x, t, conditioning), for wrappers of data parallelism."""
 
-    def __init__(self, transformer: Transformer) -> None:
+    def __init__(self, transformer: Transformer, attention: Attention = "both ways") -> None:
         super().__init__()
         self.transformer = transformer
+        self.attention: Attention = attention
 
     def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        return velocity(self.transformer, x, t, conditioning)
+        return velocity(self.transformer, x, t, conditioning, self.attention)
 
 
 class Policy:

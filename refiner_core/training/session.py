@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,8 @@ def load_base(model: ModelSettings) -> CoreEngine:
     )  # fmt: skip
     if model.recipe is None and engine.recipe is KONTEXT:
         engine.recipe = OMNIREFINER  # a bare Kontext is where an OmniRefiner starts from
+    if model.attention != "recipe":
+        engine.recipe = replace(engine.recipe, attention=model.attention)
     return engine
 
 
@@ -250,7 +252,8 @@ def assemble(
 ) -> Session:  # fmt: skip
     """A session of parts that are there already."""
     trainable = make_trainable(engine, config.model, config.run.seed, workers.sharding)
-    policy = Policy(VelocityNet(engine.model), engine.device, config.model.precision)
+    net = VelocityNet(engine.model, engine.recipe.attention)
+    policy = Policy(net, engine.device, config.model.precision)
     facts: dict[str, Any] = {
         "base_fingerprint": fingerprint(resolve_weights(config.model.base)),
         "data_manifest": data_hash,

@@ -174,7 +174,9 @@ def supervise(
         config, setup.triplets, out, setup.device, pixels=True, cache=setup.cache
     )
     session.policy = Policy(
-        net(session.engine.model), session.policy.device, config.model.precision
+        net(session.engine.model, session.engine.recipe.attention),
+        session.policy.device,
+        config.model.precision,
     )
     return train_sft(config, session)
 

@@ -47,7 +47,8 @@ class WeightFile:
 
     `kind` one of "base", "lora", "detail encoder", "text encoder", "vae", "nano", "other"; `family`
     "flux", "flux2", "qwen-edit" or None; `what` in words; `types` of its weights; `rank` and `alpha`
-    of a LoRA; `recipes` that fit; `node` and its `slot` that take it; `folder` under `models`.
+    of a LoRA; `attention` of its training, None where the file does not say; `recipes` that fit;
+    `node` and its `slot` that take it; `folder` under `models`.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class WeightFile:
     node: str = "Load Refiner"
     rank: int | None = None
     alpha: str | None = None
+    attention: str | None = None
 
     def lines(self) -> list[str]:
         """For people, one fact a line."""
@@ -71,6 +73,8 @@ class WeightFile:
         ]
         if self.rank is not None:
             facts.append(f"  rank      {self.rank}, alpha {self.alpha}")
+        if self.attention is not None:
+            facts.append(f"  attention {self.attention}")
         recipes = ", ".join(self.recipes) or "none of this pack's"
         facts.append(f"  recipe    {recipes}")
         if self.recipes:
@@ -111,6 +115,27 @@ def _types(header: Header) -> str:
     return f"{text} (scaled)" if scaled else text
 
 
+def trained_attention(metadata: Mapping[str, object]) -> str | None:
+    """The attention that weights were trained with, by their file's metadata; None where it is not
+    from this pack's training, which always says its recipe.
+    """
+    return str(metadata.get("attention", "both ways")) if "recipe" in metadata else None
+
+
+def check_attention(name: str, trained: str | None, recipe: str, attention: str) -> None:
+    """Refuse weights that were trained with another attention than the recipe's.
+
+    Raises:
+        ValueError: names both, and how to get a recipe that fits.
+    """
+    if trained not in (None, attention):
+        raise ValueError(
+            f'{name} was trained with attention "{trained}", but the recipe {recipe} runs with '
+            f'"{attention}". Use a recipe file with "based_on": "{recipe}" and "attention": '
+            f'"{trained}".'
+        )
+
+
 def _made(header: Header, kind: str, what: str, **rest: object) -> WeightFile:
     fields: dict[str, object] = {
         "family": None,
@@ -125,6 +150,7 @@ def _made(header: Header, kind: str, what: str, **rest: object) -> WeightFile:
         what=what,
         parameters=parameters(header),
         types=_types(header),
+        attention=trained_attention(header.metadata),
         **fields,  # pyright: ignore[reportArgumentType]
     )
 
