@@ -72,8 +72,8 @@ class Recipe:
     """How much of the aligned reference is laid over the draft inside the region before the model
     sees it, 0 to 1."""
     native_detail: bool = False
-    """Whether the aligned reference is laid over the draft at the draft's own resolution, and the
-    model only changes that. Needs `align`."""
+    """Whether the aligned reference is laid over the draft at the draft's own resolution where the
+    crop is shrunk to less than half, and the model only changes that. Needs `align`."""
     codec_residual: float = 0.0
     """How much of what the codec loses of the aligned reference is added to the result, 0 to 1."""
     family: Family = "flux"
