@@ -11,12 +11,14 @@ from . import (
     data_speed,
     demo_cases,
     dreamsim_speed,
+    one_way_speed,
     overhead,
     search_gain,
     training_speed,
 )
 
 BENCHMARKS = (
+    one_way_speed,
     overhead,
     search_gain,
     dreamsim_speed,
