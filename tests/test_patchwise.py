@@ -9,10 +9,14 @@ from torch import Tensor
 from refiner_core.matching.registration import blur
 from refiner_core.scoring.dreamsim import VARIANTS, DreamSim, tower_config
 from refiner_core.scoring.dreamsim_scorer import DreamSimScorer
-from refiner_core.scoring.patchwise import PatchScores, RewardWeights, patch_scores
+from refiner_core.scoring.patchwise import PatchScores, patch_scores
 from refiner_core.scoring.structural import StructuralScorer
 
 SCORER = StructuralScorer()
+
+
+def mean(scores: PatchScores) -> Tensor:
+    return torch.stack(list(scores.parts().values())).mean(0)
 
 
 def picture(seed: int) -> Tensor:
@@ -57,20 +61,8 @@ def test_a_batch_is_its_items() -> None:
         alone = patch_scores(SCORER, sample, TARGET, MASK, DRAFT)
         for name, part in together.parts().items():
             assert torch.allclose(part[i : i + 1], alone.parts()[name], atol=1e-5), name
-    total = together.total()
+    total = mean(together)
     assert float(total[1]) > float(total[2]) > float(total[0])
-
-
-def test_total_is_a_weighted_mean() -> None:
-    parts = [torch.tensor([v, 1.0]) for v in (0.1, 0.2, 0.3, 0.4, 0.5)]
-    scores = PatchScores(*parts)
-    assert torch.allclose(scores.total(), torch.tensor([0.3, 1.0]))
-    only = scores.total(RewardWeights(whole=0, patch=3, pixels=1, edges=0, background=0))
-    assert torch.allclose(only, torch.tensor([(3 * 0.2 + 0.3) / 4, 1.0]))
-    with pytest.raises(ValueError, match="not all 0"):
-        RewardWeights(0, 0, 0, 0, 0)
-    with pytest.raises(ValueError, match="at least 0"):
-        RewardWeights(whole=-1)
 
 
 def test_nothing_to_repair_is_the_whole_picture() -> None:
@@ -95,11 +87,11 @@ def test_the_reward_can_be_climbed(kind: str, empty: bool) -> None:
         scorer = DreamSimScorer(model, exact=False)
     sample = DRAFT.clone().requires_grad_()
     mask = torch.zeros_like(MASK) if empty else MASK
-    before = patch_scores(scorer, sample, TARGET, mask, DRAFT).total()
+    before = mean(patch_scores(scorer, sample, TARGET, mask, DRAFT))
     before.sum().backward()
     assert sample.grad is not None and bool(torch.isfinite(sample.grad).all())
     step = (sample + 0.1 * sample.grad / sample.grad.abs().max()).detach().clamp(0, 1)
-    after = patch_scores(scorer, step, TARGET, mask, DRAFT).total()
+    after = mean(patch_scores(scorer, step, TARGET, mask, DRAFT))
     assert float(after) > float(before.detach())
 
 

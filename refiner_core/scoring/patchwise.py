@@ -8,7 +8,7 @@ everything outside the region rewards keeping it.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -25,26 +25,6 @@ _LEAST_PIXEL_ERROR = 1e-3
 _LEAST_EDGE_ERROR = 1e-4
 # 30 dB: an autoencoder's round trip outside the region costs little, a changed background much.
 _BACKGROUND_ERROR = 1e-3
-
-
-@dataclass(frozen=True)
-class RewardWeights:
-    """The weights of the terms in `PatchScores.total`, relative to each other, each at least 0.
-
-    The paper gives none. Here the scorer's two terms together weigh as much as the two detail
-    terms, and the background half of that.
-    """
-
-    whole: float = 0.5  # the scorer on the whole picture
-    patch: float = 0.5  # the scorer on the region
-    pixels: float = 0.5  # squared error in the region
-    edges: float = 0.5  # squared difference of gradients in the region
-    background: float = 0.5  # squared error outside the region
-
-    def __post_init__(self) -> None:
-        given = asdict(self)
-        if min(given.values()) < 0 or sum(given.values()) == 0:
-            raise ValueError(f"Weights must be at least 0 and not all 0, got {given}.")
 
 
 @dataclass(frozen=True)
@@ -66,12 +46,6 @@ class PatchScores:
     def parts(self) -> dict[str, Tensor]:
         """Every term by name, for advantages that are normalised term by term."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    def total(self, weights: RewardWeights | None = None) -> Tensor:
-        """The weighted mean, `B`."""
-        share = asdict(weights or RewardWeights())
-        parts = self.parts()
-        return sum((share[k] * v for k, v in parts.items()), 0 * self.whole) / sum(share.values())
 
 
 def patch_scores(
