@@ -19,7 +19,8 @@ from .registration import blur
 _FIELD_SIDE = 256  # px of the longer side at which fields are made
 _TONE_SIGMA = 0.04  # of the region's longer side: narrower differences are detail, not light
 # From coarse to fine: blur in units of the above, and the difference that is still taken for light.
-_SCALES = ((6.0, 0.5), (2.5, 0.25), (1.0, 0.12), (0.5, 0.1))
+# A wider tolerance is nearer to the truth on average, but lets ghosts of a wrong detail through.
+_SCALES = ((6.0, 0.5), (2.5, 0.15), (1.2, 0.06))
 _EXACT = 0.5  # of the blur: how finely trust is told
 _BLACK = 0.06  # added to both sides of a ratio, which black would make meaningless
 _LEAST_TRUST = 1e-3
