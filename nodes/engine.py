@@ -69,12 +69,12 @@ def obeys_reference_method(model: Any, conditioning: Any, layout: str = "index")
     form = model.model.latent_format
     size = (1, form.latent_channels, *([1] * (form.latent_dimensions - 2)), 8, 8)
     x, a, b = (torch.randn(size, generator=generator) for _ in range(3))
-    seen = []
+    outputs: list[Tensor] = []
     for method in (layout, "offset"):
         values = {"reference_latents": [a, b], "reference_latents_method": method, "guidance": 2.5}
         positive = node_helpers.conditioning_set_values(conditioning, values)
         sampler = comfy.samplers.sampler_object("euler")
-        seen.append(
+        outputs.append(
             comfy.sample.sample_custom(
                 model,
                 x,
@@ -88,11 +88,13 @@ def obeys_reference_method(model: Any, conditioning: Any, layout: str = "index")
                 seed=0,
             ).float()
         )
-    return float((seen[0] - seen[1]).abs().max()) > 1e-5 * float(seen[0].abs().max() + 1e-8)
+    return float((outputs[0] - outputs[1]).abs().max()) > 1e-5 * float(
+        outputs[0].abs().max() + 1e-8
+    )
 
 
 def check_layout(refiner: Refiner, positive: Any) -> None:
-    """Refuse a model that ignores the recipe's layout of references; found out once a refiner.
+    """Refuse a model that ignores the recipe's layout of references. It is tested once per refiner.
 
     Raises:
         ValueError: it does.
@@ -164,11 +166,11 @@ class ComfyEngine:
         if self.scheduler == RECIPE_SCHEDULE:
             return job.sigmas
         process = self.refiner.model.get_model_object("model_sampling")
-        asked = len(job.sigmas) - 1
-        sigmas = comfy.samplers.calculate_sigmas(process, self.scheduler, asked).cpu()
-        if len(sigmas) - 1 != asked and (job.begin or job.end is not None):
+        wanted = len(job.sigmas) - 1
+        sigmas = comfy.samplers.calculate_sigmas(process, self.scheduler, wanted).cpu()
+        if len(sigmas) - 1 != wanted and (job.begin or job.end is not None):
             raise ValueError(
-                f"The scheduler {self.scheduler} makes {len(sigmas) - 1} steps instead of {asked}, so "
+                f"The scheduler {self.scheduler} makes {len(sigmas) - 1} steps instead of {wanted}, so "
                 "candidates cannot be dropped early. Set prune_at to 0 or choose another scheduler."
             )
         return sigmas
@@ -237,8 +239,8 @@ class ComfyEngine:
             return own(x0)
         if self._previewer is None:
             model = self.refiner.model
-            found = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-            self._previewer = found or False
+            previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+            self._previewer = previewer or False
         if self._previewer is False:
             return None
         return self._previewer.decode_latent_to_preview_image("JPEG", x0)[1]

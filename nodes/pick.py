@@ -109,7 +109,7 @@ class PickBest(io.ComfyNode):
         scorer: list[Scorer] | None = None,
     ) -> io.NodeOutput:
         singles = [image for batch in images for image in batch.split(1)]
-        found = pick_best(
+        ranking = pick_best(
             [to_core(image).cpu() for image in singles],
             to_core(_only(reference, "reference")).cpu(),
             _masks(mask),
@@ -118,11 +118,11 @@ class PickBest(io.ComfyNode):
             align=align[0],
         )
         report = {
-            "scorer": found.scorer,
-            "order": found.order,
-            "distances": [round(d, 6) for d in found.distances],
+            "scorer": ranking.scorer,
+            "order": ranking.order,
+            "distances": [round(d, 6) for d in ranking.distances],
         }
-        chosen = found.order[: keep[0]]
+        chosen = ranking.order[: keep[0]]
         best = [singles[i] for i in chosen]
         if len({image.shape for image in best}) == 1:
             best = [torch.cat(best)]

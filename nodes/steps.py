@@ -250,8 +250,8 @@ class RefineConditioning(io.ComfyNode):
         )
         size = Extent(draft_crop.shape[2], draft_crop.shape[1])
         job = sampling_job(recipe, size, inputs, options)
-        parts = refiner or Refiner(recipe, None, vae)
-        conditioned, negative = condition(parts, job, positive)
+        models = refiner or Refiner(recipe, None, vae)
+        conditioned, negative = condition(models, job, positive)
         if refiner is not None:
             check_layout(refiner, conditioned)
         empty = {"samples": torch.zeros_like(job.draft)}

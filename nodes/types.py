@@ -34,7 +34,7 @@ class Refiner:
     name: str = ""
     """For the report."""
     probed: bool = False
-    """Whether the model was seen to obey the reference latents method."""
+    """Whether the model is known to follow the reference latents method."""
     detail: Any = None
     """Detail encoder of recipes that need one, or None."""
 

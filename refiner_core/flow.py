@@ -139,7 +139,7 @@ def step(
         eta: how much noise the step adds; 0 is the ODE.
         kind: "ode" (Euler), or the stochastic steps of Flow-GRPO, DanceGRPO and CPS.
         noise: standard normal of x's shape, needed by a stochastic step that is drawn.
-        x_next: replay: the state once reached, whose log-probability is asked.
+        x_next: replay: the state once reached, whose log-probability is wanted.
 
     The last step (`t_next == 0`) is always the ODE: noise left in the picture helps nobody.
 

@@ -32,9 +32,11 @@ _TEXT_FOLDERS = ("text_encoders", "clip")
 # Usual file names in ComfyUI's folders, best first.
 _CLIP_NAMES = ("clip_l.safetensors", "*clip_l*.safetensors")
 _T5_NAMES = (
-    "t5xxl_fp16.safetensors", "t5xxl_fp8_e4m3fn_scaled.safetensors", "t5xxl*.safetensors",
+    "t5xxl_fp16.safetensors",
+    "t5xxl_fp8_e4m3fn_scaled.safetensors",
+    "t5xxl*.safetensors",
     "*t5*xxl*.safetensors",
-)  # fmt: skip
+)
 _VAE_NAMES = ("ae.safetensors", "flux_vae.safetensors", "*flux*vae*.safetensors", "ae*.safetensors")
 _LARGE = 2_000_000_000
 
@@ -82,7 +84,7 @@ def load_engine(
     nano = nano_file(refiner)
     chosen = find_recipe(recipe or (NANO.name if nano is not None else _usual_recipe(pairs)))
     chosen = _with_attention(chosen, [file for file, _ in pairs], nano, recipe is not None)
-    _check_here(chosen, detail_encoder)
+    _check_supported(chosen, detail_encoder)
     if nano is not None:
         engine = load_nano(where, nano, chosen)
     else:
@@ -118,14 +120,14 @@ def _with_attention(
 
 
 def _usual_recipe(loras: Sequence[tuple[Path, float]]) -> str:
-    """The recipe that the LoRAs speak for."""
+    """The recipe that follows from the LoRAs."""
     if any(is_imagecritic(read_header(file, "LoRA")[0]) for file, _ in loras):
         return IMAGECRITIC.name
     return OMNIREFINER.name if loras else KONTEXT.name
 
 
-def _check_here(recipe: Recipe, detail_encoder: str | Path | None) -> None:
-    """Refuse, before anything large is read, what only ComfyUI can run or what lacks a file."""
+def _check_supported(recipe: Recipe, detail_encoder: str | Path | None) -> None:
+    """Refuse a recipe that only ComfyUI can run or that lacks a file, before anything large is read."""
     if recipe.family != "flux":
         raise ValueError(
             f"The recipe {recipe.name} is for {recipe.family}, which the command line cannot run: "
@@ -141,7 +143,7 @@ def _check_here(recipe: Recipe, detail_encoder: str | Path | None) -> None:
 
 
 def _merge(model: Transformer, file: Path, strength: float) -> str:
-    """Merge one LoRA file of either kind, and say what it changed."""
+    """Merge one LoRA file of either kind. Returns what it changed, for the report."""
     if is_imagecritic(read_header(file, "LoRA")[0]):
         return f"{merge_imagecritic(model, read_imagecritic_lora(file), strength)} modules"
     lora = read_lora(file)
@@ -172,9 +174,11 @@ def _flux_engine(
     dtype = pick_dtype(device, count_parameters(weights))
     model = load_transformer(parts.model, dtype, device)
     source = {
-        "weights": str(parts.model), "clip": str(parts.clip), "t5": str(parts.t5),
+        "weights": str(parts.model),
+        "clip": str(parts.clip),
+        "t5": str(parts.t5),
         "vae": str(parts.vae),
-    }  # fmt: skip
+    }
     return CoreEngine(recipe, model, codec, text, device, source)
 
 
@@ -203,18 +207,18 @@ def _find_parts(
         transformer_folder(refiner)
         homes = [refiner / name for name in ("text_encoder", "text_encoder_2", "vae")]
         looked = [(h,) for h in homes]
-        found = [h if h.is_dir() else None for h in homes]
+        usual = [h if h.is_dir() else None for h in homes]
         around = refiner
     else:
         models = _models_folder(refiner)
         text = tuple(models / name for name in _TEXT_FOLDERS)
         looked = [text, text, (models / "vae",)]
         names = (_CLIP_NAMES, _T5_NAMES, _VAE_NAMES)
-        found = [_first(f, n) for f, n in zip(looked, names, strict=True)]
+        usual = [_first(f, n) for f, n in zip(looked, names, strict=True)]
         around = models
     options = (("CLIP text encoder", "--clip-l"), ("T5 text encoder", "--t5"), ("VAE", "--vae"))
     chosen: list[Path] = []
-    for own, other, folders, (what, option) in zip(given, found, looked, options, strict=True):
+    for own, other, folders, (what, option) in zip(given, usual, looked, options, strict=True):
         path = other if own is None else own
         if path is None:
             places = " or ".join(str(f) for f in folders)
@@ -236,7 +240,7 @@ def _models_folder(file: Path) -> Path:
 def _first(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
     for name in names:
         for folder in folders:
-            found = sorted(folder.rglob(name)) if folder.is_dir() else []
-            if found:
-                return found[0]
+            files = sorted(folder.rglob(name)) if folder.is_dir() else []
+            if files:
+                return files[0]
     return None

@@ -103,9 +103,15 @@ def sample(  # noqa: PLR0913 (the first six are k-diffusion's)
         random = eta > 0 and kind != "ode" and (window is None or window[0] <= i < window[1])
         noise = torch.randn(x.shape, generator=generator).to(x) if random else None
         done, denoised = advance(
-            model, x, t, t_next, extra_args,
-            kind=kind if random else "ode", eta=eta if random else 0.0, noise=noise,
-        )  # fmt: skip
+            model,
+            x,
+            t,
+            t_next,
+            extra_args,
+            kind=kind if random else "ode",
+            eta=eta if random else 0.0,
+            noise=noise,
+        )
         if callback is not None:
             callback({"x": x, "i": i, "sigma": t, "sigma_hat": t, "denoised": denoised})
         if record is not None and done.log_prob is not None:

@@ -1,4 +1,4 @@
-"""`omnirefiner demo`: repairs the cases that ship with the package and says how well."""
+"""`omnirefiner demo`: repairs the examples in the package and prints how good the results are."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from typing import Any
 
 def add_parser(commands: Any) -> None:
     """Add the command's options."""
-    p = commands.add_parser("demo", help="repair the built-in examples, nothing to download")
-    p.add_argument("--out", default="omnirefiner-demo", metavar="DIR", help="default: %(default)s")
-    p.add_argument("--seed", type=int, default=0)
+    p = commands.add_parser("demo", help="repair the built-in examples without any download")
+    p.add_argument(
+        "--out",
+        default="omnirefiner-demo",
+        metavar="DIR",
+        help="the folder to write to (default: %(default)s)",
+    )
+    p.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     p.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Repair every case with the embedded model; results of an earlier run are replaced."""
+    """Repair every example with the embedded model. Results of an earlier run are replaced."""
     import torch
 
     from ..images.demo_cases import CASES, comparison, load_case
@@ -38,18 +43,24 @@ def run(chosen: argparse.Namespace) -> None:
         result = refine(
             engine,
             RefineRequest(
-                case.draft, (case.reference,), case.mask, (case.reference_mask,),
+                case.draft,
+                (case.reference,),
+                case.mask,
+                (case.reference_mask,),
                 RefineOptions(seed=chosen.seed),
             ),
-        )  # fmt: skip
+        )
         seconds = time.perf_counter() - begun
         outside = ((result.image.int() - case.draft.int()).abs() * (case.mask == 0)).max()
         target = out / case.name
         target.mkdir(parents=True, exist_ok=True)
         mask = (case.mask * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
         for name, pixels in (
-            ("draft", case.draft), ("reference", case.reference), ("mask", mask), ("refined", result.image),
-        ):  # fmt: skip
+            ("draft", case.draft),
+            ("reference", case.reference),
+            ("mask", mask),
+            ("refined", result.image),
+        ):
             save_picture(Picture(pixels), target / f"{name}.png", overwrite=True)
         with atomic_path(target / "comparison.png") as path:
             comparison(case, result.image).save(path)
@@ -58,4 +69,4 @@ def run(chosen: argparse.Namespace) -> None:
         before = float(masked_psnr(case.draft, case.target, case.mask))
         after = float(masked_psnr(result.image, case.target, case.mask))
         print(f"{case.name:<10}{seconds:>9.1f}{before:>10.2f}{after:>12.2f}{int(outside):>18}")
-    print(f"Pictures are in {out}/<case>/; look at comparison.png first.")
+    print(f"The pictures are in {out}/<case>/. comparison.png shows them side by side.")

@@ -66,9 +66,13 @@ class CoreEngine:
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
         text, pooled = self._encode_text(job)
         conditioning = Conditioning(
-            job.latents, job.indices, text.to(self.device), pooled.to(self.device), job.guidance,
+            job.latents,
+            job.indices,
+            text.to(self.device),
+            pooled.to(self.device),
+            job.guidance,
             self.recipe.layout,
-        )  # fmt: skip
+        )
         clean = job.draft
         x = draw_noise(tuple(clean.shape), job.seed) if job.start is None else job.start
         x = x.to(self.device)
@@ -77,7 +81,7 @@ class CoreEngine:
             model = restrict(model, clean, job.restrict.to(clean))
         steps = len(job.sigmas) - 1
         end = steps if job.end is None else job.end
-        found = sample(
+        latents = sample(
             model,
             x,
             job.sigmas[job.begin : end + 1],
@@ -86,7 +90,7 @@ class CoreEngine:
         )
         if end == steps:
             self._clean = CleanCache()  # of use between the rounds of a search, and large
-        return found
+        return latents
 
     def _encode_text(self, job: SamplingJob) -> tuple[Tensor, Tensor]:
         length = self.recipe.text_tokens

@@ -56,8 +56,8 @@ class ReferenceBlend:
         if number == 0 or self.share == 0 or span == 0:
             return self
         low = 1 - span
-        place = ((self.share - low) / span + number * _GOLDEN) % 1.0
-        return replace(self, share=low + span * place)
+        position = ((self.share - low) / span + number * _GOLDEN) % 1.0
+        return replace(self, share=low + span * position)
 
     def targets(self, draft: Tensor, reference: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """The pictures that candidates are compared with, by role.
@@ -67,12 +67,12 @@ class ReferenceBlend:
         is a worse target than a blurred draft. But a draft that shows another detail altogether,
         not only a damaged one, is no target.
         """
-        found = {"reference": reference}
+        targets = {"reference": reference}
         if self.share > 0:
             distance = float(StructuralScorer().distance(draft, reference, mask))
             if distance <= _CONTRADICTION:
-                found["draft"] = draft
-        return found
+                targets["draft"] = draft
+        return targets
 
     def restore(self, result: Tensor, reference: Tensor, coded: Tensor) -> Tensor:
         """The result with the codec's residual of the reference.

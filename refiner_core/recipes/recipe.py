@@ -120,16 +120,16 @@ class Recipe:
             text = re.sub(pattern, "", text)
         return re.sub(r" {2,}", " ", text).strip() if self.prompt_strip else text
 
-    def resolve_guidance(self, asked: float | None) -> tuple[float | None, float]:
-        """Guidance embedding and CFG: `asked` sets the one that the weights have.
+    def resolve_guidance(self, guidance: float | None) -> tuple[float | None, float]:
+        """Guidance embedding and CFG scale: `guidance` sets the one that the weights have.
 
         A recipe without guidance embedding takes it as CFG if it uses CFG at all.
         """
-        if asked is None:
+        if guidance is None:
             return self.guidance, self.cfg
         if self.guidance is not None:
-            return asked, self.cfg
-        return None, max(1.0, asked) if self.family == "qwen-edit" else self.cfg
+            return guidance, self.cfg
+        return None, max(1.0, guidance) if self.family == "qwen-edit" else self.cfg
 
     def accelerated(self, steps: int | None = None) -> Recipe:
         """This recipe under its accelerator LoRA, which was distilled for `steps`.
@@ -263,15 +263,21 @@ NANO = Recipe(
 RECIPES = {
     r.name: r
     for r in (
-        OMNIREFINER, IMAGECRITIC, REFINEANYTHING, KONTEXT, FLUX2_KLEIN, FLUX2_DEV, NANO,
+        OMNIREFINER,
+        IMAGECRITIC,
+        REFINEANYTHING,
+        KONTEXT,
+        FLUX2_KLEIN,
+        FLUX2_DEV,
+        NANO,
     )
-}  # fmt: skip
+}
 
 
 def lightning_steps(name: str) -> int | None:
     """The steps that an accelerator LoRA's file name says it was distilled for, else None."""
-    found = re.search(r"(\d+)[-_ ]?steps?", name.lower())
-    return int(found[1]) if found else None
+    match = re.search(r"(\d+)[-_ ]?steps?", name.lower())
+    return int(match[1]) if match else None
 
 
 def get_recipe(name: str) -> Recipe:

@@ -1,1 +1,1 @@
-"""The repair of a draft, from what is asked to the picture that comes back."""
+"""The repair of a draft, from the request to the repaired picture."""

@@ -67,7 +67,11 @@ def _correct_drift(result: Tensor, draft: Tensor, around: Tensor) -> tuple[Tenso
     sane = max(abs(dx) / w, abs(dy) / h) <= _DRIFT_MOST and abs(zoom - 1) <= _ZOOM_MOST
     correct = sane and most > _DRIFT_LEAST
     report = {
-        "measured": True, "dx": round(dx, 3), "dy": round(dy, 3), "zoom": round(zoom, 5),
-        "score": round(registration.score, 3), "corrected": correct,
-    }  # fmt: skip
+        "measured": True,
+        "dx": round(dx, 3),
+        "dy": round(dy, 3),
+        "zoom": round(zoom, 5),
+        "score": round(registration.score, 3),
+        "corrected": correct,
+    }
     return (warp(result, m, h, w)[0].clamp(0, 1) if correct else result), report

@@ -1,4 +1,4 @@
-"""One mask of what was painted, boxed and found to differ."""
+"""Builds one mask from a painted mask, boxes and the difference to another picture."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def build_mask(
     for pair in pairs:
         total = torch.maximum(total, pair.draft.cover(size, Box(0, 0, *size)))
     if other is not None:
-        found = difference_mask(image, other, threshold=o.threshold, aligned=o.align)
-        total = torch.maximum(total, found)
+        difference = difference_mask(image, other, threshold=o.threshold, aligned=o.align)
+        total = torch.maximum(total, difference)
     if bounds(total) is None:
         raise ValueError(
             "Nothing is marked yet, the mask is empty: draw a box around the detail, connect a "
@@ -73,8 +73,8 @@ def _cleaned(total: Tensor, o: MaskOptions) -> Tensor:
     out = torch.zeros_like(total)
     for region in find_regions(total, grow_pixels=o.grow, holes=o.fill_holes, smallest=o.smallest):
         b = region.box
-        view = out[..., b.y0 : b.y1, b.x0 : b.x1]
-        view.copy_(torch.maximum(view, region.mask))
+        inside = out[..., b.y0 : b.y1, b.x0 : b.x1]
+        inside.copy_(torch.maximum(inside, region.mask))
     return out
 
 

@@ -1,4 +1,4 @@
-"""The crops of draft and references: planned and cut, the reference aligned where asked for."""
+"""The crops of draft and references: planned and cut, the reference aligned if the recipe says so."""
 
 from __future__ import annotations
 

@@ -89,9 +89,13 @@ def _check(images: Sequence[Tensor], reference: Tensor, masks: Sequence[Tensor])
 
 
 def _distance(
-    scorer: Scorer, image: Tensor, reference: Tensor, mask: Tensor | None,
-    reference_mask: Tensor | None, align: bool,
-) -> float:  # fmt: skip
+    scorer: Scorer,
+    image: Tensor,
+    reference: Tensor,
+    mask: Tensor | None,
+    reference_mask: Tensor | None,
+    align: bool,
+) -> float:
     size = Extent(image.shape[-1], image.shape[-2])
     region = single_region(mask, size)
     context = 1.0 if mask is None else _CONTEXT

@@ -74,7 +74,7 @@ def refine(
         scorer: compares candidates with the reference; None = the one without weights.
 
     Raises:
-        ValueError: for every input that cannot be repaired as asked, with the values and the fix.
+        ValueError: for every input that cannot be repaired, with the values and the fix.
     """
     begun = time.perf_counter()
     request = normalize_request(request)
@@ -185,8 +185,8 @@ def _changed(tasks: list[RegionTask], size: Extent) -> Tensor:
     allowed = _empty_mask(size)
     for task in tasks:
         b = task.region.box
-        part = allowed[..., b.y0 : b.y1, b.x0 : b.x1]
-        part.copy_(torch.maximum(part, (task.region.mask > 0).float()))
+        inside = allowed[..., b.y0 : b.y1, b.x0 : b.x1]
+        inside.copy_(torch.maximum(inside, (task.region.mask > 0).float()))
     return allowed
 
 

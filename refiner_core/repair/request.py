@@ -1,4 +1,4 @@
-"""What is asked of a repair: its pictures, masks, boxes and settings, checked and taken apart."""
+"""The request of a repair: pictures, masks, boxes and settings, checked and split into regions."""
 
 from __future__ import annotations
 
