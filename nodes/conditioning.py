@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management as mm
@@ -14,7 +16,10 @@ from torch import Tensor
 from ..refiner_core.interfaces import SamplingJob
 from ..refiner_core.models.detail_encoder import DetailEncoder, fill_triggers
 from ..refiner_core.models.triggers import tokenize_triggers
+from ..refiner_core.recipes.recipe import ConditioningKind
 from .types import Refiner
+
+_PROMPTS = 16  # encoded prompts kept with a refiner; T5's take 8 MB each
 
 
 class DetailPatcher:
@@ -43,13 +48,35 @@ def reference_conditioning(
 
 
 def encode_prompt(refiner: Refiner, prompt: str) -> Any:
-    """The conditioning that is connected to the refiner, or else the encoded prompt."""
+    """The conditioning that is connected to the refiner, or else the encoded prompt.
+
+    An encoded prompt is kept with the refiner, on the CPU: the text encoders are not needed again
+    until the prompt changes.
+    """
     if refiner.conditioning is not None:
         return refiner.conditioning
     # ComfyUI pads T5 to 256 tokens; FLUX.1's own code and diffusers to 512, and so do trainers.
     options = {"t5xxl_min_length": refiner.recipe.text_tokens}
-    tokens = refiner.clip.tokenize(prompt, tokenizer_options=options)
-    return refiner.clip.encode_from_tokens_scheduled(tokens)
+    return _kept(
+        refiner, "text", prompt, lambda: refiner.clip.tokenize(prompt, tokenizer_options=options)
+    )
+
+
+def _kept(
+    refiner: Refiner, kind: ConditioningKind, prompt: str, tokenize: Callable[[], Any]
+) -> Any:
+    """The conditioning of a prompt, encoded once per refiner; the last prompts are kept."""
+    kept, key = refiner.prompts, (kind, prompt)
+    if key not in kept:
+        encoded = refiner.clip.encode_from_tokens_scheduled(tokenize())
+        kept[key] = [
+            [text.cpu(), {k: v.cpu() if isinstance(v, Tensor) else v for k, v in rest.items()}]
+            for text, rest in encoded
+        ]
+    kept[key] = kept.pop(key)  # the last one used is the last one dropped
+    while len(kept) > _PROMPTS:
+        del kept[next(iter(kept))]
+    return kept[key]
 
 
 def _detail(refiner: Refiner, job: SamplingJob) -> Any:
@@ -62,13 +89,16 @@ def _detail(refiner: Refiner, job: SamplingJob) -> Any:
         )
     words = [word for _, word in recipe.triggers]
     tokenizer = clip.tokenizer.t5xxl.tokenizer
-    found = tokenize_triggers(tokenizer, job.prompt, words, recipe.text_tokens)
-    tokens = clip.tokenize(job.prompt)
-    tokens["t5xxl"] = [[(number, 1.0) for number in found.ids]]
+    triggers = tokenize_triggers(tokenizer, job.prompt, words, recipe.text_tokens)
+
+    def tokenize() -> Any:
+        t5 = [[(number, 1.0) for number in triggers.ids]]
+        return {**clip.tokenize(job.prompt), "t5xxl": t5}
+
     pictures = [job.input(role).image for role, _ in recipe.triggers]
     out = []
-    for text, rest in clip.encode_from_tokens_scheduled(tokens):
-        out.append([fill_triggers(refiner.detail, text, found.positions, pictures), rest])
+    for text, rest in _kept(refiner, "detail", job.prompt, tokenize):
+        out.append([fill_triggers(refiner.detail, text, triggers.positions, pictures), rest])
     return out
 
 
@@ -84,23 +114,29 @@ def _vision(refiner: Refiner, prompt: str, job: SamplingJob) -> Any:
     return TextEncodeQwenImageEditPlus.execute(refiner.clip, prompt, **images).result[0]
 
 
-def condition(refiner: Refiner, job: SamplingJob, text: Any = None) -> tuple[Any, Any]:
-    """Positive and negative conditioning of a job. Without CFG the negative is empty.
+@dataclass(frozen=True)
+class EncodedText:
+    """A job's encoded prompt and, with CFG, its negative one."""
 
-    Args:
-        text: the encoded prompt, for recipes that encode it without the images; None encodes the
-            job's.
-    """
-    kind, layout = refiner.recipe.conditioning, refiner.recipe.layout
+    positive: Any
+    negative: Any = None
+
+
+def encode_text(refiner: Refiner, job: SamplingJob) -> EncodedText:
+    """Encode the prompts of a job, together with its images where the recipe says so."""
+    kind = refiner.recipe.conditioning
     if kind == "detail":
-        text = _detail(refiner, job)
-    elif kind == "vision":
-        text = _vision(refiner, job.prompt, job)
-    elif text is None:
-        text = encode_prompt(refiner, job.prompt)
-    latents = list(job.latents)
-    positive = reference_conditioning(text, latents, job.guidance, layout)
-    if job.cfg <= 1 or kind != "vision":
-        return positive, []
-    negative = _vision(refiner, refiner.recipe.negative, job)
-    return positive, reference_conditioning(negative, latents, job.guidance, layout)
+        return EncodedText(_detail(refiner, job))
+    if kind == "vision":
+        negative = None if job.cfg <= 1 else _vision(refiner, refiner.recipe.negative, job)
+        return EncodedText(_vision(refiner, job.prompt, job), negative)
+    return EncodedText(encode_prompt(refiner, job.prompt))
+
+
+def condition(text: EncodedText, job: SamplingJob, layout: str) -> tuple[Any, Any]:
+    """Positive and negative conditioning of a job. Without CFG the negative is empty."""
+    positive, negative = (
+        reference_conditioning(t, list(job.latents), job.guidance, layout) if t else []
+        for t in (text.positive, text.negative)
+    )
+    return positive, negative

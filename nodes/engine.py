@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_base
@@ -20,7 +20,7 @@ from ..refiner_core import sampling
 from ..refiner_core.interfaces import SamplingJob
 from ..refiner_core.models.kontext import CleanCache
 from ..refiner_core.recipes.recipe import Recipe
-from .conditioning import condition
+from .conditioning import EncodedText, condition, encode_text
 from .one_way import one_way
 from .qwen import as_published
 from .types import Refiner
@@ -142,6 +142,7 @@ class ComfyEngine:
         self.refiner, self.sampler, self.scheduler = refiner, sampler, scheduler
         self._previewer: Any = None
         self._clean = CleanCache()
+        self._texts: list[tuple[SamplingJob, EncodedText]] = []
 
     @property
     def recipe(self) -> Recipe:
@@ -180,9 +181,20 @@ class ComfyEngine:
             return comfy.samplers.KSAMPLER(sampling.sample)
         return comfy.samplers.sampler_object(self.sampler)
 
+    def encode_text(self, jobs: Sequence[SamplingJob]) -> None:
+        self._texts = [(job, encode_text(self.refiner, job)) for job in jobs]
+
+    def _text(self, job: SamplingJob) -> EncodedText:
+        """The job's encoded text; candidates share that of the job they come from."""
+        for known, text in self._texts:
+            pictures = zip(known.inputs, job.inputs, strict=True)
+            if known.prompt == job.prompt and all(a.image is b.image for a, b in pictures):
+                return text
+        return encode_text(self.refiner, job)
+
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
         refiner = self.refiner
-        positive, negative = condition(refiner, job)
+        positive, negative = condition(self._text(job), job, self.recipe.layout)
         check_layout(refiner, positive)
         model = sampling_model(refiner)
         if self.recipe.attention == "one way":

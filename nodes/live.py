@@ -22,11 +22,10 @@ class LiveView:
         self.node, self.engine = node, engine
         self.bar: comfy.utils.ProgressBar | None = None
         self.whole: Image.Image | None = None
+        self.shown: tuple[int, int] | None = None  # picture and region of `whole`
 
     def __call__(self, stage: Stage) -> None:
         mm.throw_exception_if_processing_interrupted()
-        if stage.name == "plan":
-            self.whole = None  # earlier regions have changed the picture
         tell_page(self.node, "stage", _event(stage))
         if stage.name == "sample":
             self._step(stage)
@@ -45,6 +44,9 @@ class LiveView:
         crop = self.engine.preview(stage.estimate)
         if crop is None:
             return None
+        if self.shown != (stage.picture, stage.region):
+            self.whole = None  # another picture, or one that earlier regions have changed
+            self.shown = stage.picture, stage.region
         self.whole = self.whole or to_pillow(stage.image, _SIDE)
         return in_place(self.whole, stage.plan, crop)
 

@@ -15,6 +15,7 @@ from ..refiner_core.repair.marking import normalize_request
 from ..refiner_core.repair.region import (
     clean_inputs,
     correct_region,
+    plan_region,
     prepare_region,
     sampling_job,
     shown_pictures,
@@ -28,7 +29,7 @@ from ..refiner_core.repair.request import (
     single_region,
     unite_masks,
 )
-from .conditioning import condition
+from .conditioning import EncodedText, condition, encode_text
 from .engine import check_layout, decode_latent, encode_image
 from .layout import from_core, mask_from_core, mask_to_core, references_to_core, to_core
 from .types import STEPS, RefineCrop, RefineCropSocket, Refiner, RefinerSocket
@@ -140,9 +141,11 @@ class CropForRefine(io.ComfyNode):
         request = unite_masks(request)
         check(request)
         image = request.draft
-        region = single_region(request.mask, Extent(image.shape[-1], image.shape[-2]), grow)
+        size = Extent(image.shape[-1], image.shape[-2])
+        region = single_region(request.mask, size, grow)
         task = RegionTask(region, request.references, request.reference_masks)
-        prepared = prepare_region(image, task, chosen, options)
+        planned = plan_region(task, size, chosen, options)
+        prepared = prepare_region(image, planned, chosen, options)
         return io.NodeOutput(
             from_core(dict(shown_pictures(prepared))["draft"]),
             from_core(prepared.references[0].crop),
@@ -250,8 +253,10 @@ class RefineConditioning(io.ComfyNode):
         )
         size = Extent(draft_crop.shape[2], draft_crop.shape[1])
         job = sampling_job(recipe, size, inputs, options)
-        models = refiner or Refiner(recipe, None, vae)
-        conditioned, negative = condition(models, job, positive)
+        text = EncodedText(positive)
+        if refiner is not None and recipe.conditioning != "text":
+            text = encode_text(refiner, job)
+        conditioned, negative = condition(text, job, recipe.layout)
         if refiner is not None:
             check_layout(refiner, conditioned)
         empty = {"samples": torch.zeros_like(job.draft)}

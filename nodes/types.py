@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..refiner_core.recipes.recipe import Recipe
+from ..refiner_core.recipes.recipe import ConditioningKind, Recipe
 from ..refiner_core.repair.region import PreparedRegion
 
 CATEGORY = "OmniRefiner"  # what most people need
@@ -37,6 +37,8 @@ class Refiner:
     """Whether the model is known to follow the reference latents method."""
     detail: Any = None
     """Detail encoder of recipes that need one, or None."""
+    prompts: dict[tuple[ConditioningKind, str], Any] = field(default_factory=dict)
+    """Encoded prompts by kind and text; a refiner with another clip or LoRA is another refiner."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -108,6 +108,12 @@ class Engine(Protocol):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latent to image 1 3 H W, float32, not clamped."""
+        ...
+
+    def encode_text(self, jobs: Sequence[SamplingJob]) -> None:
+        """Encode the prompts of jobs that are sampled next, so that the text encoders are needed
+        only now. A job that was not announced is sampled all the same.
+        """
         ...
 
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:

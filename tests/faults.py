@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -77,6 +77,9 @@ class ModelThat:
 
     def decode(self, latent: Tensor) -> Tensor:
         return latent
+
+    def encode_text(self, jobs: Sequence[SamplingJob]) -> None:
+        pass
 
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
         self.jobs.append(job)

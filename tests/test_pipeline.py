@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -116,6 +116,9 @@ class Plain:
 
     def decode(self, latent: Tensor) -> Tensor:
         return self.spoil(F.pixel_shuffle(latent, self.recipe.latent_factor))
+
+    def encode_text(self, jobs: Sequence[SamplingJob]) -> None:
+        pass
 
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
         self.jobs.append(job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -109,6 +109,9 @@ class Levels:
 
     def decode(self, latent: Tensor) -> Tensor:
         return latent[:, :3]
+
+    def encode_text(self, jobs: Sequence[SamplingJob]) -> None:
+        pass
 
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
         x = job.start

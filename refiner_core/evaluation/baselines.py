@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +31,9 @@ class PastedReference:
 
     def decode(self, latent: Tensor) -> Tensor:
         return latent
+
+    def encode_text(self, jobs: Sequence[SamplingJob]) -> None:
+        pass
 
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
         return job.input("reference").latent

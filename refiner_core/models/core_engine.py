@@ -63,6 +63,11 @@ class CoreEngine:
     def decode(self, latent: Tensor) -> Tensor:
         return self.codec.decode(latent).float().cpu()
 
+    def encode_text(self, jobs: Sequence[SamplingJob]) -> None:
+        for prompt in dict.fromkeys(job.prompt for job in jobs):
+            if self.detail is None:
+                self.text(prompt, self.recipe.text_tokens)
+
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
         text, pooled = self._encode_text(job)
         conditioning = Conditioning(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,23 +19,15 @@ from torch import Tensor
 
 from .. import __version__
 from ..images.geometry import Extent
-from ..interfaces import Engine, Progress, SamplingJob, Stage
+from ..interfaces import Engine, Progress, Stage
+from ..recipes.recipe import Recipe
 from ..scoring.scorer import Scorer
-from .candidates import sample_best
 from .marking import normalize_request, region_notes
-from .region import (
-    PreparedRegion,
-    clean_inputs,
-    correct_region,
-    prepare_region,
-    sampling_job,
-    shown_pictures,
-    stitch_region,
-)
+from .phases import Repaired, Work, repair_together
+from .region import plan_region
 from .request import (
     RefineOptions,
     RefineRequest,
-    RegionTask,
     check,
     check_marked,
     outside_boxes,
@@ -42,6 +35,10 @@ from .request import (
     region_tasks,
 )
 from .watch import Watch
+from .waves import waves
+
+# Pixels of crops that are held at a time: 24 regions of a megapixel with one reference, 0.6 GB.
+_CHUNK = 48_000_000
 
 
 @dataclass(frozen=True)
@@ -67,6 +64,9 @@ def refine(
 ) -> RefineResult:
     """Repair every region of every draft.
 
+    Work goes phase by phase (all crops are encoded, then all sampled, then all decoded), so that
+    each model is loaded once; many pictures go in chunks, which bounds the memory.
+
     Args:
         engine: the weights.
         request: what to repair, and how.
@@ -85,72 +85,76 @@ def refine(
     watch = Watch(progress)
     images: list[Tensor] = []
     changed: list[Tensor] = []
-    crops: list[Tensor] = []
-    reports: list[dict[str, Any]] = []
+    done: list[Repaired] = []
     notes = list(request.notes)
-    for i in range(n):
-        image, tasks = pick(request.draft, i).clone(), region_tasks(request, i, size)
-        regions = [task.region for task in tasks]
-        buckets = engine.recipe.buckets
-        notes += region_notes(regions, size, buckets, request.options.megapixels)
-        for r, task in enumerate(tasks):
-            watch.stage = Stage("plan", picture=i, pictures=n, region=r, regions=len(tasks))
-            crop, report = _repair(engine, image, task, request.options, watch, scorer)
-            crops.append(crop)
-            reports.append({"picture": i, **report})
-        images.append(image)
-        changed.append(_changed(tasks, size))
-    report = _report(engine, request, reports) | {
+    for chunk in _chunks(_works(request, n, engine.recipe)):
+        images += [works[0].image for works in chunk]
+        changed += [_changed(works, size) for works in chunk]
+        notes += _notes(chunk, engine.recipe, request.options)
+        done += _repair(engine, chunk, request.options, watch, scorer)
+    report = _report(engine, request, [r.report for r in done]) | {
         "notes": list(dict.fromkeys(notes)),
         "seconds": {k: round(v, 4) for k, v in watch.seconds.items()},
         "seconds_total": round(time.perf_counter() - begun, 4),
     }
-    return RefineResult(_batch(images), crops, _batch(changed), report)
+    return RefineResult(_batch(images), [r.crop for r in done], _batch(changed), report)
+
+
+def _works(request: RefineRequest, n: int, recipe: Recipe) -> Iterator[list[Work]]:
+    """The regions of every picture, planned."""
+    size = Extent(request.draft.shape[-1], request.draft.shape[-2])
+    for i in range(n):
+        image, tasks = pick(request.draft, i).clone(), region_tasks(request, i, size)
+        stage = Stage("", picture=i, pictures=n, regions=len(tasks), image=image)
+        yield [
+            Work(image, plan_region(task, size, recipe, request.options), stage._replace(region=r))
+            for r, task in enumerate(tasks)
+        ]
+
+
+def _notes(chunk: list[list[Work]], recipe: Recipe, options: RefineOptions) -> list[str]:
+    """What is to be said about the regions of some pictures."""
+    notes: list[str] = []
+    for works in chunk:
+        regions = [work.planned.task.region for work in works]
+        size = Extent(works[0].image.shape[-1], works[0].image.shape[-2])
+        notes += region_notes(regions, size, recipe.buckets, options.megapixels)
+    return notes
+
+
+def _chunks(pictures: Iterable[list[Work]]) -> Iterator[list[list[Work]]]:
+    """As many pictures at a time as memory for their crops is meant to hold; at least one."""
+    chunk: list[list[Work]] = []
+    pixels = 0
+    for works in pictures:
+        own = sum(work.planned.pixels for work in works)
+        if chunk and pixels + own > _CHUNK:
+            yield chunk
+            chunk, pixels = [], 0
+        chunk.append(works)
+        pixels += own
+    yield chunk
 
 
 def _repair(
     engine: Engine,
-    image: Tensor,
-    task: RegionTask,
+    chunk: list[list[Work]],
     options: RefineOptions,
     watch: Watch,
     scorer: Scorer | None,
-) -> tuple[Tensor, dict[str, Any]]:
-    """Repair one region in `image` itself; the repaired crop and what was done."""
-    watch.enter("plan", image=image)
-    prepared = prepare_region(image, task, engine.recipe, options)
-    if prepared.left_alone:
-        watch.leave()
-        return prepared.draft, prepared.report
-    watch.enter("encode", plan=prepared.plan)
-    inputs = clean_inputs(shown_pictures(prepared), engine.recipe, engine.encode)
-    job = sampling_job(engine.recipe, prepared.plan.target, inputs, options, prepared.mask)
-    result, search = _sample(engine, prepared, job, options, watch, scorer)
-    watch.enter("register")
-    coded = engine.decode(job.input("reference").latent) if prepared.blend.residual else None
-    result, corrections = correct_region(prepared, result, options, coded)
-    watch.enter("stitch")
-    stitch_region(image, prepared, result, options)
-    watch.leave()
-    return result, prepared.report | search | corrections
-
-
-def _sample(
-    engine: Engine,
-    prepared: PreparedRegion,
-    job: SamplingJob,
-    options: RefineOptions,
-    watch: Watch,
-    scorer: Scorer | None,
-) -> tuple[Tensor, dict[str, Any]]:
-    """The decoded crop, 1 3 H W, and how the best candidate was chosen, if there are several."""
-    watch.start("sample")
-    if options.candidates > 1:
-        result, search = sample_best(engine, prepared, job, options, scorer, watch.step)
-        return result, {"search": search}
-    latent = engine.sample(job, watch.step)
-    watch.enter("decode")
-    return engine.decode(latent), {}
+) -> list[Repaired]:
+    """Repair all regions of some pictures, wave by wave; in the order of pictures and regions."""
+    numbered = [waves([work.planned for work in works]) for works in chunk]
+    done: dict[tuple[int, int], Repaired] = {}
+    for wave in range(max(len(own) for own in numbered)):
+        works = [
+            chunk[i][r] for i, own in enumerate(numbered) if wave < len(own) for r in own[wave]
+        ]
+        for work, repaired in zip(
+            works, repair_together(engine, works, options, watch, scorer), strict=True
+        ):
+            done[work.stage.picture, work.stage.region] = repaired
+    return [done[key] for key in sorted(done)]
 
 
 def _report(
@@ -180,13 +184,13 @@ def _report(
     return report
 
 
-def _changed(tasks: list[RegionTask], size: Extent) -> Tensor:
+def _changed(works: list[Work], size: Extent) -> Tensor:
     """What was allowed to change in a picture, 1 1 H W."""
     allowed = _empty_mask(size)
-    for task in tasks:
-        b = task.region.box
+    for region in (work.planned.task.region for work in works):
+        b = region.box
         inside = allowed[..., b.y0 : b.y1, b.x0 : b.x1]
-        inside.copy_(torch.maximum(inside, (task.region.mask > 0).float()))
+        inside.copy_(torch.maximum(inside, (region.mask > 0).float()))
     return allowed
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..images.crop import crop, crop_mask, stitch_into, uncrop, uncrop_signed
-from ..images.geometry import CropPlan, Extent
+from ..images.geometry import Box, CropPlan, Extent
 from ..images.masks import Region
 from ..images.tensors import check_finite
 from ..interfaces import CleanInput, SamplingJob
@@ -30,6 +30,39 @@ from .request import RefineOptions, RegionTask
 # Scale of the model's crop below which it loses the fine detail. Above it the crop's own alignment
 # is better on the held-out scenes, which are flat; a reference without a mask is always searched.
 _SHRUNK = 0.5
+# A detail is searched for and laid over the draft within a region's shorter side and these px of it.
+_SEARCHED = 16
+
+
+@dataclass(frozen=True)
+class PlannedRegion:
+    """A region, and where its crops lie."""
+
+    task: RegionTask
+    """The region and what it is repaired from."""
+    plan: CropPlan
+    """Of the draft's crop."""
+    reference_plans: tuple[CropPlan, ...]
+    """Of each reference's own crop."""
+
+    @property
+    def seen(self) -> Box:
+        """All of the draft that its repair may depend on: the crop, and what is around the region as
+        far as a detail is searched for and laid over it.
+        """
+        box, crop = self.task.region.box, self.plan.box
+        around = min(box.extent) + _SEARCHED
+        return Box(
+            min(crop.x0, box.x0 - around),
+            min(crop.y0, box.y0 - around),
+            max(crop.x1, box.x1 + around),
+            max(crop.y1, box.y1 + around),
+        )
+
+    @property
+    def pixels(self) -> int:
+        """Of all crops at the model's size."""
+        return sum(p.target.width * p.target.height for p in (self.plan, *self.reference_plans))
 
 
 @dataclass(frozen=True)
@@ -74,20 +107,14 @@ class PreparedRegion:
     """Whether the draft stays as it is, because the detail was not found in the reference."""
 
 
-def prepare_region(
-    image: Tensor, task: RegionTask, recipe: Recipe, options: RefineOptions
-) -> PreparedRegion:
-    """Cut the crops of a region out.
-
-    Args:
-        image: the picture, 1 3 H W in any stored type; may be repaired elsewhere already.
-        task: what belongs to this region.
-        recipe, options: whose buckets, context and alignment.
+def plan_region(
+    task: RegionTask, size: Extent, recipe: Recipe, options: RefineOptions
+) -> PlannedRegion:
+    """Where the crops of a region in a picture of that size lie.
 
     Raises:
-        ValueError: an empty reference mask, or NaN within the crop.
+        ValueError: an empty reference mask.
     """
-    size = Extent(image.shape[-1], image.shape[-2])
     context = recipe.context if options.context is None else options.context
     given = list(zip(task.references, task.reference_masks, strict=True))
     plan, *others = plan_crops(
@@ -97,19 +124,36 @@ def prepare_region(
         (context, [1.0 if mask is None else context for _, mask in given]),
         options.megapixels,
     )
+    return PlannedRegion(task, plan, tuple(others))
+
+
+def prepare_region(
+    image: Tensor, planned: PlannedRegion, recipe: Recipe, options: RefineOptions
+) -> PreparedRegion:
+    """Cut the crops of a region out.
+
+    Args:
+        image: the picture, 1 3 H W in any stored type; may be repaired elsewhere already.
+        recipe, options: how its references are aligned and blended in.
+
+    Raises:
+        ValueError: NaN within the crop.
+    """
+    task, plan = planned.task, planned.plan
     i = plan.inside
     check_finite(image[..., i.y0 : i.y1, i.x0 : i.x1], "draft")
     draft, region_mask = crop(image, plan), crop_mask(task.region, plan)
+    given = list(zip(task.references, task.reference_masks, strict=True))
     aligned = bool(given) and (recipe.align if options.align is None else options.align)
     report = _plan_report(plan)
     crops: list[ReferenceCrop] = []
-    for (reference, mask), own in zip(given, others, strict=True):
+    for (reference, mask), own in zip(given, planned.reference_plans, strict=True):
         cut, done = crop_reference(reference, mask, draft, region_mask, own, aligned=aligned)
         crops.append(ReferenceCrop(reference, mask, own, cut))
         report.setdefault("references", []).append(done)
     transfer, left_alone = None, False
     if aligned and recipe.native_detail and (plan.scale < _SHRUNK or given[0][1] is None):
-        transfer, view, found = transfer_reference(image, task, plan, others[0])
+        transfer, view, found = transfer_reference(image, task, plan, planned.reference_plans[0])
         crops[0] = replace(crops[0], crop=view)
         report["references"][0]["alignment"] = found.report()
         left_alone = not found.sure and options.align is None

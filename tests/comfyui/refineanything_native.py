@@ -39,7 +39,7 @@ if __name__ == "__main__":
     spec.loader.exec_module(pack)
     from pack.nodes.engine import ComfyEngine
     from pack.nodes.types import Refiner
-    from pack.refiner_core.recipes import REFINEANYTHING
+    from pack.refiner_core.recipes.recipe import REFINEANYTHING
     from pack.refiner_core.repair.pipeline import refine
     from pack.refiner_core.repair.request import RefineOptions, RefineRequest
 

@@ -38,7 +38,7 @@ if __name__ == "__main__":
     from pack.nodes.conditioning import DetailPatcher, _detail, encode_prompt
     from pack.nodes.types import Refiner
     from pack.refiner_core.models.detail_encoder import load_detail_encoder
-    from pack.refiner_core.recipes import RECIPES
+    from pack.refiner_core.recipes.recipe import RECIPES
 
     models, pictures = Path(sys.argv[1]), load_file(sys.argv[2])
     files = [str(models / "text_encoders" / f"tiny_{n}.safetensors") for n in ("clip_l", "t5xxl")]
@@ -51,7 +51,10 @@ if __name__ == "__main__":
         for name in ("omnirefiner", "kontext", "imagecritic"):
             recipe = RECIPES[name]
             refiner = Refiner(recipe, None, None, clip, detail=DetailPatcher(detail))
-            job = SimpleNamespace(prompt=recipe.text(None), image=pictures.__getitem__)
+            job = SimpleNamespace(
+                prompt=recipe.text(None),
+                input=lambda role: SimpleNamespace(image=pictures[role]),
+            )
             found = _detail(refiner, job) if recipe.triggers else encode_prompt(refiner, job.prompt)
             out[f"{name}.text"], out[f"{name}.pooled"] = found[0][0], found[0][1]["pooled_output"]
     save_file({k: v.float().contiguous().clone() for k, v in out.items()}, sys.argv[3])
