@@ -36,6 +36,7 @@ from .files import (
     file_path,
     register_recipe_folder,
 )
+from .lora import apply_lora
 from .nano import load_nano_refiner
 from .one_way import one_way_alone
 from .types import CATEGORY, STEPS, Refiner, RefinerSocket
@@ -111,19 +112,7 @@ def _apply_lora(
         )
     if critic:
         return apply_imagecritic(model, read_imagecritic_lora(path), strength)
-    state = comfy.utils.load_torch_file(path, safe_load=True)
-    patched, _ = comfy.sd.load_lora_for_models(model, None, state, strength, 0)
-    if _patch_count(patched) == _patch_count(model):
-        sample = ", ".join(list(state)[:3])
-        raise ValueError(
-            f"None of the {len(state)} keys of the LoRA {name} fits this model, so it was trained for "
-            f"another one. Its first keys are {sample}."
-        )
-    return patched
-
-
-def _patch_count(model: Any) -> int:
-    return sum(len(patches) for patches in model.patches.values())
+    return apply_lora(model, path, strength, recipe.family)
 
 
 def inputs_of(recipe: Recipe) -> list[str]:

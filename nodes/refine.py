@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..refiner_core.images.boxes import parse_boxes
 from ..refiner_core.images.geometry import Extent
+from ..refiner_core.repair.marking import normalize_request
 from ..refiner_core.repair.pipeline import RefineResult, refine
 from ..refiner_core.repair.request import (
     RefineOptions,
@@ -415,6 +416,7 @@ class ReferenceRefine(io.ComfyNode):
             parse_boxes(boxes),
             notes,
         )
+        request = normalize_request(request)
         if mask_batch == TOGETHER:
             request = unite_masks(request)
         shown = show_inputs(cls, request.draft, request.references[0] if views else None)

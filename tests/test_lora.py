@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,14 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from refiner_core.weights.lora import apply_lora, parse_lora_argument, read_lora, save_lora
+from refiner_core.weights.inspection import inspect_file
+from refiner_core.weights.lora import (
+    apply_lora,
+    comfyui_weights,
+    parse_lora_argument,
+    read_lora,
+    save_lora,
+)
 
 RANK = 3
 WIDTH = 128
@@ -204,9 +212,9 @@ def test_text_encoder_part_is_reported_not_merged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "name", "message"),
     [
-        ((64, 64), "transformer_blocks.0.attn.to_q", "64x64, but the model's weight is 128x128"),
-        ((128, 128), "transformer_blocks.7.attn.to_q", "1 of 1 modules .*blocks.7.attn.to_q"),
-        ((128, 128), "down_blocks.0.attentions.0.to_q", "LoRA for another model"),
+        ((64, 64), "transformer_blocks.0.attn.to_q", "to_q .*64x64.*128x128"),
+        ((128, 128), "transformer_blocks.7.attn.to_q", "1 .*blocks.7.attn.to_q"),
+        ((128, 128), "down_blocks.0.attentions.0.to_q", "down_blocks.0.attentions.0.to_q"),
     ],
 )
 def test_lora_of_another_model_changes_nothing(
@@ -224,9 +232,12 @@ def test_lora_of_another_model_changes_nothing(
 @pytest.mark.parametrize(
     ("sd", "message"),
     [
-        ({"x.weight": torch.ones(1)}, "is no LoRA: x.weight"),
+        ({"x.weight": torch.ones(1)}, r"\bx\.weight"),
         ({"a.lora_A.weight": torch.ones(2, 4)}, r"lacks lora_B \(up\) of a"),
-        ({"a.lora_A.weight": torch.ones(2, 4), "a.lora_B.weight": torch.ones(4, 3)}, "rank 2, B 3"),
+        (
+            {"a.lora_A.weight": torch.ones(2, 4), "a.lora_B.weight": torch.ones(4, 3)},
+            r"\b2\b.*\b3\b",
+        ),
         ({"lora_unet_x.hada_w1_a": torch.ones(2)}, "LoHa"),
         ({"lora_te_x.lora_up.weight": torch.ones(2, 2)}, "only 1 for text encoders"),
         ({"a.dora_scale": torch.ones(2)}, "DoRA"),
@@ -286,3 +297,109 @@ def test_save_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\.safetensors"):
         save_lora(tmp_path / "l.pt", {"x": (a, a.T)})
     assert not list(tmp_path.iterdir())
+
+
+def xlabs(pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """XLabs' names for the attention of one double and one single block."""
+    names = {
+        "double_blocks.0.processor.qkv_lora1": "double_blocks.0.img_attn.qkv",
+        "double_blocks.0.processor.proj_lora1": "double_blocks.0.img_attn.proj",
+        "double_blocks.0.processor.qkv_lora2": "double_blocks.0.txt_attn.qkv",
+        "double_blocks.0.processor.proj_lora2": "double_blocks.0.txt_attn.proj",
+    }
+    out: dict[str, Tensor] = {}
+    for theirs, ours in names.items():
+        out[f"{theirs}.down.weight"], out[f"{theirs}.up.weight"] = pairs[ours]
+    return out
+
+
+def test_xlabs_names_mean_the_same_as_bfls(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+    pairs = {
+        f"double_blocks.0.{side}_attn.{part}": (
+            torch.randn(2, 128, generator=generator),
+            torch.randn(384 if part == "qkv" else 128, 2, generator=generator),
+        )
+        for side in ("img", "txt")
+        for part in ("qkv", "proj")
+    }
+    save_file(xlabs(pairs), tmp_path / "xlabs.safetensors")
+    save_file(keys(pairs, lambda k: f"diffusion_model.{k}", *AB), tmp_path / "bfl.safetensors")
+    ours, theirs = tiny_flux(), tiny_flux()
+    assert apply_lora(ours, read_lora(tmp_path / "bfl.safetensors")) == 8
+    assert apply_lora(theirs, read_lora(tmp_path / "xlabs.safetensors")) == 8
+    for key, weight in ours.state_dict().items():
+        assert torch.equal(weight, theirs.state_dict()[key]), key
+
+
+def test_xlabs_single_blocks_change_attention_alone(tmp_path: Path) -> None:
+    a, b = torch.ones(2, 128), torch.ones(384, 2)
+    name = "single_blocks.0.processor.qkv_lora"
+    save_file({f"{name}.down.weight": a, f"{name}.up.weight": b}, tmp_path / "x.safetensors")
+    changed = read_lora(tmp_path / "x.safetensors").factors
+    assert sorted(changed) == [f"single_transformer_blocks.0.attn.to_{part}" for part in "kqv"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "scale"),
+    [
+        ({"transformer.r": 2, "transformer.lora_alpha": 8}, 4.0),
+        ({"r": 2, "lora_alpha": 8}, 4.0),
+        ({"transformer.lora_alpha": 8, "transformer.use_rslora": True}, 8 / 2**0.5),
+        ({"transformer.lora_alpha": 8, "transformer.alpha_pattern": {"attn.to_q": 2}}, 1.0),
+        ({"text_encoder.lora_alpha": 8}, 1.0),
+        ({}, 1.0),
+    ],
+)
+def test_alpha_in_the_metadata_of_diffusers(
+    tmp_path: Path, metadata: dict[str, object], scale: float
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    name = f"{DOUBLE}attn.to_q"
+    pair = {name: (torch.ones(2, 128), torch.ones(128, 2))}
+    sd = keys(pair, lambda k: f"transformer.{k}", *AB)
+    save_file(sd, path, {"lora_adapter_metadata": json.dumps(metadata)})
+    assert read_lora(path).factors[name][0].scale == pytest.approx(scale)
+    save_file({**sd, f"transformer.{name}.alpha": torch.tensor(6.0)}, path, None)
+    assert read_lora(path).factors[name][0].scale == 3.0
+
+
+@pytest.mark.parametrize(
+    ("extra", "kind"),
+    [
+        ("transformer_blocks.0.attn.to_q.lora_B.bias", "bias"),
+        ("transformer_blocks.0.attn.to_q.lora_B.default.bias", "bias"),
+        ("transformer_blocks.0.attn.to_q.lora_magnitude_vector", "DoRA"),
+        ("double_blocks.0.img_attn.norm.query_norm.scale", "control LoRA"),
+        ("lycoris_transformer_blocks_0_attn_to_k.lokr_w1", "LoKr"),
+        ("lora_unet_double_blocks_0_img_attn_proj.hada_w1_a", "LoHa"),
+        ("lora_unet_double_blocks_0_img_attn_proj.dora_scale", "DoRA"),
+    ],
+)
+def test_other_adapters_are_named_alike_by_reader_and_inspection(
+    tmp_path: Path, extra: str, kind: str
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    name = f"{DOUBLE}attn.to_q"
+    sd = keys({name: (torch.ones(2, 128), torch.ones(128, 2))}, lambda k: f"transformer.{k}", *AB)
+    save_file({**sd, extra: torch.ones(128)}, path)
+    with pytest.raises(ValueError, match=kind) as e:
+        read_lora(path)
+    assert extra in str(e.value)
+    found = inspect_file(path)
+    assert kind in found.what and found.recipes == ()
+
+
+def test_comfyui_gets_the_same_change(tmp_path: Path) -> None:
+    """In one layout, with alpha as a tensor, whatever the file's layout was."""
+    pairs = make_pairs()
+    save_file(kohya(fused(pairs), "lora_unet_"), tmp_path / "kohya.safetensors")
+    lora = read_lora(tmp_path / "kohya.safetensors")
+    weights = comfyui_weights(lora)
+    for name, factors in lora.factors.items():
+        a, b, alpha = (
+            weights[f"transformer.{name}.{part}"]
+            for part in ("lora_A.weight", "lora_B.weight", "alpha")
+        )
+        wanted = sum(f.delta() for f in factors)
+        torch.testing.assert_close(float(alpha) / len(a) * (b.float() @ a.float()), wanted)

@@ -14,6 +14,7 @@ from pathlib import Path
 from .headers import Header, parameters, read_any_header
 from .imagecritic_keys import is_imagecritic
 from .keys import strip_prefix
+from .lora_keys import is_lora, metadata_alphas, other_adapter, parse_name
 from .nano_keys import is_nano
 
 # (key prefixes, what has them); the first that matches names the file.
@@ -34,7 +35,6 @@ ARCHITECTURES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("text_model.", "transformer.text_model."), "a CLIP text encoder"),
     (("encoder.conv_in.", "decoder.conv_in.", "decoder.", "first_stage_model."), "an autoencoder"),
 )
-_LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.")
 _FLUX_BLOCKS, _FLUX_SINGLE = 19, 38
 _FLUX2_BLOCKS = ((8, 48), (5, 20), (8, 24))  # double and single: dev, klein 4B, klein 9B
 _BLOCK = re.compile(r"(?:^|[._])(single_)?(?:transformer|double|single)_blocks[._](\d+)[._]")
@@ -92,7 +92,11 @@ def inspect_file(path: str | Path) -> WeightFile:
     keys = {strip_prefix(k): v for k, v in header.shapes.items()}
     if is_imagecritic(keys):
         return _imagecritic_lora(header, keys)
-    if any(mark in k or k.endswith(mark[:-1]) for k in keys for mark in _LORA_MARKS):
+    other = other_adapter(header.shapes)
+    if other is not None:
+        _, base = lora_base(keys)
+        return _made(header, "lora", f"{other[0]} for {base}, which is not supported")
+    if is_lora(header.shapes):
         return _lora(header, keys)
     return _base(header, keys) or _part(header, keys)
 
@@ -265,7 +269,7 @@ def _autoencoder(keys: Mapping[str, tuple[int, ...]]) -> str | None:
 
 def architecture(keys: Mapping[str, object]) -> str:
     """The architecture in words, by the names of the weights."""
-    if any(mark in k for k in keys for mark in _LORA_MARKS):
+    if is_lora(keys) or other_adapter(keys) is not None:
         return "a LoRA"
     for prefixes, name in ARCHITECTURES:
         if any(strip_prefix(k).startswith(prefixes) for k in keys):
@@ -289,18 +293,16 @@ def _imagecritic_lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> We
 
 
 def _lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
-    downs = {
-        k: s for k, s in keys.items() if ".lora_A" in k or "lora_down" in k or ".lora.down" in k
-    }
+    downs = {k: s for k, s in keys.items() if (parse_name(k) or ("", ""))[1] == "a"}
     rank = max((s[0] for s in downs.values()), default=0)
-    alpha = "in the tensors" if any(k.endswith(".alpha") for k in keys) else "none: scale 1"
+    alpha = _alpha(header)
     family, base = lora_base(keys)
     recipes = {
         "flux": ("omnirefiner", "kontext"),
         "qwen-edit": ("refineanything",),
         "flux2": ("flux2-klein", "flux2-dev"),
     }.get(family or "", ())
-    quick = family in ("flux", "qwen-edit") and _accelerates(header.path.name, keys)
+    quick = family in ("flux", "qwen-edit") and _accelerates(header.path.name, keys, family)
     what = f"an accelerator LoRA for {base}" if quick else f"a LoRA for {base}"
     if quick and family == "flux":
         recipes = ("omnirefiner", "imagecritic", "kontext")
@@ -318,9 +320,19 @@ def _lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
     )
 
 
-def _accelerates(name: str, keys: Mapping[str, object]) -> bool:
-    """Whether a LoRA is one for fewer steps, by its name or by parts that others leave alone."""
-    parts = ("img_mlp", "guidance_embedder", "guidance_in")
+def _alpha(header: Header) -> str:
+    if any(k.endswith(".alpha") for k in header.shapes):
+        return "in the tensors"
+    alpha, _, _ = metadata_alphas(header.metadata)
+    return "none: scale 1" if alpha is None else f"{alpha:g} in the metadata"
+
+
+def _accelerates(name: str, keys: Mapping[str, object], family: str | None) -> bool:
+    """Whether a LoRA is for fewer steps, by its name or by parts that other LoRAs do not change.
+
+    Of Qwen-Image the MLP of the picture is such a part; kohya trains FLUX's like everything else.
+    """
+    parts = ("guidance_embedder", "guidance_in", *(("img_mlp",) if family == "qwen-edit" else ()))
     named = re.search(r"lightning|turbo|hyper|\d[-_ ]?steps?", name.lower())
     return named is not None or any(part in k for k in keys for part in parts)
 

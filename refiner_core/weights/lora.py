@@ -7,36 +7,16 @@ that diffusers and ComfyUI both load at the right strength.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .keys import SWAPPED, diffusers_modules, split_rows, swap_halves, unflatten
+from .keys import SWAPPED, diffusers_modules, split_rows, swap_halves
+from .lora_keys import TEXT_PREFIXES, metadata_alphas, other_adapter, parse_name
 from .safetensors_io import check_weights_path, read_header, read_weights, save_weights
-
-_FACTOR = re.compile(
-    r"(?P<module>.+?)[._]lora(?:_linear_layer)?"
-    r"(?:(?P<ab>_[AB])|[._](?P<du>down|up))(?:\.[^.]+)?(?:\.weight)?"
-)
-_OUTER_PREFIXES = ("base_model.model.", "transformer.", "diffusion_model.", "unet.")
-_FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
-_TEXT_PREFIXES = ("lora_te", "text_encoder", "te1.", "clip_l.")
-# What follows a module's name in the keys of other adapters.
-_OTHER = re.compile(r"\.(hada_|lokr_|oft_|dora_scale|lora_magnitude|lora_mid|diff$|diff_b$)")
-_OTHER_KINDS = {
-    "hada_": "a LoHa",
-    "lokr_": "a LoKr",
-    "oft_": "an OFT",
-    "dora_scale": "a DoRA",
-    "lora_magnitude": "a DoRA",
-    "lora_mid": "a Tucker LoRA",
-    "diff": "a difference of whole weights",
-    "diff_b": "a difference of whole biases",
-}
 
 
 @dataclass(frozen=True)
@@ -54,16 +34,11 @@ class Factor:
 
 @dataclass(frozen=True)
 class LoRA:
-    """A LoRA of a FLUX transformer.
+    """A LoRA of a FLUX transformer."""
 
-    `factors` the changes by diffusers module path (paths nobody knows are kept as written);
-    `skipped` keys that belong to the text encoders; `metadata` of the file, for the report only:
-    its alpha is never applied on top of the tensors'.
-    """
-
-    factors: dict[str, tuple[Factor, ...]]
+    factors: dict[str, tuple[Factor, ...]]  # by diffusers' module path; unknown paths as written
     source: str = "LoRA"
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()  # names of weights for text encoders
     metadata: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
@@ -73,70 +48,76 @@ class LoRA:
 
 
 def read_lora(path: str | Path) -> LoRA:
-    """Read a LoRA in any of the spellings that ComfyUI takes, and PEFT's own.
+    """Read a LoRA in any of the layouts that ComfyUI reads, and in PEFT's and XLabs' own.
 
-    `transformer.<diffusers>`, bare diffusers paths, `diffusion_model.<BFL>`, `base_model.model.`,
-    kohya's `lora_unet_...` and OneTrainer's `lora_transformer_...`, with `lora_A/lora_B`,
-    `lora_A.default`, `lora.down/lora.up` or `lora_down/lora_up`. Alpha tensors give the scale
-    `alpha / rank`; without them it is 1. Factors of BFL's fused matrices are cut into those of
-    query, key, value and MLP by the rows of B.
+    Modules are `transformer.<diffusers>`, bare diffusers paths, `diffusion_model.<BFL>`,
+    `base_model.model.` before any of these, kohya's `lora_unet_...`, OneTrainer's
+    `lora_transformer_...` or XLabs' processors; factors are `lora_A/lora_B`, `lora_A.default`,
+    `lora.down/lora.up` or `lora_down/lora_up`. The scale is alpha / rank, with the alpha of the
+    file's tensors or else of diffusers' metadata; without any it is 1. Factors of BFL's fused
+    matrices are cut into those of query, key, value and MLP by the rows of B.
 
     Raises:
-        ValueError: unreadable file, no LoRA, another kind of adapter, or half of a pair missing.
+        ValueError: the file is unreadable, not a LoRA or another kind of adapter, half of a pair is
+            missing, or the ranks of a pair differ.
     """
     path = check_weights_path(path, "LoRA")
-    sd = read_weights(path, what="LoRA")
+    names, metadata = read_header(path, "LoRA")
+    other = other_adapter(names)
+    if other is not None:
+        raise ValueError(
+            f"The LoRA {path} is {other[0]} ({other[1]}), which is not supported. Use a plain LoRA, "
+            "or merge this one into the model in ComfyUI and save that."
+        )
+    halves, skipped = _halves(path)
+    scales = _metadata_scales(path, metadata)
+    factors: dict[str, list[Factor]] = {}
+    for module, parts in halves.items():
+        for target, factor in _factors(path, module, parts, scales):
+            factors.setdefault(target, []).append(factor)
+    return LoRA({k: tuple(v) for k, v in factors.items()}, str(path), tuple(skipped), metadata)
+
+
+def _halves(path: Path) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """A, B and alpha by module, and the names of weights for text encoders."""
     halves: dict[str, dict[str, Tensor]] = {}
     skipped: list[str] = []
-    for key, tensor in sd.items():
-        if key.startswith(_TEXT_PREFIXES):
-            skipped.append(key)
+    for name, tensor in read_weights(path, what="LoRA").items():
+        if name.startswith(TEXT_PREFIXES):
+            skipped.append(name)
             continue
-        module, kind = _parse(key, path)
-        halves.setdefault(module, {})[kind] = tensor
+        parsed = parse_name(name)
+        if parsed is None:
+            raise ValueError(
+                f"{path} is not a valid LoRA: {name} is neither a factor nor an alpha."
+            )
+        halves.setdefault(parsed[0], {})[parsed[1]] = tensor
     if not halves:
         hint = f" (only {len(skipped)} for text encoders)" if skipped else ""
         raise ValueError(f"The LoRA {path} has no weights for a diffusion model{hint}.")
-    factors: dict[str, list[Factor]] = {}
-    for module, parts in halves.items():
-        for target, factor in _factors(path, module, parts):
-            factors.setdefault(target, []).append(factor)
-    return LoRA(
-        {k: tuple(v) for k, v in factors.items()},
-        str(path),
-        tuple(skipped),
-        read_header(path, "LoRA")[1],
-    )
+    return halves, skipped
 
 
-def _parse(key: str, path: Path) -> tuple[str, str]:
-    other = _OTHER.search(key)
-    if other is not None:
-        raise ValueError(
-            f"The LoRA {path} is {_OTHER_KINDS[other[1]]} ({key}), which the core engine cannot "
-            "merge. Merge it into the model in ComfyUI and save that, or take a plain LoRA."
-        )
-    if key.endswith(".alpha"):
-        return _module(key.removesuffix(".alpha")), "alpha"
-    match = _FACTOR.fullmatch(key)
-    if match is None:
-        raise ValueError(f"The LoRA {path} is no LoRA: {key} is neither a factor nor an alpha.")
-    kind = "a" if (match["ab"] or match["du"]) in ("_A", "down") else "b"
-    return _module(match["module"]), kind
+Scales = Callable[[str, int], float]  # from module and rank
 
 
-def _module(name: str) -> str:
-    """A module path without the tools' prefixes and with dots; BFL's or diffusers' names."""
-    for prefix in _FLAT_PREFIXES:
-        if name.startswith(prefix):
-            flat = name[len(prefix) :]
-            return unflatten(flat) or flat
-    for prefix in _OUTER_PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
+def _metadata_scales(path: Path, metadata: Mapping[str, str]) -> Scales:
+    """The scale of a module by the file's metadata; 1 if that says nothing."""
+    try:
+        alpha, by_module, stabilized = metadata_alphas(metadata)
+    except ValueError as e:
+        raise ValueError(f"The LoRA {path}: {e}.") from e
+
+    def scale(module: str, rank: int) -> float:
+        own = next((v for k, v in by_module.items() if module.endswith(k)), alpha)
+        return 1.0 if own is None else own / (math.sqrt(rank) if stabilized else rank)
+
+    return scale
 
 
-def _factors(path: Path, module: str, parts: Mapping[str, Tensor]) -> list[tuple[str, Factor]]:
+def _factors(
+    path: Path, module: str, parts: Mapping[str, Tensor], scales: Scales
+) -> list[tuple[str, Factor]]:
     missing = [name for name in ("a", "b") if name not in parts]
     if missing:
         names = {"a": "lora_A (down)", "b": "lora_B (up)"}
@@ -144,13 +125,15 @@ def _factors(path: Path, module: str, parts: Mapping[str, Tensor]) -> list[tuple
     a, b = parts["a"].flatten(1), parts["b"].flatten(1)
     if b.shape[1] != len(a):
         raise ValueError(
-            f"The LoRA {path}: A of {module} has rank {len(a)}, B {b.shape[1]}. The file is broken."
+            f"The LoRA {path} is broken: of {module}, A has rank {len(a)} and B has rank {b.shape[1]}."
         )
-    scale = float(parts["alpha"]) / len(a) if "alpha" in parts else 1.0
+    scale = float(parts["alpha"]) / len(a) if "alpha" in parts else scales(module, len(a))
     # proj_out is also the name of single blocks' parts; only BFL's outer names are translated.
     targets = diffusers_modules(module)
     if targets is None:
         return [(module, Factor(a, b, scale))]
+    if len(targets) == 4 and len(b) == 3 * a.shape[1]:  # XLabs changes no MLP of single blocks
+        targets = targets[:3]
     rows = split_rows(b, len(targets), a.shape[1], f"{path}: B of {module}")
     return [
         (target, Factor(a, swap_halves(part) if target == SWAPPED else part, scale))
@@ -166,8 +149,54 @@ def split_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[T
     """
     out: dict[str, tuple[Tensor, Tensor]] = {}
     for module, (a, b) in pairs.items():
-        for target, factor in _factors(Path(module), module, {"a": a, "b": b}):
+        for target, factor in _factors(Path(module), module, {"a": a, "b": b}, lambda *_: 1.0):
             out[target] = (factor.a, factor.b)
+    return out
+
+
+def check_fits(lora: LoRA, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a LoRA that changes anything a model does not have.
+
+    Args:
+        lora: the LoRA.
+        shapes: of the model's weights, by diffusers' module path.
+
+    Raises:
+        ValueError: modules that the model lacks (the first few and their number), or other shapes.
+    """
+    unknown = [k for k in lora.factors if k not in shapes]
+    if unknown:
+        few = ", ".join(unknown[:4]) + (", ..." if len(unknown) > 4 else "")
+        raise ValueError(
+            f"{lora.source} is a LoRA for another model: {len(unknown)} of its {len(lora.factors)} "
+            f"modules are not in this one: {few}."
+        )
+    for name, factors in lora.factors.items():
+        for f in factors:
+            shape = (len(f.b), f.a.shape[1])
+            if shape != shapes[name]:
+                raise ValueError(
+                    f"{lora.source} is a LoRA for another model: it changes {name} with "
+                    f"{shape[0]}x{shape[1]}, but the weight of this model is "
+                    f"{'x'.join(map(str, shapes[name]))}."
+                )
+
+
+def comfyui_weights(lora: LoRA) -> dict[str, Tensor]:
+    """The LoRA in the layout of diffusers, which ComfyUI reads for every FLUX.
+
+    Several changes of one module become one of the sum of their ranks, and scales become alphas.
+    """
+    out: dict[str, Tensor] = {}
+    for name, factors in lora.factors.items():
+        a, b, scale = factors[0].a, factors[0].b, factors[0].scale
+        if len(factors) > 1:
+            a = torch.cat([f.a.float() for f in factors])
+            b = torch.cat([f.b.float() * f.scale for f in factors], 1)
+            scale = 1.0
+        out[f"transformer.{name}.lora_A.weight"] = a
+        out[f"transformer.{name}.lora_B.weight"] = b
+        out[f"transformer.{name}.alpha"] = torch.tensor(scale * len(a), dtype=torch.float64)
     return out
 
 
@@ -189,22 +218,7 @@ def apply_lora(model: nn.Module, lora: LoRA, strength: float = 1.0) -> int:
         for name, weight in model.named_parameters()
         if name.endswith(".weight")
     }
-    unknown = [k for k in lora.factors if k not in weights]
-    if unknown:
-        few = ", ".join(unknown[:4]) + (", ..." if len(unknown) > 4 else "")
-        raise ValueError(
-            f"{len(unknown)} of {len(lora.factors)} modules of {lora.source} are not in the model: "
-            f"{few}. It is a LoRA for another model."
-        )
-    for name, factors in lora.factors.items():
-        for f in factors:
-            shape = (len(f.b), f.a.shape[1])
-            if shape != tuple(weights[name].shape):
-                raise ValueError(
-                    f"{lora.source} changes {name} with {shape[0]}x{shape[1]}, but the model's "
-                    f"weight is {'x'.join(map(str, weights[name].shape))}. It is a LoRA for "
-                    "another model."
-                )
+    check_fits(lora, {name: tuple(weight.shape) for name, weight in weights.items()})
     for name, factors in lora.factors.items():
         weight = weights[name]
         total = weight.float()

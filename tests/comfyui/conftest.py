@@ -9,7 +9,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -240,13 +240,15 @@ class Launcher:
         write_tiny_models(base / "models")
 
     @contextmanager
-    def running(self, base: Path, port: int | None = None) -> Iterator[Server]:
+    def running(
+        self, base: Path, port: int | None = None, options: Sequence[str] = ()
+    ) -> Iterator[Server]:
         """A server on a furnished base, killed at the end; `port` None takes a free one."""
         port, log = port or _free_port(), base / "server.log"
         command = [
             str(self.python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port),
             "--base-directory", str(base), "--database-url", "sqlite:///:memory:",
-            "--disable-api-nodes", "--disable-auto-launch", "--preview-method", "latent2rgb",
+            "--disable-api-nodes", "--disable-auto-launch", "--preview-method", "latent2rgb", *options,
         ]  # fmt: skip
         with log.open("w") as stream:
             process = subprocess.Popen(
