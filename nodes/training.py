@@ -1,13 +1,14 @@
-"""Train Refiner (SFT): trains a refiner LoRA on a folder of triplets."""
+"""Train Refiner (SFT): a refiner LoRA from a folder of triplets, without a shell."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import comfy.model_management as mm
 import comfy.utils
@@ -19,18 +20,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..refiner_core.data.shards import TripletSet
-from ..refiner_core.data.splits import manifest_hash, split_data
+from ..refiner_core.data.splits import manifest_hash
 from ..refiner_core.models.kontext import Conditioning
 from ..refiner_core.recipes.recipe import NANO, Recipe
-from ..refiner_core.training.checkpoint import load_checkpoint, save_checkpoint
 from ..refiner_core.training.config import SFT_PRESETS, SftConfig
-from ..refiner_core.training.distributed import Workers
+from ..refiner_core.training.distributed import Processes
+from ..refiner_core.training.export import describe
+from ..refiner_core.training.open_session import prepare_datasets
 from ..refiner_core.training.policy import Policy
-from ..refiner_core.training.prepare import PreparedViews, TextCache, fingerprint, prepare
+from ..refiner_core.training.session import CHECKPOINT, Session
 from ..refiner_core.training.settings import build, merged
-from ..refiner_core.training.sft import SftTrainer
+from ..refiner_core.training.tracker import Tracker
+from ..refiner_core.training.train import Interruption, train
 from ..refiner_core.training.trainable import Trainable
-from ..refiner_core.training.validation import look
 from ..refiner_core.weights.lora import save_lora, split_pairs
 from .conditioning import encode_prompt
 from .engine import ComfyEngine
@@ -41,7 +43,7 @@ from .types import TRAINING, Refiner, RefinerSocket
 
 # Attention and feed-forward of both kinds of block, by the names of ComfyUI's own FLUX.
 _TARGETS = ("_attn.qkv", "_attn.proj", "_mlp.0", "_mlp.2", ".linear1", ".linear2")
-_SAVE_EVERY = 50
+_SAVE_EVERY = 50  # steps
 
 
 class _NativeNet(nn.Module):
@@ -91,7 +93,7 @@ def _adapted(net: nn.Module, rank: int, seed: int, device: Any) -> Iterator[Trai
     """Adds a new LoRA to the linear layers of all blocks, and removes it again at the end."""
     generator = torch.Generator().manual_seed(seed)
     learning: dict[str, nn.Parameter] = {}
-    # ComfyUI's blocks add into their input, which a norm's gradient still needs: it gets its own.
+    # ComfyUI's blocks change their input in place, but the gradient of a norm needs it: it gets a copy.
     norms = [m for m in net.modules() if isinstance(m, nn.LayerNorm)]
     hooks: list[Any] = [m.register_forward_pre_hook(_own_input) for m in norms]
     for name, module in net.named_modules():
@@ -137,58 +139,88 @@ def _check_recipe(recipe: Recipe) -> None:
         )
 
 
-def _settings(refiner: Refiner, steps: int, rank: int, rate: float, batch: int, seed: int) -> Any:
+def _settings(refiner: Refiner, chosen: Mapping[str, Any], preview_every: int, items: int) -> Any:
+    """The preset of the recipe with the node's settings; at most a quarter of `items` is held out."""
     preset = SFT_PRESETS["nano" if refiner.recipe.name == NANO.name else "kontext-24gb"]
-    chosen = {
+    steps, rank = chosen["steps"], chosen["rank"]
+    over = {
         "model": {"train": "lora", "rank": rank, "alpha": float(rank), "quantize": "none"},
-        "data": {"held_out": 4},
-        "optimizer": {"rate": rate, "eight_bit": False, "ema": 0.0},
-        "run": {"max_steps": steps, "batch": batch, "micro_batch": 1, "seed": seed},
+        "data": {"held_out": min(4, max(1, items // 4))},
+        "optimizer": {"rate": chosen["rate"], "eight_bit": False, "ema": 0.0},
+        "run": {
+            "max_steps": steps,
+            "batch": chosen["batch"],
+            "micro_batch": 1,
+            "seed": chosen["seed"],
+            "save_every": _SAVE_EVERY,
+            "validate_every": preview_every or steps,
+            "board": "none",
+        },
     }
-    return build(SftConfig, merged(preset, chosen))
+    return build(SftConfig, merged(preset, over))
 
 
-class _Run:
-    """A training run: its prepared data, its own copy of the model and its previews."""
+class _NodeProgress:
+    """ComfyUI's progress bar on the node, with the latest picture of held-out items."""
 
-    def __init__(self, refiner: Refiner, data: TripletSet, config: SftConfig, name: str) -> None:
-        self.refiner, self.config, self.name = refiner, config, name
+    def __init__(self) -> None:
+        self.pixels: np.ndarray | None = None
+        self._total = 0
+        self._bar: Any = None
+
+    def start(self, done: int, total: int) -> None:
+        self._total, self._bar = total, comfy.utils.ProgressBar(total)
+
+    def advance(self, step: int, metrics: Mapping[str, float]) -> None:
+        shown = None
+        if self.pixels is not None:
+            shown = ("JPEG", Image.fromarray(self.pixels), 512)
+        self._bar.update_absolute(step, self._total, shown)
+
+    def picture(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+
+    def close(self) -> None:
+        pass
+
+
+class _NodeInterruption(Interruption):
+    """ComfyUI's Cancel button."""
+
+    def __enter__(self) -> _NodeInterruption:
+        return self
+
+    def requested(self) -> bool:
+        return mm.processing_interrupted()
+
+    def stop(self) -> NoReturn:
+        mm.throw_exception_if_processing_interrupted()
+        raise mm.InterruptProcessingException
+
+
+class _Training:
+    """One training: its data on disk, and a copy of the model that lives as long as it runs."""
+
+    def __init__(self, refiner: Refiner, folder: Path, config: SftConfig, name: str) -> None:
+        self.refiner, self.config, self.name, self.folder = refiner, config, name, folder
         self.out = Path(folder_paths.get_output_directory()) / "omnirefiner-training" / name
         self.encoder = _Encoder(refiner, refiner.model.model)
-        self.facts: dict[str, str] = {}
-        self.views, self.held, self.text = self._prepare(data)
-        self.losses: list[float] = []
+        self.data = prepare_datasets(
+            self.encoder,
+            self._encode_text,
+            config.data,
+            folder,
+            self.out / "cache",
+            Processes(),
+            pixels=True,
+        )
 
-    def _encode_text(self, prompt: str, length: int) -> tuple[Tensor, Tensor]:
+    def _encode_text(self, prompt: str, length: int, /) -> tuple[Tensor, Tensor]:
         cond, values = encode_prompt(self.refiner, prompt)[0]
         return cond.float().cpu(), values["pooled_output"].float().cpu()
 
-    def _prepare(self, data: TripletSet) -> tuple[PreparedViews, PreparedViews, TextCache]:
-        settings, recipe = self.config.data, self.refiner.recipe
-        train, held = split_data(data, min(settings.held_out, max(1, len(data) // 4)))
-        self.facts["data_manifest"] = manifest_hash(data.folder)
-        parts: list[PreparedViews] = []
-        for part, chosen in (("train", train), ("held", held)):
-            source = f"{data.folder.resolve()}/{self.facts['data_manifest']}/{part}/{chosen}"
-            place = self.out / "cache" / fingerprint(self.encoder, settings, source, True)
-            names = prepare(
-                data,
-                chosen,
-                self.encoder,
-                settings,
-                place,
-                Workers(),
-                pixels=True,
-                needed=part == "train",
-            )
-            parts.append(PreparedViews(place, recipe.order, names))
-        text = TextCache(self._encode_text, recipe.text_tokens, self.out / "cache" / "texts")
-        for prompt in sorted({"", *parts[0].prompts(), *parts[1].prompts()}):
-            text(prompt)
-        return parts[0], parts[1], text
-
-    def train(self, preview_every: int) -> tuple[Path, np.ndarray]:
-        """Train until the end or an interruption. Returns the LoRA's path and an image of examples."""
+    def run(self) -> tuple[Path, np.ndarray]:
+        """Train to the end; the LoRA's path and a picture of held-out items."""
         with torch.inference_mode(False), torch.enable_grad():
             # Weights that ComfyUI read in inference mode cannot take part in a gradient.
             patcher = self.refiner.model.clone(force_deepcopy=True)
@@ -196,7 +228,7 @@ class _Run:
             try:
                 mm.load_models_gpu([patcher], force_full_load=True)
                 mm.in_training = True  # ComfyUI's own switch to kernels that have a gradient
-                return self._train(patcher, preview_every)
+                return self._train(patcher)
             finally:
                 mm.in_training = False
                 patcher.detach()
@@ -204,72 +236,50 @@ class _Run:
                 mm.cleanup_models()
                 mm.soft_empty_cache()
 
-    def _train(self, patcher: Any, preview_every: int) -> tuple[Path, np.ndarray]:
-        config, device = self.config, patcher.load_device
+    def _train(self, patcher: Any) -> tuple[Path, np.ndarray]:
+        model, device = self.config.model, patcher.load_device
         net = patcher.model.diffusion_model
         precision = "bf16" if patcher.model.get_dtype() != torch.float32 else "fp32"
-        policy = Policy(_NativeNet(net), device, precision)
-        bar = comfy.utils.ProgressBar(config.run.max_steps)
-        with _adapted(net, config.model.rank, config.run.seed, device) as trainable:
-            trainer = SftTrainer(
-                config, policy, trainable, self.views, self.text, self.refiner.recipe
-            )
-            checkpoint = self.out / "checkpoint.safetensors"
-            # The views' folder is named after base, data and framing.
-            facts = {"kind": "node", "views": self.views.folder.name}
-            if checkpoint.exists():
-                found = load_checkpoint(checkpoint, trainable, trainer.optimizer)
-                if found.get("views") != facts["views"]:
-                    raise ValueError(
-                        f"The unfinished training run {self.name!r} belongs to another refiner or "
-                        f"folder of triplets. Choose another lora_name, or delete {checkpoint} to "
-                        "start again."
-                    )
-                trainer.step = found["step"]
-            picture = self._look(policy)
-            try:
-                while trainer.step < config.run.max_steps:
-                    mm.throw_exception_if_processing_interrupted()
-                    self.losses.append(trainer.train_step()["loss"])
-                    if preview_every and trainer.step % preview_every == 0:
-                        picture = self._look(policy)
-                    shown = ("JPEG", Image.fromarray(picture), 512)
-                    bar.update_absolute(trainer.step, config.run.max_steps, shown)
-                    if trainer.step % _SAVE_EVERY == 0:
-                        save_checkpoint(
-                            checkpoint, trainable, trainer.optimizer, facts | {"step": trainer.step}
-                        )
-            except mm.InterruptProcessingException:
-                save_checkpoint(
-                    checkpoint, trainable, trainer.optimizer, facts | {"step": trainer.step}
-                )
-                raise
-            return self._export(trainable, trainer.step), self._look(policy)
-
-    def _look(self, policy: Policy) -> np.ndarray:
-        recipe = self.refiner.recipe
-        from ..refiner_core.images.geometry import Extent
-
-        def schedule(size: tuple[int, int]) -> Tensor:
-            factor = recipe.latent_factor
-            return recipe.sigmas(Extent(size[1] * factor, size[0] * factor))
-
-        return look(policy, self.held, self.encoder, self.text, schedule, recipe)[1]
-
-    def _export(self, trainable: Trainable, steps: int) -> Path:
+        progress = _NodeProgress()
+        with _adapted(net, model.rank, self.config.run.seed, device) as trainable:
+            session = self._session(Policy(_NativeNet(net), device, precision), trainable)
+            interruption = _NodeInterruption(session.processes)
+            made = train(self.config, session, progress=progress, interruption=interruption)
         path = _free_path(self.name)
-        recent = self.losses[-50:]
-        metadata = {
-            "recipe": self.refiner.recipe.name,
-            "base": self.refiner.name,
-            "step": str(steps),
-            "figures": json.dumps({"loss": sum(recent) / len(recent)} if recent else {}),
-            "settings": json.dumps(asdict(self.config)),
-            **self.facts,
+        shutil.move(made, path)
+        (self.out / CHECKPOINT).unlink(missing_ok=True)
+        assert progress.pixels is not None, "the last step is validated"
+        return path, progress.pixels
+
+    def _session(self, policy: Policy, trainable: Trainable) -> Session:
+        dataset, held_out, text = self.data
+        manifest = manifest_hash(self.folder)
+        identity = {
+            "kind": "node",
+            "data": str(self.folder.resolve()),
+            "data_manifest": manifest,
+            "base_weights": json.dumps(self.encoder.source, sort_keys=True),
         }
-        save_lora(path, split_pairs(trainable.lora_pairs()), float(trainable.alpha), metadata)
-        (self.out / "checkpoint.safetensors").unlink(missing_ok=True)
-        return path
+
+        def export(path: Path, role: str | None, facts: dict[str, Any]) -> None:
+            pairs = split_pairs(trainable.lora_pairs(role))
+            save_lora(path, pairs, trainable.alpha, describe(self.refiner.recipe, facts))
+
+        return Session(
+            policy,
+            trainable,
+            dataset,
+            text,
+            self.encoder.decode,
+            self.refiner.recipe,
+            Processes(),
+            held_out,
+            Tracker(self.out),
+            self.out,
+            export,
+            identity,
+            {"base": self.refiner.name, "settings": asdict(self.config)},
+        )
 
 
 def _inputs() -> list[Any]:
@@ -369,9 +379,9 @@ class TrainRefiner(io.ComfyNode):
     ) -> io.NodeOutput:
         name = _check_name(lora_name)
         _check_recipe(refiner.recipe)
-        config = _settings(refiner, steps, rank, learning_rate, batch, seed)
-        path, picture = _Run(refiner, TripletSet(input_folder(folder)), config, name).train(
-            preview_every
-        )
+        path = input_folder(folder)
+        chosen = {"steps": steps, "rank": rank, "rate": learning_rate, "batch": batch, "seed": seed}
+        config = _settings(refiner, chosen, preview_every, len(TripletSet(path)))
+        lora, picture = _Training(refiner, path, config, name).run()
         image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
-        return io.NodeOutput(path.name, from_core(image))
+        return io.NodeOutput(lora.name, from_core(image))

@@ -19,6 +19,8 @@ from .commands import (
     refine,
     score,
     train,
+    train_compare,
+    train_nano,
 )
 
 _COMMANDS = (demo, refine, score, evaluate, inspect, data, train, merge, convert, animate)
@@ -34,7 +36,12 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"omnirefiner {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in _COMMANDS:
-        module.add_parser(commands)
+        if module is train:
+            kinds = train.add_parser(commands)
+            train_compare.add_parser(kinds)
+            train_nano.add_parser(kinds)
+        else:
+            module.add_parser(commands)
     return top
 
 

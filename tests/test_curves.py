@@ -57,9 +57,9 @@ def test_other_figures_are_another_picture_and_a_second_run_a_second_line(tmp_pa
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        (None, "c.png", "no training run"),
-        ("", "c.png", "no loss, reward or held-out"),
-        ('{"step": 1, "loss": 1}', "c.xyz", r"\.png, \.svg or \.pdf, not c\.xyz"),
+        (None, "c.png", r"log\.jsonl"),
+        ("", "c.png", r"log\.jsonl"),
+        ('{"step": 1, "loss": 1}', "c.xyz", r"\.png, \.svg or \.pdf.*c\.xyz"),
     ],
 )
 def test_what_cannot_be_drawn(

@@ -12,8 +12,8 @@ import torch
 from refiner_core.data.triplets import Triplet
 from refiner_core.recipes.recipe import NANO
 from refiner_core.training.config import DataSettings
-from refiner_core.training.crop_triplet import frame
-from refiner_core.training.dataset import latent_region
+from refiner_core.training.crop_triplet import crop_triplet
+from refiner_core.training.dataset import latent_mask
 from refiner_core.training.prepare import encode
 from tests.tiny_training import tiny_engine
 
@@ -38,7 +38,7 @@ def triplet(name: str = "t", marked: bool = True, **over: Any) -> Triplet:
 
 
 def view(name: str = "t", number: int = 0, marked: bool = True, **settings: Any) -> Any:
-    return frame(triplet(name, marked), PLAIN, DataSettings(**settings), number)
+    return crop_triplet(triplet(name, marked), PLAIN, DataSettings(**settings), number)
 
 
 def test_all_pictures_of_the_draft_are_cut_by_one_plan() -> None:
@@ -62,7 +62,7 @@ def test_all_pictures_of_the_draft_are_cut_by_one_plan() -> None:
     )
 
 
-def test_the_context_is_drawn_anew_for_every_view_and_stays_in_its_range() -> None:
+def test_the_context_is_drawn_anew_for_every_crop_and_stays_in_its_range() -> None:
     def context(name: str, number: int) -> float:
         _, plan = view(name, number, context=(1.2, 3.0))
         x0, y0, x1, y1 = plan.box
@@ -98,7 +98,7 @@ def test_references_are_mirrored_and_recoloured_as_asked() -> None:
 
 def test_nothing_can_be_learnt_without_the_truth() -> None:
     with pytest.raises(ValueError, match="t has no target"):
-        frame(replace(triplet(), target=None), PLAIN, DataSettings(), 0)
+        crop_triplet(replace(triplet(), target=None), PLAIN, DataSettings(), 0)
 
 
 def test_the_region_grows_in_latent_pixels() -> None:
@@ -106,8 +106,8 @@ def test_the_region_grows_in_latent_pixels() -> None:
     sizes = []
     for grow in (0, 1, 3):
         engine = replace(tiny_engine(), recipe=PLAIN)
-        mask = encode(pixels, engine, DataSettings(grow=grow))["mask"]
+        mask = encode(pixels, engine, DataSettings(dilate=grow))["mask"]
         sizes.append(int(mask.sum()))
         size = (mask.shape[-2], mask.shape[-1])
-        assert torch.equal(mask.float(), latent_region(pixels.mask, size, grow))
+        assert torch.equal(mask.float(), latent_mask(pixels.mask, size, grow))
     assert sizes == sorted(sizes) and len(set(sizes)) == 3

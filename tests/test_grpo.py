@@ -24,8 +24,8 @@ from refiner_core.training.config import (
     ObjectiveSettings,
     RolloutSettings,
 )
-from refiner_core.training.dataset import Batch, Pixels, View
-from refiner_core.training.grpo import GrpoTrainer
+from refiner_core.training.dataset import Batch, Item, Pixels
+from refiner_core.training.distributed import Processes
 from refiner_core.training.losses import (
     clip_range,
     gaussian_kl,
@@ -34,13 +34,16 @@ from refiner_core.training.losses import (
     nft_share,
     policy_loss,
 )
+from refiner_core.training.objective import Learner
 from refiner_core.training.optimizers import rate_at
 from refiner_core.training.policy import Policy
+from refiner_core.training.reinforcement import ReinforcementObjective
 from refiner_core.training.reward import make_reward
-from refiner_core.training.rollout import case_order, place_window, roll_out
+from refiner_core.training.rollout import item_order, place_window, roll_out
 from refiner_core.training.settings import build, merged
-from refiner_core.training.train import Patience
+from refiner_core.training.train import Patience, make_objective
 from refiner_core.training.trainable import Trainable
+from refiner_core.training.trainer import Trainer
 from refiner_core.weights.safetensors_io import read_header
 from tests.tiny_training import final, tiny_run
 
@@ -70,7 +73,7 @@ class Toy(nn.Module):
 ONE = replace(OMNIREFINER, order=("draft",), indices=(1,))
 
 
-class ToyViews:
+class ToyDataset:
     """Two cases; the answer is 0.8 in one, 0.3 in the other."""
 
     shapes = (((2, 2), (2, 2)),) * 2
@@ -78,10 +81,10 @@ class ToyViews:
     def __len__(self) -> int:
         return 2
 
-    def __getitem__(self, index: int) -> View:
+    def __getitem__(self, index: int) -> Item:
         answer = torch.full((1, 2, 2, 2), (0.8, 0.3)[index])
         pixels = Pixels(answer, answer, answer, torch.ones(1, 1, 2, 2))
-        return View(f"toy{index}", "", answer, (answer,), torch.ones(1, 1, 2, 2), pixels)
+        return Item(f"toy{index}", "", answer, (answer,), torch.ones(1, 1, 2, 2), pixels)
 
 
 class ToyCodec:
@@ -105,29 +108,51 @@ TOY: dict[str, Any] = {
 }
 
 
-def toy(**over: Any) -> GrpoTrainer:
+class ToyLearner(Learner):
+    """A learner whose schedule has six steps."""
+
+    def schedule(self, size: tuple[int, int], steps: int | None = None) -> Tensor:
+        return flow.sigmas(6, 0.6)
+
+
+def toy(**over: Any) -> Trainer:
     torch.manual_seed(0)
     net = Toy()
-    policy = Policy(net, CPU)
     empty = (torch.zeros(1, 1, 1), torch.zeros(1, 1))
-    return GrpoTrainer(
-        build(GrpoConfig, merged(TOY, over)), policy, Trainable(dict(net.named_parameters())),
-        ToyViews(), ToyCodec(), toy_reward, lambda _: empty, lambda _: flow.sigmas(6, 0.6), ONE,
-    )  # fmt: skip
+    learner = ToyLearner(
+        Policy(net, CPU),
+        Trainable(dict(net.named_parameters())),
+        ToyDataset(),
+        lambda _: empty,
+        ToyCodec().decode,
+        ONE,
+        Processes(),
+    )
+    return toy_trainer(learner, build(GrpoConfig, merged(TOY, over)), toy_reward)
 
 
-def reward_of(trainer: GrpoTrainer) -> float:
+def toy_trainer(learner: Learner, config: GrpoConfig, reward: Any) -> Trainer:
+    objective = make_objective(config, learner, reward)
+    return Trainer(objective, learner.trainable, config.optimizer, config.run.max_steps)
+
+
+def learner_of(trainer: Trainer) -> Learner:
+    assert isinstance(trainer.objective, ReinforcementObjective)
+    return trainer.objective.learner
+
+
+def reward_of(trainer: Trainer) -> float:
     """Mean reward of deterministic samples."""
     values = []
     for i in range(2):
-        view = trainer.views[i]
-        c = Conditioning(view.references, (1,), torch.zeros(1, 1, 1), torch.zeros(1, 1))
+        item = learner_of(trainer).dataset[i]
+        c = Conditioning(item.references, (1,), torch.zeros(1, 1, 1), torch.zeros(1, 1))
         x = draw_noise((64, 2, 2, 2), i)
         with torch.no_grad():
-            x = sample(trainer.policy, x, flow.sigmas(6, 0.6), {"conditioning": c})
-        assert view.pixels is not None
-        images = trainer.codec.decode(x).clamp(0, 1)
-        values.append(float(toy_reward(images, view.pixels)["pixels"].mean()))
+            x = sample(learner_of(trainer).policy, x, flow.sigmas(6, 0.6), {"conditioning": c})
+        assert item.pixels is not None
+        images = learner_of(trainer).decode(x).clamp(0, 1)
+        values.append(float(toy_reward(images, item.pixels)["pixels"].mean()))
     return sum(values) / 2
 
 
@@ -138,7 +163,7 @@ def reward_of(trainer: GrpoTrainer) -> float:
 def test_the_toy_learns_from_rewards_alone(kind: str, eta: float, left: float) -> None:
     trainer = toy(rollout={"kind": kind, "eta": eta})
     before = reward_of(trainer)
-    figures = [trainer.step() for _ in range(30)]
+    figures = [trainer.train_step() for _ in range(30)]
     assert all(math.isfinite(f["loss"]) and f["kl"] >= 0 for f in figures)
     assert reward_of(trainer) > left * before
 
@@ -147,7 +172,7 @@ def test_the_toy_learns_with_diffusion_nft() -> None:
     trainer = toy(objective={"algorithm": "nft", "nft_levels": 2})
     before = reward_of(trainer)
     for _ in range(30):
-        trainer.step()
+        trainer.train_step()
     assert reward_of(trainer) > 0.7 * before
 
 
@@ -155,10 +180,10 @@ def test_the_rate_follows_its_schedule() -> None:
     trainer = toy(optimizer={"warmup": 4, "schedule": "cosine"}, run={"max_steps": 4})
     rates = []
     for _ in range(4):
-        trainer.step()
+        trainer.train_step()
         rates.append(trainer.optimizer.param_groups[0]["lr"])
     # Two updates an epoch: the rate of the second is the one that is left.
-    expected = [rate_at(trainer.config.optimizer, step, 8) for step in (1, 3, 5, 7)]
+    expected = [rate_at(trainer.settings, step, 8) for step in (1, 3, 5, 7)]
     assert rates == expected
     assert rates[0] < rates[1] > rates[2] > rates[3]
 
@@ -167,7 +192,7 @@ def test_divergence_holds_the_policy_back() -> None:
     def drift(kl: float) -> float:
         trainer = toy(objective={"kl": kl, "kl_to": "ref"})
         for _ in range(15):
-            trainer.step()
+            trainer.train_step()
         moved = zip(
             trainer.trainable.parameters.values(),
             trainer.trainable.copies["ref"].values(),
@@ -181,10 +206,12 @@ def test_divergence_holds_the_policy_back() -> None:
 def test_an_epoch_is_reproducible_and_only_learning_weights_move() -> None:
     a, b = toy(), toy()
     old = {k: v.clone() for k, v in a.trainable.copies["ref"].items()}
-    assert a.step() == b.step()
+    assert a.train_step() == b.train_step()
     assert all(
         torch.equal(p, q)
-        for p, q in zip(a.policy.net.parameters(), b.policy.net.parameters(), strict=True)
+        for p, q in zip(
+            a.trainable.parameters.values(), b.trainable.parameters.values(), strict=True
+        )
     )
     assert all(torch.equal(old[k], v) for k, v in a.trainable.copies["ref"].items())
     assert any(not torch.equal(old[k], p) for k, p in a.trainable.parameters.items())
@@ -195,7 +222,7 @@ def test_an_epoch_is_reproducible_and_only_learning_weights_move() -> None:
     "over",
     [
         {},
-        {"objective": {"algorithm": "nft"}, "rollout": {"consensus": True}},
+        {"objective": {"algorithm": "nft"}, "rollout": {"group_mean": True}},
     ],
 )
 def test_a_run_goes_on_to_the_bit(tmp_path: Path, over: dict[str, Any]) -> None:
@@ -212,11 +239,13 @@ def test_a_run_that_only_loses_stops_and_does_not_start_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     over: dict[str, Any] = {
-        "objective": {"patience": 2}, "run": {"sample_every": 1}, "optimizer": {"rate": 0.3},
-    }  # fmt: skip
+        "objective": {"patience": 2},
+        "run": {"validate_every": 1},
+        "optimizer": {"rate": 0.3},
+    }
     for _ in range(2):
         tiny_run("grpo", tmp_path, 9, over)
-        assert "stopped early: held-out SSIM has not risen for 2 looks" in capsys.readouterr().out
+        assert "has not risen for 2 validations" in capsys.readouterr().out
     facts = read_facts(tmp_path / "checkpoint.safetensors")
     assert facts["failures"] == 2 and facts["step"] < 9
     rows = [json.loads(row) for row in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -228,7 +257,7 @@ def test_a_run_that_only_loses_stops_and_does_not_start_again(
     assert json.loads(metadata["figures"])["held_out/ssim"] == facts["best"]
 
 
-def test_patience_counts_looks_without_a_gain() -> None:
+def test_patience_counts_validations_without_a_gain() -> None:
     patience = Patience(2, None)
     seen = [patience.see({"held_out/ssim": v}) for v in (0.5, 0.6, 0.55, 0.61, 0.6, 0.6)]
     assert seen == [True, True, False, True, False, False]
@@ -249,7 +278,7 @@ def toy_batch(count: int = 4) -> Batch:
 
 
 def test_random_steps_lie_in_the_window_and_the_last_is_never_one() -> None:
-    policy, sigmas = toy().policy, flow.sigmas(6, 0.6)
+    policy, sigmas = learner_of(toy()).policy, flow.sigmas(6, 0.6)
     levels = [float(s) for s in sigmas]
     for seed in range(8):
         first, end = place_window(6, 2, seed)
@@ -262,37 +291,43 @@ def test_random_steps_lie_in_the_window_and_the_last_is_never_one() -> None:
         assert torch.equal(done.x0, again.x0)
 
 
-def test_a_case_comes_again_only_after_all_others() -> None:
-    seen = [case_order(6, 4, 0, epoch) for epoch in range(3)]
+def test_an_item_comes_again_only_after_all_others() -> None:
+    seen = [item_order(6, 4, 0, epoch) for epoch in range(3)]
     flat = sum(seen, [])
     assert sorted(flat[:6]) == sorted(flat[6:]) == list(range(6))
-    assert case_order(6, 4, 0, 1) == seen[1]
-    assert case_order(6, 4, 1, 0) != seen[0] or case_order(6, 4, 1, 1) != seen[1]
+    assert item_order(6, 4, 0, 1) == seen[1]
+    assert item_order(6, 4, 1, 0) != seen[0] or item_order(6, 4, 1, 1) != seen[1]
 
 
 def replay(policy: Policy, taken: Transition, conditioning: Conditioning) -> flow.Step:
     step, _ = advance(
-        policy, taken.x, taken.t, taken.t_next, {"conditioning": conditioning},
-        kind="flow", eta=0.7, x_next=taken.x_next,
-    )  # fmt: skip
+        policy,
+        taken.x,
+        taken.t,
+        taken.t_next,
+        {"conditioning": conditioning},
+        kind="flow",
+        eta=0.7,
+        x_next=taken.x_next,
+    )
     return step
 
 
 @pytest.mark.parametrize("guard", ["offset", "scaled", "off"])
 def test_a_replay_with_the_same_weights_changes_nothing(guard: Any) -> None:
-    trainer = toy()
+    policy = learner_of(toy()).policy
     batch = toy_batch()
-    done = roll_out(trainer.policy, batch, flow.sigmas(6, 0.6), RolloutSettings(), 3)
+    done = roll_out(policy, batch, flow.sigmas(6, 0.6), RolloutSettings(), 3)
     advantages = torch.tensor([1.0, -2.0, 0.5, 0.5])
     for taken in done.transitions:
-        step = replay(trainer.policy, taken, batch.conditioning)
+        step = replay(policy, taken, batch.conditioning)
         ratios = log_ratio(step, taken.log_prob, taken.mean, guard)
         assert float(ratios.abs().max()) == 0.0
         kl = gaussian_kl(step.mean, taken.mean, step.std)
         assert float(kl.abs().max()) == 0.0
         loss = policy_loss(ratios, advantages, 0.01).loss
         assert float(loss) == pytest.approx(-float(advantages.mean()))
-        net = trainer.policy.net
+        net = policy.net
         found = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)
         assert step.log_prob is not None
         scale = step.std if guard == "scaled" else 1.0
@@ -492,10 +527,10 @@ def test_presets_are_settings(name: str) -> None:
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ({"rollout": {"groups": 5}}, "groups = 5 cannot be dealt into objective.updates = 2"),
-        ({"run": {"micro_batch": 5}}, "micro_batch = 5 must divide rollout.group = 16"),
-        ({"rollout": {"steps": 1}}, "the last step is never random"),
-        ({"objective": {"rewards": {"pixels": 0.0}}}, "nothing to climb"),
+        ({"rollout": {"groups": 5}}, "rollout.groups = 5 .* objective.updates = 2"),
+        ({"run": {"micro_batch": 5}}, "rollout.group = 16 .* run.micro_batch = 5"),
+        ({"rollout": {"steps": 1}}, "rollout.steps .* got 1"),
+        ({"objective": {"rewards": {"pixels": 0.0}}}, "objective.rewards"),
         ({"objective": {"clips": 1.0}}, "nearest is objective.clip"),
         ({"rollout": {"kind": "cps", "eta": 1.0}}, "rollout.eta must be from 0.001 to 0.99, got 1"),
         ({"rollout": {"kind": "sde"}}, "must be one of flow, dance, cps"),
@@ -508,5 +543,5 @@ def test_bad_settings(over: dict[str, Any], message: str) -> None:
 
 def test_an_unknown_reward_is_named() -> None:
     trainer = toy(objective={"rewards": {"dreamsim": 1.0}})
-    with pytest.raises(ValueError, match="dreamsim.*this reward has pixels"):
-        trainer.step()
+    with pytest.raises(ValueError, match="dreamsim.* pixels"):
+        trainer.train_step()

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from refiner_core.__main__ import main
 from refiner_core.training.config import SftConfig
-from refiner_core.training.session import Session, open_session
+from refiner_core.training.open_session import open_session
+from refiner_core.training.session import Session
 from refiner_core.training.settings import build
 
 
@@ -24,38 +25,38 @@ def triplets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(triplets: Path, out: Path) -> Session:
-    config = build(SftConfig, {"data": {"held_out": 2, "views": 2}, "model": {"rank": 2}})
+    config = build(SftConfig, {"data": {"held_out": 2, "crops": 2}, "model": {"rank": 2}})
     return open_session(config, triplets, out, "cpu", pixels=False)
 
 
 def latents(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of every view."""
+    """All tensors of all items."""
     found = {p.stem: load_file(p) for p in folder.glob("[!.]*.safetensors")}
-    return {f"{name}.{k}": v for name, view in found.items() for k, v in view.items()}
+    return {f"{name}.{k}": v for name, item in found.items() for k, v in item.items()}
 
 
 def test_an_interrupted_preparation_goes_on(triplets: Path, tmp_path: Path) -> None:
     session = opened(triplets, tmp_path)
-    count = len(session.views)
-    assert count == len(session.views.shapes) >= 6
-    listings = tmp_path.glob("cache/*/views.json")
+    count = len(session.dataset)
+    assert count == len(session.dataset.shapes) >= 6
+    listings = tmp_path.glob("cache/*/items.json")
     place = next(p.parent for p in listings if len(json.loads(p.read_text())) == count)
     whole = latents(place)
-    # As if the process had been killed while it wrote a view: some are missing, one is half done.
-    (place / "views.json").unlink()
+    # As if the process had been killed while it wrote an item: some are missing, one is half done.
+    (place / "items.json").unlink()
     lost = sorted(place.glob("[!.]*.safetensors"))[1]
     lost.unlink()
     half = place / f".{lost.name}.abc.safetensors"
     half.write_bytes(b"half")
-    assert len(opened(triplets, tmp_path).views) == count
+    assert len(opened(triplets, tmp_path).dataset) == count
     again = latents(place)
     assert again.keys() == whole.keys()
     assert [k for k in whole if not torch.equal(again[k], whole[k])] == []
 
 
-def test_a_damaged_view_is_named(triplets: Path, tmp_path: Path) -> None:
+def test_a_damaged_item_is_named(triplets: Path, tmp_path: Path) -> None:
     session = opened(triplets, tmp_path)
     for path in tmp_path.glob("cache/*/*-0.safetensors"):
         path.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"view .*-0.safetensors is damaged .* Delete it to redo"):
-        session.views[0]
+    with pytest.raises(ValueError, match=r"-0.safetensors is damaged"):
+        session.dataset[0]

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from refiner_core.training.config import ModelSettings
-from refiner_core.training.session import make_trainable
+from refiner_core.training.open_session import make_trainable
 from refiner_core.training.sharding import Fsdp, Zero3, requested_sharding
 from tests.tiny_training import (
     PROGRAM,
@@ -32,7 +32,7 @@ from tests.tiny_training import (
 # Rewards of the tiny cases spread by about as much as this: half of the groups are dropped, so that
 # processes have unequal numbers to learn from.
 DROP = "objective.floor=0.065"
-MEAN = ["objective.algorithm=nft", "rollout.consensus=true"]
+MEAN = ["objective.algorithm=nft", "rollout.group_mean=true"]
 STAGES = {"sft": [], "grpo": [DROP], "nft": [DROP, *MEAN]}
 MODES = {
     "plain": ["--multi_gpu"],  # accelerate's --cpu starts one process only; this is torchrun's way
@@ -51,9 +51,13 @@ def free_port() -> str:
 
 def start(options: list[str], arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*HEAD, *options, *PROGRAM, *arguments], cwd=ROOT, env=environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [*HEAD, *options, *PROGRAM, *arguments],
+        cwd=ROOT,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -98,7 +102,7 @@ def test_two_processes_learn_what_one_does(
     tmp_path: Path, plain: dict[str, tuple[Path, str]], stage: str
 ) -> None:
     out, said = plain[stage]
-    assert said.count("2 processes, to step") == 1, "only the main process speaks"
+    assert said.count("2 processes, ") == 1, "only the main process speaks"
     one, two = alone(stage, tmp_path, 3), final(out)
     assert largest_difference(of(one, "now"), of(two, "now")) < 2e-4
     assert largest_difference(of(one, "copy:ema"), of(two, "copy:ema")) < 2e-4
@@ -137,9 +141,9 @@ def test_a_divided_base_changes_nothing(
 def test_a_divided_run_goes_on_divided_or_not(
     tmp_path: Path, plain: dict[str, tuple[Path, str]]
 ) -> None:
-    assert "from step" not in launch("fsdp", "sft", tmp_path / "two", 2)
+    assert "resumed" not in launch("fsdp", "sft", tmp_path / "two", 2)
     shutil.copytree(tmp_path / "two", tmp_path / "one")
-    assert "from step 2 on" in launch("fsdp", "sft", tmp_path / "two", 3)
+    assert "resumed at step 2" in launch("fsdp", "sft", tmp_path / "two", 3)
     check_same_run(plain["sft"][0], tmp_path / "two")
     one, two = alone("sft", tmp_path / "one", 3), final(tmp_path / "two")
     assert largest_difference(of(one, "now"), of(two, "now")) < 2e-4
@@ -188,11 +192,11 @@ def test_the_launchers_settings_are_read(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({"USE_FSDP": "true"}, "asks for FSDP version 1.*--fsdp_version 2"),
+        ({"USE_FSDP": "true"}, "FSDP version 1.*--fsdp_version 2"),
         ({"USE_DEEPSPEED": "true", "DEEPSPEED_ZERO_STAGE": "2"}, "stage 2.*--zero_stage 3"),
-        ({"USE_DEEPSPEED": "true", "DEEPSPEED_CONFIG_FILE": "FILE"}, "sets optimizer; .*Take"),
+        ({"USE_DEEPSPEED": "true", "DEEPSPEED_CONFIG_FILE": "FILE"}, "sets optimizer"),
         ({"USE_MEGATRON_LM": "true"}, "Megatron-LM.*FSDP version 2 or DeepSpeed"),
-        ({"USE_PARALLELISM_CONFIG": "true"}, "parallelism_config.*take those settings out"),
+        ({"USE_PARALLELISM_CONFIG": "true"}, "parallelism_config"),
     ],
 )
 def test_launches_that_are_refused(
@@ -209,8 +213,8 @@ def test_launches_that_are_refused(
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ({"train": "full"}, "model.train = 'full' cannot go with FSDP.*'lora', or launch with"),
-        ({"quantize": "int8"}, "model.quantize = 'int8' cannot go with FSDP.*'none', or launch"),
+        ({"train": "full"}, "model.train = 'full'.*FSDP.*'lora'"),
+        ({"quantize": "int8"}, "model.quantize = 'int8'.*FSDP.*'none'"),
     ],
 )
 def test_a_base_that_cannot_be_divided(over: dict[str, Any], message: str) -> None:

@@ -17,10 +17,11 @@ from refiner_core.training.config import Quantize, SftConfig
 from refiner_core.training.memory_estimate import BITS
 from refiner_core.training.quantize import quantize
 from refiner_core.training.settings import build, merged
-from refiner_core.training.sft import SftTrainer
+from refiner_core.training.sft import SftObjective
+from refiner_core.training.trainer import Trainer
 from refiner_core.weights.lora import apply_lora, read_lora
 from tests.tiny_kontext import write_kontext
-from tests.tiny_training import SETTINGS, final, tiny_session
+from tests.tiny_training import SETTINGS, final, tiny_session, tiny_trainer
 
 PACKAGES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
 
@@ -57,9 +58,10 @@ def test_a_block_is_as_small_as_planned_and_means_the_same(kind: Quantize) -> No
     model = FluxTransformer2DModel(num_layers=1, num_single_layers=1, num_attention_heads=4)
     model.to(torch.bfloat16)
     layers = {
-        n: m for n, m in model.named_modules()
+        n: m
+        for n, m in model.named_modules()
         if isinstance(m, nn.Linear) and "transformer_blocks" in n
-    }  # fmt: skip
+    }
     numbers = sum(m.weight.numel() for m in layers.values())
     x = {n: torch.randn(3, m.in_features, dtype=torch.bfloat16) for n, m in layers.items()}
     with torch.no_grad():
@@ -75,32 +77,35 @@ def test_a_block_is_as_small_as_planned_and_means_the_same(kind: Quantize) -> No
     assert model.proj_out.weight.dtype == torch.bfloat16
 
 
-def trainer(out: Path, kind: Quantize) -> SftTrainer:
+def trainer(out: Path, kind: Quantize) -> tuple[Trainer, SftObjective]:
     over = {"model": {"quantize": kind, "precision": "bf16", "rank": 8}, "optimizer": {"clip": 9.0}}
     config = build(SftConfig, merged(SETTINGS, over))
-    s = tiny_session(config, out)
-    return SftTrainer(config, s.policy, s.trainable, s.views, s.text, s.recipe)
+    run = tiny_trainer(config, tiny_session(config, out))
+    assert isinstance(run.objective, SftObjective)
+    return run, run.objective
 
 
 def test_gradients_reach_every_lora_matrix_and_nothing_else(tmp_path: Path, kind: Quantize) -> None:
-    run = trainer(tmp_path, kind)
+    run, objective = trainer(tmp_path, kind)
+    items = [objective.learner.dataset[i] for i in objective.indices()]
     for name, p in run.trainable.parameters.items():
         if name.endswith("lora_B"):
             p.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
-    run.loss([run.views[i] for i in run.cases()], [0, 1, 2, 3]).backward()
+    objective.loss(items, [0, 1, 2, 3]).backward()
     learning = {id(p) for p in run.trainable.parameters.values()}
     assert len(learning) == 2 * 17
-    for name, p in run.policy.net.named_parameters():
+    for name, p in objective.learner.policy.net.named_parameters():
         assert p.requires_grad == (id(p) in learning), name
         assert (p.grad is not None and float(p.grad.abs().max()) > 0) == p.requires_grad, name
 
 
 def test_the_loss_falls(tmp_path: Path, kind: Quantize) -> None:
-    run = trainer(tmp_path, kind)
-    views, losses = [run.views[i] for i in run.cases()], []
+    run, objective = trainer(tmp_path, kind)
+    items = [objective.learner.dataset[i] for i in objective.indices()]
+    losses = []
     for _ in range(25):  # the same noise and levels each time
         run.optimizer.zero_grad()
-        loss = run.loss(views, [0, 1, 2, 3])
+        loss = objective.loss(items, [0, 1, 2, 3])
         loss.backward()
         run.optimizer.step()
         losses.append(loss.item())
@@ -113,13 +118,35 @@ def test_the_command_trains_resumes_and_its_lora_fits_the_plain_base(
     folder, data = kontext
     outs = [tmp_path_factory.mktemp(name) for name in ("whole", "halves")]
     arguments = [
-        "train", "sft", "--preset", "kontext-24gb", "--data", str(data), "--device", "cpu",
-        "--set", f"model.base={folder}", "--set", f"model.quantize={kind}",
-        "--set", "model.rank=64",  # matrices of 4096 numbers and more get 8-bit moments
-        "--set", "data.megapixels=0.004", "--set", "data.held_out=1", "--set", "optimizer.rate=0.01",
-        "--set", "run.sample_every=0", "--set", "run.board=none", "--set", "optimizer.warmup=0",
-        "--set", f"optimizer.eight_bit={'true' if has('bitsandbytes') else 'false'}",
-    ]  # fmt: skip
+        "train",
+        "sft",
+        "--preset",
+        "kontext-24gb",
+        "--data",
+        str(data),
+        "--device",
+        "cpu",
+        "--set",
+        f"model.base={folder}",
+        "--set",
+        f"model.quantize={kind}",
+        "--set",
+        "model.rank=64",  # matrices of 4096 numbers and more get 8-bit moments
+        "--set",
+        "data.megapixels=0.004",
+        "--set",
+        "data.held_out=1",
+        "--set",
+        "optimizer.rate=0.01",
+        "--set",
+        "run.sample_every=0",
+        "--set",
+        "run.board=none",
+        "--set",
+        "optimizer.warmup=0",
+        "--set",
+        f"optimizer.eight_bit={'true' if has('bitsandbytes') else 'false'}",
+    ]
     for out, steps in ((outs[0], "4"), (outs[1], "2"), (outs[1], "4")):
         assert main([*arguments, "--out", str(out), "--max-steps", steps]) == 0
     a, b = (final(out) for out in outs)

@@ -1,4 +1,4 @@
-"""Groups that learn from the mean of their samples: what is judged, and what is learnt."""
+"""Groups that learn from the mean of their samples: what is scored, and what is learnt."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from refiner_core import flow
 from refiner_core.models.kontext import Conditioning
 from refiner_core.recipes.recipe import OMNIREFINER
 from refiner_core.training.config import GrpoConfig
-from refiner_core.training.dataset import Pixels, View
-from refiner_core.training.grpo import GrpoTrainer
+from refiner_core.training.dataset import Item, Pixels
+from refiner_core.training.distributed import Processes
+from refiner_core.training.objective import Learner
 from refiner_core.training.policy import Policy
+from refiner_core.training.reinforcement import ReinforcementObjective, ScoredRollout
 from refiner_core.training.settings import build, merged
 from refiner_core.training.trainable import Trainable
-from tests.test_grpo import NONE, ToyCodec, toy_reward
+from refiner_core.training.trainer import Trainer
+from tests.test_grpo import NONE, ToyCodec, toy_reward, toy_trainer
 
 CPU = torch.device("cpu")
 DRAFT_ONLY = replace(OMNIREFINER, order=("draft",), indices=(1,))
@@ -39,18 +42,18 @@ class Noisy(nn.Module):
         return (x - seen - self.left * noise - self.offset) / t
 
 
-class Case:
-    """One view, whose draft is the answer already."""
+class OneItem:
+    """One item, whose draft is the answer already."""
 
     shapes = (((4, 4), (4, 4)),)
 
     def __len__(self) -> int:
         return 1
 
-    def __getitem__(self, index: int) -> View:
+    def __getitem__(self, index: int) -> Item:
         answer = ToyCodec().decode(TARGET)
         region = torch.ones(1, 1, 4, 4)
-        return View("case", "", TARGET, (TARGET,), region, Pixels(answer, answer, answer, region))
+        return Item("case", "", TARGET, (TARGET,), region, Pixels(answer, answer, answer, region))
 
 
 def farness(images: Tensor, pixels: Pixels) -> dict[str, Tensor]:
@@ -58,42 +61,62 @@ def farness(images: Tensor, pixels: Pixels) -> dict[str, Tensor]:
 
 
 SETTINGS: dict[str, Any] = {
-    "rollout": {"groups": 4, "group": 4, "guidance": None, "consensus": True},
+    "rollout": {"groups": 4, "group": 4, "guidance": None, "group_mean": True},
     "objective": {
-        "algorithm": "nft", "kl": 0.0, "nft_levels": 1,
+        "algorithm": "nft",
+        "kl": 0.0,
+        "nft_levels": 1,
         "rewards": {"pixels": 1.0, **NONE},
     },
     "optimizer": {"rate": 0.01},
     "run": {"micro_batch": 4, "max_steps": 40},
-}  # fmt: skip
+}
 
 
-def trainer(reward: Any = toy_reward, **over: Any) -> GrpoTrainer:
+class NoisyLearner(Learner):
+    """A learner whose schedule stays at high noise."""
+
+    def schedule(self, size: tuple[int, int], steps: int | None = None) -> Tensor:
+        return flow.sigmas(4, 4.0)
+
+
+def trainer(reward: Any = toy_reward, **over: Any) -> Trainer:
     net = Noisy()
     empty = (torch.zeros(1, 1, 1), torch.zeros(1, 1))
-    return GrpoTrainer(
-        build(GrpoConfig, merged(SETTINGS, over)), Policy(net, CPU),
-        Trainable(dict(net.named_parameters())), Case(), ToyCodec(), reward, lambda _: empty,
-        lambda _: flow.sigmas(4, 4.0), DRAFT_ONLY,
-    )  # fmt: skip
+    learner = NoisyLearner(
+        Policy(net, CPU),
+        Trainable(dict(net.named_parameters())),
+        OneItem(),
+        lambda _: empty,
+        ToyCodec().decode,
+        DRAFT_ONLY,
+        Processes(),
+    )
+    return toy_trainer(learner, build(GrpoConfig, merged(SETTINGS, over)), reward)
+
+
+def collected(run: Trainer) -> list[ScoredRollout]:
+    """The scored rollouts of the first epoch."""
+    assert isinstance(run.objective, ReinforcementObjective)
+    return run.objective.collect(pytest.fail)
 
 
 @pytest.mark.parametrize("micro_batch", [4, 2, 1])
 def test_the_mean_is_judged_beside_the_samples_and_learnt_from_every_noise(
     micro_batch: int,
 ) -> None:
-    judged = [j for j in trainer(run={"micro_batch": micro_batch}).collect() if j.group == 0]
-    half = len(judged) // 2
-    assert [j.agreed for j in judged] == [False] * half + [True] * half
+    scored = [j for j in collected(trainer(run={"micro_batch": micro_batch})) if j.group == 0]
+    half = len(scored) // 2
+    assert [j.is_mean for j in scored] == [False] * half + [True] * half
     samples, means = (
-        torch.cat([j.rollout.x0 for j in part]) for part in (judged[:half], judged[half:])
+        torch.cat([j.rollout.x0 for j in part]) for part in (scored[:half], scored[half:])
     )
     assert samples.shape == means.shape and not torch.equal(samples[0], samples[1])
     assert torch.allclose(means, samples.mean(0, keepdim=True).expand_as(samples), atol=1e-6)
-    starts = [torch.cat([j.rollout.start for j in part]) for part in (judged[:half], judged[half:])]
+    starts = [torch.cat([j.rollout.start for j in part]) for part in (scored[:half], scored[half:])]
     assert torch.equal(*starts)
     own, agreed = (
-        torch.cat([j.rewards["pixels"] for j in part]) for part in (judged[:half], judged[half:])
+        torch.cat([j.rewards["pixels"] for j in part]) for part in (scored[:half], scored[half:])
     )
     assert float(agreed.min()) > float(own.max())
 
@@ -102,21 +125,21 @@ def test_the_mean_is_judged_beside_the_samples_and_learnt_from_every_noise(
 def test_what_samples_agree_on_is_learnt_and_nothing_else(adaptive: bool) -> None:
     run = trainer(objective={"nft_adaptive": adaptive})
     for _ in range(40):
-        run.step()
+        run.train_step()
     left, offset = run.trainable.parameters.values()
     assert float(left.detach()) < 0.2
     assert abs(float(offset.detach())) < 0.02
 
 
 def test_dividing_errors_by_their_size_is_a_setting() -> None:
-    losses = {trainer(objective={"nft_adaptive": a}).step()["loss"] for a in (True, False)}
+    losses = {trainer(objective={"nft_adaptive": a}).train_step()["loss"] for a in (True, False)}
     assert len(losses) == 2
 
 
 def test_the_reward_decides_whether_agreement_is_wanted() -> None:
     run = trainer(farness)
     for _ in range(40):
-        run.step()
+        run.train_step()
     left, _ = run.trainable.parameters.values()
     assert float(left.detach()) > 0.35
 
@@ -124,7 +147,7 @@ def test_the_reward_decides_whether_agreement_is_wanted() -> None:
 def test_divergence_from_stage_1_holds_the_velocity_back() -> None:
     def moved(kl: float) -> float:
         run = trainer(objective={"kl": kl, "kl_to": "ref"})
-        figures = [run.step() for _ in range(20)]
+        figures = [run.train_step() for _ in range(20)]
         assert figures[-1]["kl"] > 0
         return 0.3 - float(run.trainable.parameters["left"].detach())
 
@@ -136,8 +159,8 @@ def test_divergence_from_stage_1_holds_the_velocity_back() -> None:
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ({"objective": {"algorithm": "grpo"}}, "GRPO's ratios say nothing"),
-        ({"rollout": {"same_noise": True}}, "samples of one noise are one sample"),
+        ({"objective": {"algorithm": "grpo"}}, "rollout.group_mean .*objective.algorithm"),
+        ({"rollout": {"same_noise": True}}, "rollout.same_noise .*objective.algorithm"),
     ],
 )
 def test_contradictions(over: dict[str, Any], message: str) -> None:

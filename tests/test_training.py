@@ -1,4 +1,4 @@
-"""Loss, codec, which views and variants, and how nano is made."""
+"""Loss, codec, the choice and augmentation of items, and how nano is made."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from refiner_core.nano.nano_engine import load_codec, load_nano
 from refiner_core.nano.reference_blend import ReferenceBlend
 from refiner_core.recipes.recipe import KONTEXT, NANO
 from refiner_core.training import train_nano as nano
-from refiner_core.training.augment import VariedViews
+from refiner_core.training.augment import AugmentedDataset
 from refiner_core.training.config import DataSettings
-from refiner_core.training.dataset import Pixels, View, Views
-from refiner_core.training.distributed import Workers
-from refiner_core.training.filter import agreement, check_worth, gain
-from refiner_core.training.loss import masked_flow_loss
-from refiner_core.training.prepare import PreparedViews, prepare
+from refiner_core.training.crop_triplet import agreement, check_worth, gain
+from refiner_core.training.dataset import Dataset, Item, Pixels
+from refiner_core.training.distributed import Processes
+from refiner_core.training.losses import masked_flow_loss
+from refiner_core.training.prepare import PreparedDataset, prepare
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -60,9 +60,6 @@ def test_every_sample_is_normalised_on_its_own() -> None:
         for i in range(2)
     ]
     assert float(masked_flow_loss(predicted, target, mask)) == pytest.approx(sum(single) / 2)
-    weight = torch.tensor([1.0, 3.0])
-    weighted = float(masked_flow_loss(predicted, target, mask, weight=weight))
-    assert weighted == pytest.approx((single[0] + 3 * single[1]) / 2)
 
 
 def test_the_loss_by_hand() -> None:
@@ -170,7 +167,7 @@ def test_sides_must_be_multiples_of_four(h: int, w: int) -> None:
         BlockCodec().encode(torch.zeros(1, 3, h, w))
 
 
-# --- views: which ones, and their variants -------------------------------------------------------
+# --- items: the choice and the augmentation ------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -180,20 +177,20 @@ def triplets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return setup.triplets
 
 
-def prepared(triplets: Path, folder: Path, **options: Any) -> PreparedViews:
+def prepared(triplets: Path, folder: Path, **options: Any) -> PreparedDataset:
     data = TripletSet(triplets)
     engine, settings = load_nano(), DataSettings(context=(1.2, 2.0), **options)
-    names = prepare(data, range(len(data)), engine, settings, folder, Workers(), pixels=True)
-    return PreparedViews(folder, engine.recipe.order, names)
+    names = prepare(data, range(len(data)), engine, settings, folder, Processes(), pixels=True)
+    return PreparedDataset(folder, engine.recipe.order, names)
 
 
 @pytest.fixture(scope="module")
-def few(triplets: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedViews:
-    return prepared(triplets, tmp_path_factory.mktemp("views"))
+def few(triplets: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return prepared(triplets, tmp_path_factory.mktemp("items"))
 
 
-def vary(views: Views, variants: int) -> VariedViews:
-    return VariedViews(views, load_nano(), variants, grow=1)
+def vary(dataset: Dataset, variants: int) -> AugmentedDataset:
+    return AugmentedDataset(dataset, load_nano(), variants, grow=1)
 
 
 def changed(p: Pixels) -> tuple[float, float]:
@@ -202,12 +199,12 @@ def changed(p: Pixels) -> tuple[float, float]:
     return tuple(float((apart * m).sum() / m.sum()) for m in (p.mask, outside))  # type: ignore[return-value]
 
 
-def pixels(view: View) -> Pixels:
-    assert view.pixels is not None
-    return view.pixels
+def pixels(item: Item) -> Pixels:
+    assert item.pixels is not None
+    return item.pixels
 
 
-def test_variants_change_all_pictures_of_a_view_alike(few: PreparedViews) -> None:
+def test_variants_change_all_pictures_of_an_item_alike(few: PreparedDataset) -> None:
     once, often = few, vary(few, 8)
     assert len(often) == 8 * len(once) == len(often.shapes)
     for i in range(len(once)):
@@ -223,9 +220,9 @@ def test_variants_change_all_pictures_of_a_view_alike(few: PreparedViews) -> Non
         assert torch.equal(variants[5].references[0], again.references[0])
 
 
-def test_every_second_variant_sees_another_share_of_the_reference(few: PreparedViews) -> None:
-    def share(view: View) -> float:
-        p, seen = pixels(view), load_codec().decode(view.references[0])
+def test_every_second_variant_sees_another_share_of_the_reference(few: PreparedDataset) -> None:
+    def share(item: Item) -> float:
+        p, seen = pixels(item), load_codec().decode(item.references[0])
         way = p.mask * (p.reference - p.draft)
         return float(((seen - p.draft) * way).sum() / way.square().sum())
 
@@ -252,32 +249,32 @@ def test_gain_and_agreement_by_hand() -> None:
     assert agreement(everywhere) == pytest.approx(60, abs=0.1)
 
 
-def test_a_view_that_teaches_nothing_is_refused_with_its_figure() -> None:
+def test_a_crop_that_teaches_nothing_is_refused_with_its_value() -> None:
     check_worth(pictures(0.2, 0.1), DataSettings(least_gain=5.0, least_agreement=15.0))
     check_worth(pictures(0.1, 0.2), DataSettings())
-    with pytest.raises(ValueError, match=r"gain is -6\.02 dB, under data\.least_gain = 1"):
+    with pytest.raises(ValueError, match=r"-6\.02 dB.*data\.least_gain = 1"):
         check_worth(pictures(0.1, 0.2), DataSettings(least_gain=1.0))
-    with pytest.raises(ValueError, match=r"under data\.least_agreement = 40"):
+    with pytest.raises(ValueError, match=r"data\.least_agreement = 40"):
         check_worth(pictures(0.1, 0.2), DataSettings(least_agreement=40.0))
 
 
-def test_what_is_sorted_out_is_noted(triplets: Path, few: PreparedViews, tmp_path: Path) -> None:
+def test_what_is_sorted_out_is_noted(triplets: Path, few: PreparedDataset, tmp_path: Path) -> None:
     gains = sorted(gain(pixels(few[i])) for i in range(len(few)))
     limit = (gains[-2] + gains[-1]) / 2
     best = prepared(triplets, tmp_path, least_gain=limit)
     assert len(best) == 1
     noted = (tmp_path / "skipped.jsonl").read_text()
-    assert noted.count("under data.least_gain") == len(noted.splitlines()) == len(few) - 1
-    (tmp_path / "views.json").unlink()  # as if it had been interrupted: they are not tried again
+    assert noted.count("data.least_gain") == len(noted.splitlines()) == len(few) - 1
+    (tmp_path / "items.json").unlink()  # as if it had been interrupted: they are not tried again
     assert len(prepared(triplets, tmp_path, least_gain=limit)) == 1
     assert (tmp_path / "skipped.jsonl").read_text() == noted
 
 
-def test_views_framed_by_several_processes_are_the_same(
-    triplets: Path, few: PreparedViews, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_items_cropped_by_several_processes_are_the_same(
+    triplets: Path, few: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refiner_core.training.prepare._AT_ONCE", 2)
-    monkeypatch.setattr("refiner_core.training.prepare._frame_one", None)  # not in this process
+    monkeypatch.setattr("refiner_core.training.prepare._CHUNK", 2)
+    monkeypatch.setattr("refiner_core.training.prepare._crop_one", None)  # not in this process
     again = prepared(triplets, tmp_path, workers=2)
     assert again.names == few.names
     for i in range(len(few)):
@@ -291,11 +288,16 @@ def test_recipes_that_do_not_align_refuse_what_compares_pixels(
 ) -> None:
     engine = load_nano()
     engine.recipe = KONTEXT
-    with pytest.raises(ValueError, match=f"data.{setting} needs aligned .* kontext does not"):
+    with pytest.raises(ValueError, match=f"data.{setting} .* kontext"):
         prepare(
-            TripletSet(triplets), [0], engine, DataSettings(**{setting: 2}), tmp_path, Workers(),
+            TripletSet(triplets),
+            [0],
+            engine,
+            DataSettings(**{setting: 2}),
+            tmp_path,
+            Processes(),
             pixels=True,
-        )  # fmt: skip
+        )
 
 
 # --- nano ----------------------------------------------------------------------------------------
@@ -312,15 +314,39 @@ def test_the_codec_is_fitted_to_what_the_triplets_show(triplets: Path) -> None:
 
 
 def test_nano_is_made_by_one_command_that_goes_on(
-    triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    triplets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(nano, "_DATA", {"held_out": 2})  # of so few triplets none is sorted out
     out = tmp_path / "run"
-    command = ["train", "nano", "--out", str(out), "--data", str(triplets), "--max-steps", "2",
-               "--device", "cpu", "--sft-set", "run.batch=2", "--sft-set", "run.micro_batch=2",
-               "--grpo-steps", "1", "--grpo-set", "rollout.groups=2",
-               "--grpo-set", "objective.updates=2", "--evaluate", "2", "--workers", "1"]  # fmt: skip
+    command = [
+        "train",
+        "nano",
+        "--out",
+        str(out),
+        "--data",
+        str(triplets),
+        "--max-steps",
+        "2",
+        "--device",
+        "cpu",
+        "--sft-set",
+        "run.batch=2",
+        "--sft-set",
+        "run.micro_batch=2",
+        "--grpo-steps",
+        "1",
+        "--grpo-set",
+        "rollout.groups=2",
+        "--grpo-set",
+        "objective.updates=2",
+        "--evaluate",
+        "2",
+        "--workers",
+        "1",
+    ]
     assert main(command) == 0
     card = capsys.readouterr().out
     for step in ("untrained", "sft", "grpo"):
@@ -330,7 +356,7 @@ def test_nano_is_made_by_one_command_that_goes_on(
     assert any(not torch.equal(made[k], start[k].bfloat16().float()) for k in made)
     assert (
         len(list((out / "cache").iterdir())) == 3
-    )  # both stages use the same views, and the texts
+    )  # both stages use the same items, and the texts
     assert all((out / f"curves-{stage}.png").is_file() for stage in ("sft", "grpo"))
     written = [p.stat().st_mtime_ns for p in sorted(out.glob("*/refiner.safetensors"))]
     assert len(written) == 2

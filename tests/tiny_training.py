@@ -18,12 +18,16 @@ from torch import Tensor
 from refiner_core.models.core_engine import CoreEngine
 from refiner_core.recipes.recipe import OMNIREFINER
 from refiner_core.training.config import GrpoConfig, SftConfig
-from refiner_core.training.dataset import Pixels, View
-from refiner_core.training.distributed import find_workers
-from refiner_core.training.prepare import TextCache
-from refiner_core.training.session import Session, assemble
+from refiner_core.training.dataset import Item, Pixels
+from refiner_core.training.distributed import launched_processes
+from refiner_core.training.open_session import assemble
+from refiner_core.training.reward import make_reward
+from refiner_core.training.session import Session
 from refiner_core.training.settings import build, merged, parse_assignments
-from refiner_core.training.train import train_grpo, train_sft
+from refiner_core.training.sft import SftObjective
+from refiner_core.training.text_cache import TextCache
+from refiner_core.training.train import train
+from refiner_core.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ["-m", "tests.tiny_training"]
@@ -31,24 +35,29 @@ SETTINGS: dict[str, Any] = {
     "model": {"rank": 3, "alpha": 6.0},
     "loss": {"reference_dropout": 0.3, "caption_dropout": 0.3},
     "optimizer": {"rate": 1e-2, "ema": 0.9},
-    "run": {"max_steps": 6, "batch": 4, "micro_batch": 2, "save_every": 1, "sample_every": 0},
+    "run": {"max_steps": 6, "batch": 4, "micro_batch": 2, "save_every": 1, "validate_every": 0},
 }
 GRPO_SETTINGS: dict[str, Any] = {
     "model": {"rank": 3, "alpha": 6.0},
     "rollout": {"groups": 4, "group": 4, "steps": 4, "window": 1, "guidance": 1.0},
     "objective": {"kl": 0.1, "kl_to": "ref", "clip": 10.0},
     "optimizer": {"rate": 1e-2, "ema": 0.9},
-    "run": {"max_steps": 3, "micro_batch": 2, "save_every": 1, "sample_every": 0},
+    "run": {"max_steps": 3, "micro_batch": 2, "save_every": 1, "validate_every": 0},
 }
 
 
 def tiny_flux() -> FluxTransformer2DModel:
     """Two blocks of width 32, with guidance, random weights of a size that does something."""
     model = FluxTransformer2DModel(
-        num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=12, pooled_projection_dim=10, axes_dims_rope=(4, 6, 6),
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=10,
+        axes_dims_rope=(4, 6, 6),
         guidance_embeds=True,
-    )  # fmt: skip
+    )
     generator = torch.Generator().manual_seed(0)
     for p in model.parameters():
         p.data.normal_(0, 0.1, generator=generator)
@@ -66,8 +75,8 @@ class FlatCodec:
         return torch.nn.functional.interpolate(latents[:, :3] / 2 + 0.5, scale_factor=8)
 
 
-class TinyViews:
-    """Ten cases of two shapes, random latents and what the codec makes of them."""
+class TinyDataset:
+    """Ten items of two shapes: random latents and what the codec decodes from them."""
 
     def __init__(self) -> None:
         sizes = [(4, 6), (6, 4)]
@@ -76,7 +85,7 @@ class TinyViews:
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def __getitem__(self, index: int) -> View:
+    def __getitem__(self, index: int) -> Item:
         g = torch.Generator().manual_seed(index)
         target, draft, reference = (
             torch.randn(1, 16, h, w, generator=g) for h, w in self.shapes[index]
@@ -84,7 +93,7 @@ class TinyViews:
         mask = (torch.rand(1, 1, *self.shapes[index][0], generator=g) < 0.4).float()
         decode, large = FlatCodec().decode, torch.nn.functional.interpolate(mask, scale_factor=8)
         pixels = Pixels(*(decode(z).clamp(0, 1) for z in (target, draft, reference)), large)
-        return View(f"tiny{index}", "a word", target, (draft, reference), mask, pixels)
+        return Item(f"tiny{index}", "a word", target, (draft, reference), mask, pixels)
 
 
 def tiny_engine() -> CoreEngine:
@@ -103,8 +112,17 @@ def tiny_session(config: SftConfig | GrpoConfig, out: Path) -> Session:
     out.mkdir(parents=True, exist_ok=True)
     engine = tiny_engine()
     text = TextCache(engine.text, 5, out / "texts")
-    workers = find_workers(torch.device("cpu"))
-    return assemble(config, engine, TinyViews(), TinyViews(), text, out, workers, "none")
+    processes = launched_processes(torch.device("cpu"))
+    datasets = TinyDataset(), TinyDataset()
+    return assemble(config, engine, datasets, text, out, processes, "none")
+
+
+def tiny_train(config: SftConfig | GrpoConfig, session: Session) -> Path:
+    """Train on an open session; the refiner's file."""
+    reward = None
+    if isinstance(config, GrpoConfig):
+        reward = make_reward(config.objective, torch.device("cpu"))
+    return train(config, session, reward)
 
 
 def tiny_run(stage: str, out: Path, steps: int, over: dict[str, Any]) -> Path:
@@ -112,9 +130,15 @@ def tiny_run(stage: str, out: Path, steps: int, over: dict[str, Any]) -> Path:
     over = merged(over, {"run": {"max_steps": steps}})
     if stage == "grpo":
         grpo = build(GrpoConfig, merged(GRPO_SETTINGS, over))
-        return train_grpo(grpo, tiny_session(grpo, out))
+        return tiny_train(grpo, tiny_session(grpo, out))
     sft = build(SftConfig, merged(SETTINGS, over))
-    return train_sft(sft, tiny_session(sft, out))
+    return tiny_train(sft, tiny_session(sft, out))
+
+
+def tiny_trainer(config: SftConfig, session: Session) -> Trainer:
+    """A trainer of stage 1 on an open session."""
+    objective = SftObjective(config, session)
+    return Trainer(objective, session.trainable, config.optimizer, config.run.max_steps)
 
 
 def environment() -> dict[str, str]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .data_stages import STAGES, add_stage_options, chosen_stages
-
-if TYPE_CHECKING:
-    from ..data.shard_build import Report
+from .progress import show_progress
 
 
 def add_parser(commands: Any) -> None:
@@ -77,14 +75,6 @@ def _add_build(p: argparse.ArgumentParser) -> None:
     )
     add_stage_options(p)
     p.set_defaults(run=run_build)
-
-
-def show_progress(done: int, total: int, report: Report) -> None:
-    """Count the shards on one line of stderr."""
-    print(f"\rshard {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
-
-
-_COUNTS = ("kept", "rejected", "broken", "composited")  # the others are splits
 
 
 def run_build(chosen: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`omnirefiner train compare`: two refiners on the same held-out cases, with intervals."""
+"""`omnirefiner train compare`: compares two refiners on the same held-out cases."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 def add_parser(kinds: Any) -> None:
     """Add the command's options."""
-    p = kinds.add_parser("compare", help="is one refiner better than another, with intervals")
+    p = kinds.add_parser("compare", help="compare two refiners, with confidence intervals")
     p.add_argument("--a", default="nano", metavar="REFINER", help="nano, a file or a folder")
     p.add_argument("--b", required=True, metavar="REFINER", help="nano, a file or a folder")
     p.add_argument("--lora-a", action="append", default=[], metavar="FILE:STRENGTH")
     p.add_argument("--lora-b", action="append", default=[], metavar="FILE:STRENGTH")
-    p.add_argument("--recipe", help="of both; default: the refiners' own")
+    p.add_argument("--recipe", help="recipe of both; default: that of the refiners")
     p.add_argument("--data", metavar="DIR", help="triplets; default: procedural held-out scenes")
-    p.add_argument("--split", help="of --data, for instance test")
+    p.add_argument("--split", help="split of --data, for example test")
     p.add_argument("--count", type=int, default=256, help="cases; default: %(default)s")
     p.add_argument("--workers", type=int, default=2, help="processes that draw scenes")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument("--json", metavar="FILE", help="write the figures of every case")
+    p.add_argument("--json", metavar="FILE", help="write the metrics of each case")
     p.set_defaults(run=run)
 
 
@@ -30,7 +30,7 @@ def run(chosen: argparse.Namespace) -> None:
     """Measure both and print the table."""
     from ..load import load_engine
     from ..storage.output_files import atomic_path
-    from ..training.compare import framed, held_out_scenes, measure, paired, table
+    from ..training.compare import data_set_cases, held_out_scenes, measure, paired, table
 
     if chosen.count < 2:
         raise ValueError(f"--count must be at least 2, got {chosen.count}.")
@@ -41,10 +41,10 @@ def run(chosen: argparse.Namespace) -> None:
     if engines[0].recipe != engines[1].recipe:
         raise ValueError(
             f"The refiners have different recipes, {engines[0].recipe.name} and "
-            f"{engines[1].recipe.name}: name one with --recipe."
+            f"{engines[1].recipe.name}: choose one with --recipe."
         )
     if chosen.data:
-        cases = framed(Path(chosen.data), engines[0].recipe, chosen.count, chosen.split)
+        cases = data_set_cases(Path(chosen.data), engines[0].recipe, chosen.count, chosen.split)
     else:
         cases = held_out_scenes(chosen.count, chosen.workers)
     rows = [measure(engine, cases) for engine in engines]
@@ -52,9 +52,11 @@ def run(chosen: argparse.Namespace) -> None:
     print(table(found, (Path(chosen.a).name, Path(chosen.b).name), len(cases)))
     if chosen.json:
         content = {
-            "a": chosen.a, "b": chosen.b, "count": len(cases),
+            "a": chosen.a,
+            "b": chosen.b,
+            "count": len(cases),
             "comparison": [asdict(c) for c in found],
             "cases": [{k: v.tolist() for k, v in r.items()} for r in rows],
-        }  # fmt: skip
+        }
         with atomic_path(chosen.json) as temporary:
             temporary.write_text(json.dumps(content))

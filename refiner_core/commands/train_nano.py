@@ -1,4 +1,4 @@
-"""`omnirefiner train nano`: makes the embedded model again, or a better one; and its evaluation."""
+"""`omnirefiner train nano`: trains the embedded model, or a better one, and evaluates it."""
 
 from __future__ import annotations
 
@@ -9,62 +9,90 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .data import show_progress
+from .progress import show_progress
 
 if TYPE_CHECKING:
+    from ..training.config import GrpoConfig, SftConfig
+    from ..training.dataset import Reward
     from ..training.train_nano import Setup
 
 _TRIPLETS = 5120
 
 
-def add_parsers(kinds: Any) -> None:
-    """Add both commands' options."""
-    nano = kinds.add_parser("nano", help="the embedded small model, on procedural triplets")
+def add_parser(kinds: Any) -> None:
+    """Add the commands `nano` and `evaluate-nano`."""
+    nano = kinds.add_parser("nano", help="train the small embedded model on procedural triplets")
     nano.add_argument(
-        "--out", required=True, metavar="DIR", help="run folder; an existing run goes on"
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder of the run; an existing run is continued",
     )
-    nano.add_argument("--data", metavar="DIR", help="triplets; default: OUT/triplets, drawn")
-    nano.add_argument("--triplets", type=int, metavar="N", help=f"to draw; default: {_TRIPLETS}")
-    nano.add_argument("--workers", type=int, default=2, help="processes that draw and frame")
-    nano.add_argument("--max-steps", type=int, default=2500, metavar="N",
-                      help="supervised updates in all; default: %(default)s")  # fmt: skip
+    nano.add_argument("--data", metavar="DIR", help="triplets; default: drawn in OUT/triplets")
+    nano.add_argument(
+        "--triplets", type=int, metavar="N", help=f"triplets to draw; default: {_TRIPLETS}"
+    )
+    nano.add_argument("--workers", type=int, default=2, help="processes that draw and crop")
+    nano.add_argument(
+        "--max-steps",
+        type=int,
+        default=2500,
+        metavar="N",
+        help="updates of stage 1 in total; default: %(default)s",
+    )
     nano.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     nano.add_argument(
-        "--sft-set", action="append", default=[], metavar="GROUP.NAME=VALUE",
-        help="a setting of stage 1 (see train sft --print-config); may be given often",
-    )  # fmt: skip
-    nano.add_argument("--threads", type=int, default=0, help="torch threads; 0 = all")
+        "--sft-set",
+        action="append",
+        default=[],
+        metavar="GROUP.NAME=VALUE",
+        help="a setting of stage 1 (see train sft --print-config); can be given several times",
+    )
+    nano.add_argument("--threads", type=int, default=0, help="torch threads; 0: all")
     nano.add_argument("--seed", type=int, default=0)
-    nano.add_argument("--grpo-steps", type=int, default=10, metavar="N",
-                      help="epochs of stage 2 after that; default: %(default)s")  # fmt: skip
     nano.add_argument(
-        "--grpo-set", action="append", default=[], metavar="GROUP.NAME=VALUE",
-        help="a setting of stage 2 (see train grpo --print-config); may be given often",
-    )  # fmt: skip
-    nano.add_argument(
-        "--start", metavar="FILE", help="a nano to go on from; default: none, from the beginning"
+        "--grpo-steps",
+        type=int,
+        default=10,
+        metavar="N",
+        help="epochs of stage 2 in total; default: %(default)s",
     )
     nano.add_argument(
-        "--evaluate", type=int, default=256, metavar="N",
-        help="held-out scenes to compare the stages on, for the model card; 0 = none; "
+        "--grpo-set",
+        action="append",
+        default=[],
+        metavar="GROUP.NAME=VALUE",
+        help="a setting of stage 2 (see train grpo --print-config); can be given several times",
+    )
+    nano.add_argument(
+        "--start", metavar="FILE", help="a nano to continue from; default: an untrained one"
+    )
+    nano.add_argument(
+        "--evaluate",
+        type=int,
+        default=256,
+        metavar="N",
+        help="held-out scenes on which the model card compares the stages; 0: none; "
         "default: %(default)s",
-    )  # fmt: skip
+    )
     nano.set_defaults(run=run)
-    evaluate = kinds.add_parser("evaluate-nano", help="the held-out table of the model card")
+    evaluate = kinds.add_parser("evaluate-nano", help="print the held-out table of the model card")
     evaluate.add_argument(
         "--count", type=int, default=256, help="held-out scenes; default: %(default)s"
     )
     evaluate.add_argument("--weights", metavar="FILE", help="default: the embedded model")
-    evaluate.add_argument("--rough-masks", action="store_true", help="boxes and ellipses as masks")
-    evaluate.add_argument("--steps", type=int, help="default: the recipe's")
     evaluate.add_argument(
-        "--sheet", metavar="FILE", help="write the worst and best cases as a picture"
+        "--rough-masks", action="store_true", help="use boxes and ellipses as masks"
+    )
+    evaluate.add_argument("--steps", type=int, help="sampler steps; default: those of the recipe")
+    evaluate.add_argument(
+        "--sheet", metavar="FILE", help="write a picture of the worst and best cases"
     )
     evaluate.set_defaults(run=run_evaluation)
 
 
 def check_least(chosen: argparse.Namespace, least: Mapping[str, int]) -> None:
-    """Refuse an option under the least value it may have.
+    """Refuse options below their least values.
 
     Raises:
         ValueError: names the option and both values.
@@ -76,29 +104,31 @@ def check_least(chosen: argparse.Namespace, least: Mapping[str, int]) -> None:
 
 
 def check_one_process(command: str) -> None:
-    """Refuse a launch of several processes.
+    """Refuse a launch with several processes.
 
     Raises:
-        ValueError: there are several.
+        ValueError: there are several processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            f"train {command} runs its stages one after another in a single process; start it "
-            "without accelerate or torchrun. Of the stages, train sft and train grpo take several."
+            f"train {command} runs in a single process: start it without accelerate or torchrun. "
+            "train sft and train grpo can run in several."
         )
 
 
 def open_setup(chosen: argparse.Namespace, out: Path) -> Setup:
-    """The data, drawn if none is given, and what else the stages share.
+    """What the stages share; draws the triplets if none are given.
 
     Raises:
-        ValueError: contradictory options, or no data.
+        ValueError: contradictory options, or no triplets.
     """
     from ..models.devices import pick_device
     from ..training.train_nano import Setup, draw_triplets
 
     if chosen.data and chosen.triplets is not None:
-        raise ValueError("--triplets says how many to draw; with --data none are.")
+        raise ValueError(
+            "--triplets is the number to draw, and with --data none are drawn: give one of them."
+        )
     pick_device(chosen.device)
     data = Path(chosen.data) if chosen.data else out / "triplets"
     setup = Setup(data, out / "cache", chosen.device, chosen.workers, chosen.seed)
@@ -112,22 +142,29 @@ def open_setup(chosen: argparse.Namespace, out: Path) -> Setup:
 
 
 def _check(chosen: argparse.Namespace) -> None:
-    """Refuse before anything is drawn what would fail hours later.
+    """Refuse options that would fail only after hours.
 
     Raises:
-        ValueError: an option out of range, a setting that is unknown, or no such start.
+        ValueError: an option out of range, an unknown setting, or an unusable --start.
     """
     from ..training.settings import parse_assignments
     from ..training.train_nano import Setup, grpo_config, sft_config
 
     least = {
-        "max_steps": 0, "grpo_steps": 0, "workers": 1, "seed": 0, "evaluate": 0, "threads": 0,
-    }  # fmt: skip
+        "max_steps": 0,
+        "grpo_steps": 0,
+        "workers": 1,
+        "seed": 0,
+        "evaluate": 0,
+        "threads": 0,
+    }
     check_least(chosen, least)
     if not chosen.max_steps and not chosen.grpo_steps:
         raise ValueError("--max-steps 0 and --grpo-steps 0 leave nothing to train.")
     if chosen.evaluate == 1:
-        raise ValueError("--evaluate takes at least 2 scenes, for an interval; or 0.")
+        raise ValueError(
+            "--evaluate needs at least 2 scenes for an interval, or 0 for none; got 1."
+        )
     check_one_process("nano")
     nowhere = Setup(Path(), Path(), workers=chosen.workers, seed=chosen.seed)
     sft_config(nowhere, Path(), max(1, chosen.max_steps), parse_assignments(chosen.sft_set))
@@ -136,11 +173,11 @@ def _check(chosen: argparse.Namespace) -> None:
         from ..nano import nano_file
 
         if nano_file(chosen.start) is None:
-            raise ValueError(f"--start {chosen.start} is no nano: it carries no codec.")
+            raise ValueError(f"--start {chosen.start} is not a nano model: it contains no codec.")
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Data, stage 1, stage 2, evaluation, model card: what is missing of them."""
+    """Make what is missing of data, stage 1, stage 2, evaluation and model card."""
     import shutil
 
     import torch
@@ -163,9 +200,11 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def _train(chosen: argparse.Namespace, out: Path, setup: Setup) -> dict[str, Path]:
-    """The refiner that every stage left, by the stage's name."""
+    """Run the stages; their refiners by name."""
+    from ..models.devices import pick_device
+    from ..training.reward import make_reward
     from ..training.settings import parse_assignments
-    from ..training.train_nano import grpo_config, reinforce, sft_config, supervise, write_start
+    from ..training.train_nano import grpo_config, sft_config, write_start
 
     start = Path(chosen.start) if chosen.start else None
     at = start or write_start(out / "start.safetensors", setup)
@@ -173,17 +212,31 @@ def _train(chosen: argparse.Namespace, out: Path, setup: Setup) -> dict[str, Pat
     if chosen.max_steps:
         over = parse_assignments(chosen.sft_set)
         config = sft_config(setup, at, chosen.max_steps, over)
-        stages["sft"] = at = supervise(setup, config, out / "sft")
+        stages["sft"] = at = train_stage(setup, config, out / "sft")
     if chosen.grpo_steps:
         over = parse_assignments(chosen.grpo_set)
-        stages["grpo"] = reinforce(
-            setup, grpo_config(setup, at, chosen.grpo_steps, over), out / "grpo"
-        )
+        config = grpo_config(setup, at, chosen.grpo_steps, over)
+        reward = make_reward(config.objective, pick_device(chosen.device))
+        stages["grpo"] = train_stage(setup, config, out / "grpo", reward)
     return stages
 
 
+def train_stage(
+    setup: Setup, config: SftConfig | GrpoConfig, out: Path, reward: Reward | None = None
+) -> Path:
+    """Run one stage in `out`, where an existing run is continued; the refiner's path."""
+    from ..training.open_session import open_session
+    from ..training.train import train
+
+    # Both stages keep pixels, so that they can share the prepared items.
+    session = open_session(
+        config, setup.triplets, out, setup.device, pixels=True, cache=setup.cache
+    )
+    return train(config, session, reward)
+
+
 def _draw(out: Path, stages: list[str]) -> None:
-    """The stages' curves; a missing one is said and loses nothing else."""
+    """Plot the curves of the stages; a stage without curves is only reported."""
     from ..training.curves import draw_curves
 
     for name in stages:
@@ -191,7 +244,7 @@ def _draw(out: Path, stages: list[str]) -> None:
             try:
                 draw_curves([out / name], out / f"curves-{name}.png")
             except (ValueError, ModuleNotFoundError) as e:
-                print(f"no curves of {name}: {e}", file=sys.stderr)
+                print(f"no curves for {name}: {e}", file=sys.stderr)
 
 
 def _evaluate(chosen: argparse.Namespace, out: Path, stages: dict[str, Path], setup: Setup) -> None:
@@ -201,10 +254,13 @@ def _evaluate(chosen: argparse.Namespace, out: Path, stages: dict[str, Path], se
 
     found = evaluate_stages(stages, out / "evaluation.json", chosen.evaluate, setup)
     facts = {
-        "triplets": len(TripletSet(setup.triplets)), "seed": chosen.seed,
-        "stage 1 steps": chosen.max_steps, "stage 1 settings": chosen.sft_set,
-        "stage 2 epochs": chosen.grpo_steps, "stage 2 settings": chosen.grpo_set,
-    }  # fmt: skip
+        "triplets": len(TripletSet(setup.triplets)),
+        "seed": chosen.seed,
+        "stage 1 steps": chosen.max_steps,
+        "stage 1 settings": chosen.sft_set,
+        "stage 2 epochs": chosen.grpo_steps,
+        "stage 2 settings": chosen.grpo_set,
+    }
     card = model_card(stages, found, facts)
     with atomic_path(out / "MODEL_CARD.md") as temporary:
         temporary.write_text(card)

@@ -50,15 +50,16 @@ def group_advantages(
     Args:
         rewards: by name, N values each, higher is better.
         groups: N whole numbers; equal numbers are siblings.
-        weights: of each reward; one that is not named is only logged.
+        weights: of each reward; a reward that is not named is only logged.
         combine: "each" brings every reward to unit spread in its group before they are weighted
             and added, so that a reward of small spread counts as much as one of large spread;
             "sum" adds the raw rewards first (Flow-GRPO, arXiv 2505.05470).
-        spread: divide by the group's own spread or by the whole batch's.
-        floor: a group whose spread is not above this says nothing and is dropped.
+        spread: divide by the group's own spread, or by the pooled spread within all groups of the
+            batch (Flow-GRPO's `global_std` also counts the differences between cases).
+        floor: a group whose spread is not above this carries no information and is dropped.
 
     Returns:
-        advantages in [-5, 5] (float32), and which samples belong to groups that were kept.
+        advantages in [-5, 5] (float32), and which samples belong to groups that are kept.
     """
     table = {k: v.detach().double().cpu() for k, v in rewards.items() if weights.get(k, 0) != 0}
     groups = groups.cpu()

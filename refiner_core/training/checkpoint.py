@@ -1,7 +1,7 @@
-"""A run's state in one safetensors file, written whole or not at all.
+"""The state of a run in one safetensors file, written atomically.
 
-Learning weights, their copies, the optimiser's moments and a few numbers: with batches and noise
-drawn from (seed, step), that is everything a run needs to go on as if it had never stopped.
+It holds the trainable weights, their copies, the optimizer's moments and a few numbers. Batches and
+noise follow from (seed, step), so that a run resumes as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .trainable import Trainable
 def save_checkpoint(
     path: Path, trainable: Trainable, optimizer: torch.optim.Optimizer, facts: dict[str, Any]
 ) -> None:
-    """Write the state; an earlier checkpoint stays until the new one is complete.
+    """Write the state; the previous checkpoint stays until the new one is complete.
 
     Raises:
-        OSError: the disk is full or not writable; the earlier checkpoint is untouched.
+        OSError: the disk is full or not writable; the previous checkpoint is untouched.
     """
     tensors: dict[str, Tensor] = {}
     for name, p in trainable.parameters.items():
@@ -33,16 +33,16 @@ def save_checkpoint(
             tensors[f"optimizer:{key}.{name}"] = torch.as_tensor(value)
     for role, copy in trainable.copies.items():
         tensors |= {f"copy:{role}.{name}": value for name, value in copy.items()}
-    # Copies, since 8-bit moments share their tables, which safetensors refuses to write.
+    # Cloned because 8-bit moments share their tables, which safetensors refuses to write.
     tensors = {k: v.to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     save_weights(path, tensors, {"facts": json.dumps(facts)})
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The numbers saved beside the weights.
+    """The numbers that were saved with the weights.
 
     Raises:
-        ValueError: not a checkpoint of this program.
+        ValueError: not a checkpoint written by `save_checkpoint`.
     """
     try:
         with safe_open(path, "pt") as f:
@@ -57,10 +57,10 @@ def read_facts(path: Path) -> dict[str, Any]:
 def load_checkpoint(
     path: Path, trainable: Trainable, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """Put the saved state back; returns the facts.
+    """Restore the saved state and return the saved numbers.
 
     Raises:
-        ValueError: the checkpoint is of another model or of another set of weights.
+        ValueError: the checkpoint belongs to another model or another set of weights.
     """
     facts = read_facts(path)
     with safe_open(path, "pt") as f:
@@ -88,7 +88,7 @@ def load_checkpoint(
 
 
 def _moment(saved: Tensor, device: torch.device) -> Tensor | int:
-    """A value of the optimiser's state as the optimiser keeps it."""
+    """A value of the optimizer's state in the form in which the optimizer keeps it."""
     if saved.ndim:
         return saved.to(device)
     # The step counter: on the CPU in PyTorch's Adam, a plain number in the 8-bit one.
@@ -102,7 +102,7 @@ def _check_same(path: Path, shapes: dict[str, tuple[int, ...]], trainable: Train
         return
     odd = next(k for k in [*expected, *found] if expected.get(k) != found.get(k))
     raise ValueError(
-        f"The checkpoint {path} is of another model or another rank: {odd.removeprefix('now.')} is "
-        f"{found.get(odd, 'missing')} there and {expected.get(odd, 'missing')} here. Give the "
-        "settings it was started with, or another --out folder."
+        f"The checkpoint {path} belongs to another model or rank: {odd.removeprefix('now.')} is "
+        f"{found.get(odd, 'missing')} there and {expected.get(odd, 'missing')} here. Use the settings "
+        "the run was started with, or another --out folder."
     )

@@ -1,4 +1,4 @@
-"""Is one refiner better than another? The same held-out cases, paired, with bootstrap intervals."""
+"""Compares two refiners on the same held-out cases, paired, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ..nano.reference_blend import ReferenceBlend
 from ..recipes.recipe import NANO, Recipe
 from ..scoring.structural import StructuralScorer
 from .config import DataSettings
-from .crop_triplet import frame
-from .dataset import Pixels, View
+from .crop_triplet import crop_triplet
+from .dataset import Pixels
 from .policy import Policy, VelocityNet
 from .reward import PatchReward
-from .validation import figures, repair
+from .validation import region_metrics, repair
 
-FIRST_SEED = 10_000_000  # of scenes that are drawn for measuring only
-_FRAMING = DataSettings(context=(1.5, 1.5))
+FIRST_SEED = 10_000_000  # of the scenes that are drawn for evaluation only
+_CROPS = DataSettings(context=(1.5, 1.5))
 _RESAMPLES = 10_000
-# Metrics of which less is better.
-_FALLING = ("edge_error",)
+# Metrics for which less is better.
+_LOWER_IS_BETTER = ("edge_error",)
 
 
 @dataclass(frozen=True)
@@ -63,66 +63,68 @@ def _scene_triplet(seed: int) -> Triplet | None:
     )
 
 
-def _framed_scene(seed: int) -> tuple[np.ndarray, ...] | None:
+def _scene_planes(seed: int) -> tuple[np.ndarray, ...] | None:
     triplet = _scene_triplet(seed)
     if triplet is None:
         return None
-    p, _ = frame(triplet, NANO, _FRAMING, 0)
+    p, _ = crop_triplet(triplet, NANO, _CROPS, 0)
     return tuple(x.numpy() for x in (p.target, p.draft, p.reference, p.mask))
 
 
 def held_out_scenes(count: int, workers: int = 2) -> list[Pixels]:
-    """The first `count` procedural scenes that no training saw and that have a fault, framed."""
-    found: list[Pixels] = []
+    """The first `count` procedural scenes that have a fault and are never trained on, cropped."""
+    cases: list[Pixels] = []
     with worker_pool(workers) as pool:
         # Some scenes are "identity": draw a few more than needed.
         for planes in pool.map(
-            _framed_scene, range(FIRST_SEED, FIRST_SEED + 2 * count), chunksize=4
+            _scene_planes, range(FIRST_SEED, FIRST_SEED + 2 * count), chunksize=4
         ):
             if planes is not None:
-                found.append(Pixels(*(torch.from_numpy(x) for x in planes)))
-            if len(found) == count:
+                cases.append(Pixels(*(torch.from_numpy(x) for x in planes)))
+            if len(cases) == count:
                 pool.shutdown(cancel_futures=True)
                 break
-    return found
+    return cases
 
 
-def framed(folder: Path, recipe: Recipe, count: int, split: str | None = None) -> list[Pixels]:
-    """The first `count` triplets of a data set that can be framed.
+def data_set_cases(
+    folder: Path, recipe: Recipe, count: int, split: str | None = None
+) -> list[Pixels]:
+    """The first `count` triplets of a data set that can be cropped.
 
     Raises:
-        ValueError: none can.
+        ValueError: no triplet can.
     """
-    found: list[Pixels] = []
+    cases: list[Pixels] = []
     for triplet in TripletSet(folder, split):
         try:
-            found.append(frame(triplet, recipe, _FRAMING, 0)[0])
+            cases.append(crop_triplet(triplet, recipe, _CROPS, 0)[0])
         except ValueError:
             continue
-        if len(found) == count:
+        if len(cases) == count:
             break
-    if not found:
-        raise ValueError(f"No triplet of {folder} can be compared on (they need targets).")
-    return found
+    if not cases:
+        raise ValueError(f"No triplet of {folder} can be used: a comparison needs targets.")
+    return cases
 
 
 @torch.no_grad()
 def measure(
     engine: CoreEngine, cases: Sequence[Pixels], net: VelocityNet | None = None
 ) -> dict[str, np.ndarray]:
-    """Every metric of every case, repaired with the case's number as the seed.
+    """All metrics of all cases, each repaired with its index as the seed.
 
     Args:
-        net: the network to run in place of the engine's own.
+        net: the network to run instead of the engine's own.
     """
     recipe = engine.recipe
-    policy = Policy(net or VelocityNet(engine.model, engine.recipe.attention), engine.device)
+    policy = Policy(net or VelocityNet(engine.model, recipe.attention), engine.device)
     text, pooled = engine.text(recipe.text(None), recipe.text_tokens)
     blend = ReferenceBlend.of(recipe, aligned=recipe.align)
     rows: list[dict[str, float]] = []
     for seed, p in enumerate(cases):
-        seen = blend.shown(p.draft, p.reference, p.mask)
-        latents = {"draft": engine.encode(seen), "reference": engine.encode(p.reference)}
+        blended = blend.shown(p.draft, p.reference, p.mask)
+        latents = {"draft": engine.encode(blended), "reference": engine.encode(p.reference)}
         clean = tuple(latents[role] for role in recipe.order)
         c = Conditioning(clean, recipe.indices, text, pooled, recipe.guidance, recipe.layout)
         shape = latents["draft"].shape
@@ -136,30 +138,29 @@ def _schedule(recipe: Recipe, shape: torch.Size) -> Tensor:
 
 
 def _row(image: Tensor, p: Pixels) -> dict[str, float]:
-    none = torch.zeros(1, 1, 1, 1)
-    found = figures(image, View("", "", none, (), none, p))
-    parts = PatchReward(StructuralScorer())(image, p)
-    return found | {f"reward/{k}": float(v) for k, v in parts.items()}
+    rewards = PatchReward(StructuralScorer())(image, p)
+    return region_metrics(image, p) | {f"reward/{k}": float(v) for k, v in rewards.items()}
 
 
 def paired(a: dict[str, np.ndarray], b: dict[str, np.ndarray], seed: int = 0) -> list[Comparison]:
-    """b against a, metric by metric, over the same cases."""
+    """b compared with a, metric by metric, over the same cases."""
     rng = np.random.default_rng(seed)
     n = len(next(iter(a.values())))
     draws = rng.integers(0, n, (_RESAMPLES, n))
     out = []
     for name in a:
-        gain = (b[name] - a[name]) * (-1 if name in _FALLING else 1)
+        gain = (b[name] - a[name]) * (-1 if name in _LOWER_IS_BETTER else 1)
         low, high = np.quantile(gain[draws].mean(1), (0.025, 0.975))
         means = float(a[name].mean()), float(b[name].mean())
         out.append(Comparison(name, *means, float(gain.mean()), float(low), float(high)))
     return out
 
 
-def table(found: Iterable[Comparison], names: tuple[str, str], count: int) -> str:
+def table(comparisons: Iterable[Comparison], names: tuple[str, str], count: int) -> str:
     """The comparison as a Markdown table."""
     lines = [
-        f"{count} held-out cases; gain: positive = {names[1]} is better, 95 % paired bootstrap.",
+        f"{count} held-out cases. A positive gain means that {names[1]} is better; the interval is the "
+        "95 % paired bootstrap.",
         "",
         f"| metric | {names[0]} | {names[1]} | gain | interval | verdict |",
         "|---|---|---|---|---|---|",
@@ -167,6 +168,6 @@ def table(found: Iterable[Comparison], names: tuple[str, str], count: int) -> st
     lines += [
         f"| {c.metric} | {c.a:.5f} | {c.b:.5f} | {c.gain:+.5f} | [{c.low:+.5f}, {c.high:+.5f}] "
         f"| {c.verdict} |"
-        for c in found
+        for c in comparisons
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The course of runs as a picture: every loss, reward and held-out figure of their logs."""
+"""Plots the losses, rewards and held-out metrics from the logs of training runs."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ Curves = dict[str, dict[int, float]]
 
 
 def read_curves(run: Path) -> Curves:
-    """Every figure of a run's `log.jsonl` by its step. A line that a crash cut off is left out; of
-    steps that were made again after one, the last counts.
+    """All values in a run's `log.jsonl`, by name and step.
+
+    A line that a crash cut off is ignored, and of steps that were repeated after one the last counts.
 
     Raises:
-        ValueError: there is no log, or nothing in it to draw.
+        ValueError: there is no log, or it holds nothing to plot.
     """
     path = run / "log.jsonl"
     if not path.is_file():
-        raise ValueError(f"{run} is no training run: it has no log.jsonl.")
-    found: Curves = {}
+        raise ValueError(f"{run} is not a training run: it has no log.jsonl.")
+    curves: Curves = {}
     for line in path.read_text().splitlines():
         row = _row(line)
         for key, value in row.items():
             if key.startswith(_SHOWN) and isinstance(value, (int, float)):
-                found.setdefault(key, {})[int(row["step"])] = float(value)
-    if not found:
-        raise ValueError(f"{path} has no loss, reward or held-out figures yet.")
-    return found
+                curves.setdefault(key, {})[int(row["step"])] = float(value)
+    if not curves:
+        raise ValueError(f"{path} has no losses, rewards or held-out metrics yet.")
+    return curves
 
 
 def _row(line: str) -> dict[str, Any]:
@@ -47,19 +48,22 @@ def _row(line: str) -> dict[str, Any]:
 
 
 def draw_curves(runs: Sequence[Path], out: Path) -> None:
-    """One panel a figure, one line a run, as a PNG (or SVG, PDF, by the name's end).
+    """Plot one panel per value and one line per run.
+
+    Args:
+        out: a .png, .svg or .pdf file.
 
     Raises:
-        ValueError: a folder is no training run, or a kind of picture that cannot be written.
+        ValueError: a folder is not a training run, or `out` has another suffix.
         ModuleNotFoundError: matplotlib is not installed.
     """
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"Curves are drawn as .png, .svg or .pdf, not {out.name}.")
+        raise ValueError(f"Curves are written as .png, .svg or .pdf, not as {out.name}.")
     try:
         from matplotlib.figure import Figure
     except ImportError as e:
         raise ModuleNotFoundError(
-            "Curves are drawn by matplotlib: pip install 'omnirefiner[train]'."
+            "Plotting curves needs matplotlib: pip install 'omnirefiner[train]'."
         ) from e
     logs = {run: read_curves(run) for run in runs}
     keys = sorted({key for log in logs.values() for key in log}, key=_place)

@@ -1,4 +1,4 @@
-"""The processes of a run. One process is the plain case; more are accelerate's."""
+"""The processes of a run: one in the plain case, several when `accelerate launch` starts them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from .sharding import Sharding, requested_sharding
 
 
-class Workers:
-    """Sums over processes; with no accelerator there is one, and a sum is the value itself.
+class Processes:
+    """Reductions over the processes of a run; without an accelerator there is one, and a sum is the
+    value itself.
 
-    With `sharding` every forward pass is a common one: all processes have to make the same number.
+    With `sharding` every forward pass is collective: all processes have to make the same number.
     """
 
     def __init__(self, accelerator: Any = None, sharding: Sharding | None = None) -> None:
@@ -27,8 +28,8 @@ class Workers:
     def main(self) -> bool:
         return self.rank == 0
 
-    def say(self, text: str) -> None:
-        """A line for the user, from the main process only, that leaves a progress bar whole."""
+    def log(self, text: str) -> None:
+        """Print a line from the main process without breaking the progress bar."""
         if self.main:
             from tqdm.auto import tqdm
 
@@ -44,13 +45,13 @@ class Workers:
         return self.sum(value) / self.count
 
     def gather(self, values: Tensor) -> Tensor:
-        """Every process's values (as many each) one after the other, by rank, on the CPU."""
+        """The values of all processes (equally many each), concatenated by rank, on the CPU."""
         if self.count == 1:
             return values.cpu()
         return self.accelerator.gather(values.to(self.accelerator.device)).cpu()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up every process's gradients, in one message (a missing one counts as zero)."""
+        """Add up the gradients of all processes in one message; a missing gradient counts as zero."""
         if self.count == 1:
             return
         learning = list(parameters)
@@ -58,29 +59,31 @@ class Workers:
             [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in learning]
         )
         torch.distributed.all_reduce(flat)
-        for p, part in zip(learning, flat.split([p.numel() for p in learning]), strict=True):
-            p.grad = part.view_as(p)
+        pieces = flat.split([p.numel() for p in learning])
+        for p, gradient in zip(learning, pieces, strict=True):
+            p.grad = gradient.view_as(p)
 
     def wait(self) -> None:
+        """Wait until all processes have arrived here."""
         if self.count > 1:
             self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Part from the other processes: their threads must not outlive the interpreter."""
+        """Leave the process group: its threads must not outlive the interpreter."""
         if self.accelerator is not None:
             self.wait()
             self.accelerator.end_training()
 
 
-def find_workers(device: torch.device) -> Workers:
-    """The processes that `accelerate launch` started, or this one alone.
+def launched_processes(device: torch.device) -> Processes:
+    """The processes that `accelerate launch` or `torchrun` started, or this one alone.
 
     Raises:
-        ModuleNotFoundError: several processes and accelerate is not installed.
-        ValueError: a launch that divides the model in a way that is not supported.
+        ModuleNotFoundError: several processes, and accelerate is not installed.
+        ValueError: the launch divides the model in a way that is not supported.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
-        return Workers()
+        return Processes()
     try:
         from accelerate import Accelerator
     except ModuleNotFoundError as e:
@@ -88,4 +91,4 @@ def find_workers(device: torch.device) -> Workers:
             "Training on several processes needs accelerate: pip install 'omnirefiner[train]'."
         ) from e
     sharding = requested_sharding()
-    return Workers(Accelerator(cpu=device.type == "cpu"), sharding)
+    return Processes(Accelerator(cpu=device.type == "cpu"), sharding)

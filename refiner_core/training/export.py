@@ -1,4 +1,4 @@
-"""What a run leaves behind: a LoRA that diffusers and ComfyUI load alike, or whole weights."""
+"""Writes the trained refiner: a LoRA that diffusers and ComfyUI load alike, or all weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..models.core_engine import CoreEngine
+from ..recipes.recipe import Recipe
 from ..weights.lora import save_lora
 from ..weights.safetensors_io import save_weights
 from .trainable import Trainable
@@ -21,8 +22,8 @@ _BLOCKS, _BLOCK = 64, 1 << 16
 
 
 def fingerprint(path: Path) -> str:
-    """16 hex digits that tell weight files apart without reading all of 24 GB: the size and 64
-    evenly spaced blocks of 64 KiB of every file.
+    """16 hex digits that identify weights without reading all of 24 GB: a hash of the size and of 64
+    evenly spaced blocks of 64 KiB of each file.
     """
     files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
     digest = hashlib.sha256()
@@ -36,29 +37,23 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe(engine: CoreEngine, facts: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of an exported file: strings only, as safetensors wants them."""
+def describe(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of an exported file; safetensors allows only strings."""
     plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
-    return {
-        "format": "pt",
-        "recipe": engine.recipe.name,
-        "attention": engine.recipe.attention,
-        "version": __version__,
-        **plain,
-    }
+    return {"format": "pt", "recipe": recipe.name, "attention": recipe.attention, "version": __version__, **plain}
 
 
 def export(
     path: Path, engine: CoreEngine, trainable: Trainable, role: str | None, facts: Mapping[str, Any]
 ) -> Path:
-    """Write a LoRA (alpha folded in), or for full training the weights in bf16.
+    """Write a LoRA with alpha folded in, or after full training all weights in bf16.
 
     Args:
-        path: a `.safetensors` file, replaced as a whole.
-        role: the copy to write ("ema"), None = the learning values.
-        facts: what to say in the metadata about base, data and training.
+        path: a `.safetensors` file, replaced atomically.
+        role: the copy to write ("ema"), or None for the current values.
+        facts: metadata about base, data and training.
     """
-    metadata = describe(engine, facts)
+    metadata = describe(engine.recipe, facts)
     if trainable.rank is not None:
         save_lora(path, trainable.lora_pairs(role), trainable.alpha, metadata)
         return path
@@ -70,7 +65,7 @@ def export(
 
 
 def _codec(engine: CoreEngine) -> dict[str, Tensor]:
-    """The small codec that a nano carries in its own file; a FLUX autoencoder stays where it is."""
+    """The codec that a nano model carries in its own file; a FLUX autoencoder is not copied."""
     if not isinstance(engine.codec, nn.Module):
         return {}
     return {f"codec.{k}": v.cpu().contiguous() for k, v in engine.codec.named_buffers()}

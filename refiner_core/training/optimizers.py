@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate."""
+"""The optimizer and its learning rate schedule."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from .trainable import Trainable
 
 
 def make_optimizer(trainable: Trainable, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """AdamW over the learning weights.
+    """AdamW over the trainable weights.
 
     Raises:
-        ModuleNotFoundError: 8-bit moments were asked for and bitsandbytes is not installed.
+        ModuleNotFoundError: 8-bit moments were requested and bitsandbytes is not installed.
     """
     parameters = list(trainable.parameters.values())
     kwargs: dict[str, Any] = {
-        "lr": settings.rate, "betas": (0.9, settings.beta2), "weight_decay": settings.weight_decay,
-    }  # fmt: skip
+        "lr": settings.rate,
+        "betas": (0.9, settings.beta2),
+        "weight_decay": settings.weight_decay,
+    }
     if not settings.eight_bit:
         return torch.optim.AdamW(parameters, fused=parameters[0].device.type != "meta", **kwargs)
     try:
@@ -33,7 +35,7 @@ def make_optimizer(trainable: Trainable, settings: OptimizerSettings) -> torch.o
 
 
 def rate_at(settings: OptimizerSettings, step: int, steps: int) -> float:
-    """The learning rate of a step: warm-up, then constant or a cosine to 0."""
+    """The learning rate of update `step` of `steps`: a linear warm-up, then constant or a cosine to 0."""
     warm = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
     if settings.schedule == "constant":
         return settings.rate * warm

@@ -1,4 +1,4 @@
-"""The network as training calls it: a module of its velocity, and a denoiser of that."""
+"""The network as training calls it: a module that returns the velocity, and a denoiser around it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class VelocityNet(nn.Module):
-    """The transformer as a function of (x, t, conditioning), for wrappers of data parallelism."""
+    """The transformer as a module of (x, t, conditioning), with the attention of its recipe."""
 
     def __init__(self, transformer: Transformer, attention: Attention = "both ways") -> None:
         super().__init__()
@@ -30,14 +30,14 @@ class VelocityNet(nn.Module):
 
 
 class Policy:
-    """A denoiser in the samplers' call shape whose network runs in `precision`, states in float32."""
+    """A denoiser in the samplers' call shape; the network runs in `precision`, states are float32."""
 
     def __init__(self, net: nn.Module, device: torch.device, precision: str = "fp32") -> None:
         self.net, self.device, self.precision = net, device, precision
 
     @contextlib.contextmanager
     def autocast(self) -> Generator[None, None, None]:
-        """The network's arithmetic."""
+        """Run the block in the network's precision."""
         with torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16"):
             yield
 

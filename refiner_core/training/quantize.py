@@ -1,4 +1,4 @@
-"""Stores the frozen base in fewer bits while a LoRA trains on it; the LoRA stays float32."""
+"""Quantizes the frozen base under a LoRA, which itself stays float32."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def _missing(package: str, setting: str) -> ModuleNotFoundError:
 
 
 def quantize(model: Transformer, kind: Quantize, device: torch.device) -> None:
-    """Quantise the linear layers of the blocks: int8 and fp8 by torchao, nf4 by bitsandbytes.
+    """Quantize the linear layers of the blocks: int8 and fp8 with torchao, nf4 with bitsandbytes.
 
-    Layer by layer on `device`, so that it never holds the model unquantised.
+    This happens layer by layer on `device`, which never holds the whole unquantized model.
 
     Raises:
-        ModuleNotFoundError: the package is not installed; says how to get it.
+        ModuleNotFoundError: the package is not installed; the message says how to install it.
     """
     if kind == "none":
         return
@@ -39,12 +39,12 @@ def quantize(model: Transformer, kind: Quantize, device: torch.device) -> None:
         raise _missing("torchao", kind) from e
     chosen = ao.Int8WeightOnlyConfig() if kind == "int8" else ao.Float8WeightOnlyConfig()
     ao.quantize_(model, chosen, filter_fn=in_a_block, device=device)
-    # PEFT warns that it could not merge the LoRA into such a base; nothing here asks it to.
+    # PEFT warns that it cannot merge the LoRA into such a base, which nothing here does.
     warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without")
 
 
 def in_a_block(module: nn.Module, name: str) -> bool:
-    """Whether a layer of the base is one to quantise."""
+    """Whether a layer of the base is to be quantized."""
     return isinstance(module, nn.Linear) and "transformer_blocks." in name
 
 
@@ -54,13 +54,16 @@ def _nf4(model: Transformer, device: torch.device) -> None:
     except ImportError as e:
         raise _missing("bitsandbytes", "nf4") from e
     linear: Any = bitsandbytes.nn.Linear4bit
-    found = [(n, m) for n, m in model.named_modules() if in_a_block(m, n)]
-    for name, module in found:
+    layers = [(n, m) for n, m in model.named_modules() if in_a_block(m, n)]
+    for name, module in layers:
         assert isinstance(module, nn.Linear)
         packed = linear(
-            module.in_features, module.out_features, module.bias is not None,
-            compute_dtype=module.weight.dtype, quant_type="nf4",
-        )  # fmt: skip
+            module.in_features,
+            module.out_features,
+            module.bias is not None,
+            compute_dtype=module.weight.dtype,
+            quant_type="nf4",
+        )
         packed.weight = bitsandbytes.nn.Params4bit(
             module.weight.data, requires_grad=False, quant_type="nf4"
         ).to(device)

@@ -1,4 +1,4 @@
-"""Draws groups of samples from a policy and remembers the random steps it took."""
+"""Draws groups of samples from a policy and records the stochastic steps it took."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from .policy import Policy
 
 @dataclass(frozen=True)
 class Rollout:
-    """Some samples of one case: its inputs, their x0 and starting noise `B C h w`, and the random
-    steps taken.
-    """
+    """Samples of one item: the inputs, x0 and starting noise `B C h w`, and the stochastic steps."""
 
     batch: Batch
     x0: Tensor
@@ -27,25 +25,25 @@ class Rollout:
     transitions: tuple[Transition, ...]
 
 
-def case_seed(*parts: int) -> int:
+def derive_seed(*parts: int) -> int:
     """A seed of up to 63 bits that follows from the parts."""
     return int(np.random.SeedSequence(list(parts)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def case_order(cases: int, count: int, seed: int, epoch: int) -> list[int]:
-    """Which cases an epoch looks at: one after the other through random orders of all of them."""
-    picked = []
+def item_order(items: int, count: int, seed: int, epoch: int) -> list[int]:
+    """The `count` items that an epoch uses: each epoch continues through random orders of all."""
+    chosen = []
     for position in range(epoch * count, (epoch + 1) * count):
-        order = np.random.default_rng([seed, position // cases, 23]).permutation(cases)
-        picked.append(int(order[position % cases]))
-    return picked
+        order = np.random.default_rng([seed, position // items, 23]).permutation(items)
+        chosen.append(int(order[position % items]))
+    return chosen
 
 
 def place_window(steps: int, length: int, seed: int) -> tuple[int, int]:
-    """`(first, end)` of the random steps: somewhere in the first half of the schedule.
+    """`(first, end)` of the stochastic steps: a random place in the first half of the schedule.
 
-    Early steps decide what is painted, and their log-probabilities carry the least rounding error;
-    the ODE that follows takes the noise out, so that the reward sees a clean picture.
+    Early steps decide what is painted, and their log-probabilities carry the least rounding error.
+    The deterministic steps after them remove the noise, so that the reward sees a clean image.
     """
     half = max(1, steps // 2)
     length = min(length, half)
@@ -53,13 +51,13 @@ def place_window(steps: int, length: int, seed: int) -> tuple[int, int]:
     return first, first + length
 
 
-def consensus(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """A group's rollouts with the mean of all its samples in the place of each.
+def group_mean(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The rollouts of a group with the mean of all its samples in place of each sample.
 
-    A sampler that stays at high noise gives nearly the same picture from every seed, and what tells
-    samples apart is a residue of their noise, which no other case shares. The mean has less of it
-    and differs in nothing else. From every one of the group's noises the refiner learns to paint
-    what they agree on, as far as the reward prefers that to the samples.
+    A sampler that stays at high noise gives nearly the same image for every seed; samples differ by a
+    residue of their own noise. Their mean has less of that residue and differs in nothing else. From
+    each noise of the group the refiner learns to paint the mean, as far as the reward prefers it to
+    the samples.
     """
     mean = torch.cat([r.x0 for r in rollouts]).mean(0, keepdim=True)
     return [replace(r, x0=mean.expand_as(r.x0)) for r in rollouts]
@@ -67,15 +65,20 @@ def consensus(rollouts: Sequence[Rollout]) -> list[Rollout]:
 
 @torch.no_grad()
 def roll_out(
-    policy: Policy, batch: Batch, sigmas: Tensor, settings: RolloutSettings, seed: int,
-    *, random: bool = True,
-) -> Rollout:  # fmt: skip
-    """Sample every row of a batch (siblings of one case) once.
+    policy: Policy,
+    batch: Batch,
+    sigmas: Tensor,
+    settings: RolloutSettings,
+    seed: int,
+    *,
+    stochastic: bool = True,
+) -> Rollout:
+    """Sample every row of a batch (siblings of one item) once.
 
     Args:
         sigmas: the schedule.
-        seed: of the starting noise and of the steps'; the window follows from it as well.
-        random: whether the window's steps are stochastic; DiffusionNFT samples by the ODE alone.
+        seed: of the starting noise, of the noise of the steps, and of the window.
+        stochastic: whether the steps in the window are; DiffusionNFT samples deterministically.
     """
     window = place_window(len(sigmas) - 1, settings.window, seed)
     shape = tuple(batch.target.shape)
@@ -83,8 +86,14 @@ def roll_out(
     start = start.expand(shape).to(batch.target)
     taken: list[Transition] = []
     x0 = sample(
-        policy, start, sigmas, {"conditioning": batch.conditioning},
-        kind=settings.kind if random else "ode", eta=settings.eta, window=window,
-        noise_seed=seed ^ 0x5DEECE66D, record=taken.append,
-    )  # fmt: skip
+        policy,
+        start,
+        sigmas,
+        {"conditioning": batch.conditioning},
+        kind=settings.kind if stochastic else "ode",
+        eta=settings.eta,
+        window=window,
+        noise_seed=seed ^ 0x5DEECE66D,
+        record=taken.append,
+    )
     return Rollout(batch, x0, start, tuple(taken))

@@ -1,4 +1,4 @@
-"""Settings of the training commands: typed, explained, read from TOML or JSON, never guessed."""
+"""Typed training settings: each with its default, range, unit and one sentence of documentation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from ..storage.text_files import parse_toml, read_table
+
 T = TypeVar("T")
 
 
+# Old names by group, which settings files and command lines may still use.
+RENAMED = {
+    "data": {"views": "crops", "grow": "dilate"},
+    "loss": {"times": "timesteps"},
+    "rollout": {"consensus": "group_mean"},
+    "run": {"sample_every": "validate_every"},
+}
+
+
 def option(default: T, text: str, low: float | None = None, high: float | None = None) -> T:
-    """A field with its default and one sentence that says what it is, in which unit; a number also
-    with the least and the largest value that it may have (see `Group`).
+    """A setting.
+
+    Args:
+        text: what it is and in which unit, in one sentence.
+        low, high: the range of a number (see `Group`).
     """
     about = {"text": text, "range": None if low is None or high is None else (low, high)}
     if isinstance(default, dict):
@@ -25,7 +39,7 @@ def option(default: T, text: str, low: float | None = None, high: float | None =
 
 
 def section(kind: type[T]) -> T:
-    """A field that is a group of settings of its own."""
+    """A field that is itself a group of settings."""
     return cast(T, dataclasses.field(default_factory=kind))
 
 
@@ -36,31 +50,50 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
 
 
 class Group:
-    """A group of settings, a dataclass `<Name>Settings`: numbers have to lie in their ranges."""
+    """A group of settings, a dataclass named `<Name>Settings`; checks the ranges of its numbers."""
 
     def __post_init__(self) -> None:
         where = type(self).__name__.removesuffix("Settings").lower()
         for f in dataclasses.fields(cast(Any, self)):
-            if f.metadata["range"]:
-                check_range(f"{where}.{f.name}", getattr(self, f.name), *f.metadata["range"])
+            value = getattr(self, f.name)
+            if f.metadata["range"] and value is not None:
+                check_range(f"{where}.{f.name}", value, *f.metadata["range"])
 
 
-def build(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
+def build(kind: type[T], values: Mapping[str, Any]) -> T:
     """A settings object from nested plain values; what is not named keeps its default.
 
     Raises:
-        ValueError: an unknown name (with the nearest one there is), a value of the wrong type, or
-            what the settings themselves refuse.
+        ValueError: an unknown name (with the nearest known one), a setting given under its old and
+            its new name, a value of the wrong type, or a contradiction between settings.
     """
+    return _build(kind, _with_new_names(values), "")
+
+
+def _with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for group, inner in values.items():
+        names = RENAMED.get(group, {})
+        if not isinstance(inner, Mapping):
+            out[group] = inner
+            continue
+        for old, new in names.items():
+            if old in inner and new in inner:
+                raise ValueError(f"{group}.{old} is the old name of {group}.{new}; give only one.")
+        out[group] = {names.get(k, k): v for k, v in inner.items()}
+    return out
+
+
+def _build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     hints = get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(cast(Any, kind))]
     given: dict[str, Any] = {}
     for name, value in values.items():
         path = f"{where}{name}"
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0.0)
+            nearest = difflib.get_close_matches(name, known, 1, 0.0)
             raise ValueError(
-                f"There is no setting {path!r}; the nearest is {where}{near[0]}. "
+                f"There is no setting {path!r}; the nearest is {where}{nearest[0]}. "
                 f"There are: {', '.join(known)}."
             )
         given[name] = _convert(value, hints[name], path)
@@ -73,7 +106,7 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ValueError(f"{path} is a group of settings, got {value!r}.")
-        return build(cast(type[Any], hint), value, f"{path}.")
+        return _build(cast(type[Any], hint), value, f"{path}.")
     if get_origin(hint) is not None:
         return _convert_generic(value, hint, path)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -101,48 +134,34 @@ def _convert_generic(value: Any, hint: Any, path: str) -> Any:
     return {str(k): _convert(v, inner[1], f"{path}.{k}") for k, v in value.items()}
 
 
-def read_file(path: str | Path) -> dict[str, Any]:
+def read_settings_file(path: str | Path) -> dict[str, Any]:
     """The values in a TOML or JSON file.
 
     Raises:
-        ValueError: no such file, another suffix, or it cannot be parsed.
+        ValueError: no such file, another suffix, or not a valid table.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"The settings file {path} does not exist.")
-    try:
-        if path.suffix == ".json":
-            return json.loads(path.read_text())
-        if path.suffix == ".toml":
-            return _toml().loads(path.read_text())
-    except ValueError as e:
-        raise ValueError(f"The settings file {path} cannot be read: {e}") from e
-    raise ValueError(f"Settings are .toml or .json, not {path.name}.")
-
-
-def _toml() -> Any:
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib  # pyright: ignore[reportMissingImports]
-    return tomllib
+    return read_table(Path(path).expanduser(), "settings file")
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over` put in, group by group."""
+    """`base` updated with the values of `over`, group by group; old names become the new ones."""
+    return _merge(_with_new_names(base), _with_new_names(over))
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in over.items():
         inner = out.get(key)
         both = isinstance(value, Mapping) and isinstance(inner, Mapping)
-        out[key] = merged(cast(Any, inner), value) if both else value
+        out[key] = _merge(cast(Any, inner), value) if both else value
     return out
 
 
 def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
-    """`group.name=value` of the command line as nested values; the value is TOML, or a plain word.
+    """`group.name=value` from the command line as nested values; a value is TOML or a plain word.
 
     Raises:
-        ValueError: no `=` in one of them.
+        ValueError: one of them has no `=`.
     """
     out: dict[str, Any] = {}
     for text in texts:
@@ -150,19 +169,19 @@ def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
         if not equals or not name.strip():
             raise ValueError(f"--set takes group.name=value, got {text!r}.")
         try:
-            parsed = _toml().loads(f"v = {value}")["v"]
+            parsed = parse_toml(f"v = {value}")["v"]
         except ValueError:
             parsed = value.strip()
         *groups, last = name.strip().split(".")
         nested: dict[str, Any] = {last: parsed}
-        for part in reversed(groups):
-            nested = {part: nested}
-        out = merged(out, nested)
+        for group in reversed(groups):
+            nested = {group: nested}
+        out = _merge(out, nested)
     return out
 
 
 def write_toml(settings: Any) -> str:
-    """The settings as TOML, every one with its sentence."""
+    """The settings as TOML, each with its documentation as a comment."""
     lines: list[str] = []
     _write(settings, "", lines)
     return "\n".join(lines).strip() + "\n"

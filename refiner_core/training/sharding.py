@@ -1,8 +1,8 @@
-"""Divides the frozen base over the processes, where accelerate's configuration asks for it.
+"""Shards the frozen base over the processes if accelerate's configuration asks for it.
 
-A LoRA's base is by far the largest thing in memory and never changes: every process keeps a share of
-each block and the whole of one block at a time is put together, forwards and backwards. The LoRA
-itself, its optimiser and its copies stay whole on every process, so that all else is as without.
+The base under a LoRA is by far the largest thing in memory and never changes: each process keeps a
+share of every block, and one block at a time is gathered for its forward and backward pass. The LoRA,
+its optimizer and its copies stay whole on every process, so that nothing else changes.
 """
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fsdp:
-    """PyTorch's `fully_shard`, as accelerate's `fsdp_*` settings configure it.
+    """PyTorch's `fully_shard`, configured by accelerate's `fsdp_*` settings.
 
-    `reshard` gives a block back after its forward pass; `offload` keeps the shares in the CPU's
-    memory.
+    `reshard` frees a gathered block after its forward pass; `offload` keeps the shares in CPU memory.
     """
 
     reshard: bool = True
     offload: bool = False
 
-    def divide(self, model: Transformer, device: torch.device) -> None:
-        """Leave this process its share of every weight, on `device` (or the CPU, with `offload`)."""
-        # Nothing adds to a block's output in place, which is what this warning is about.
+    def shard(self, model: Transformer, device: torch.device) -> None:
+        """Keep only this process's share of every weight, on `device` (or the CPU, with `offload`)."""
+        # The warning is about in-place changes of a block's output, which do not happen here.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
@@ -45,8 +44,8 @@ class Fsdp:
             fully_shard(block, mesh=mesh, reshard_after_forward=self.reshard, offload_policy=policy)
         fully_shard(model, mesh=mesh, offload_policy=policy)
 
-    def part(self, model: Transformer) -> float:
-        """How much of the base this process keeps, 0 to 1."""
+    def base_share(self, model: Transformer) -> float:
+        """The share of the base that this process keeps, 0 to 1."""
         base: list[Any] = [p for p in model.parameters() if not p.requires_grad]
         return sum(p.to_local().numel() for p in base) / sum(p.numel() for p in base)
 
@@ -61,22 +60,22 @@ class Zero3:
     settings: Mapping[str, Any]
     _engines: list[Any] = field(default_factory=list[Any])
 
-    def divide(self, model: Transformer, device: torch.device) -> None:
-        """Leave this process its share of every weight."""
+    def shard(self, model: Transformer, device: torch.device) -> None:
+        """Keep only this process's share of every weight."""
         import deepspeed  # pyright: ignore[reportMissingImports]
 
         config = {
-            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants one; it sees no batch here
+            "train_micro_batch_size_per_gpu": 1,  # required, but DeepSpeed sees no batches here
             "zero_optimization": dict(self.settings),
             "bf16": {"enabled": model.dtype == torch.bfloat16},
         }
-        # Weight by weight, so that no card ever has to hold all of them.
+        # Weight by weight, so that no card ever holds all of them.
         deepspeed.zero.Init(module=model, config_dict_or_path=config)
         engine = deepspeed.initialize(model=model, config=config)[0]
-        self._engines.append(engine)  # it takes its hooks away when it is collected
+        self._engines.append(engine)  # its hooks disappear when it is garbage collected
 
-    def part(self, model: Transformer) -> float:
-        """How much of the base this process keeps, 0 to 1."""
+    def base_share(self, model: Transformer) -> float:
+        """The share of the base that this process keeps, 0 to 1."""
         base: list[Any] = [p for p in model.parameters() if not p.requires_grad]
         return sum(p.ds_tensor.numel() for p in base) / sum(p.ds_numel for p in base)
 
@@ -87,36 +86,37 @@ class Zero3:
 Sharding = Fsdp | Zero3
 
 
-def check_divisible(model: ModelSettings) -> None:
-    """Raise ValueError for a base that cannot be divided: one that learns, or is quantised."""
+def check_shardable(model: ModelSettings) -> None:
+    """Raise ValueError for a base that cannot be sharded: one that is trained or quantized."""
     for name, value, fix in (("train", model.train, "lora"), ("quantize", model.quantize, "none")):
         if value != fix:
             raise ValueError(
-                f"model.{name} = {value!r} cannot go with FSDP or DeepSpeed, which divide a plain "
-                f"frozen base here. Set model.{name} = {fix!r}, or launch with --multi_gpu."
+                f"model.{name} = {value!r} cannot be combined with FSDP or DeepSpeed, which shard a "
+                f"plain frozen base here. Set model.{name} = {fix!r}, or launch with --multi_gpu."
             )
 
 
-def _asked(name: str) -> bool:
+def _requested(name: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
 
 
 def requested_sharding() -> Sharding | None:
-    """What `accelerate launch` was configured for: a way of sharding, or None for none.
+    """The sharding that `accelerate launch` is configured for, or None.
 
-    It is read from the launcher's environment: accelerate itself knows sharding on GPUs only.
+    It is read from the launcher's environment, because accelerate itself supports sharding on GPUs
+    only.
 
     Raises:
-        ValueError: a configuration that the base cannot be divided by; says what to set instead.
+        ValueError: a configuration that is not supported; the message says what to set instead.
     """
-    if _asked("PARALLELISM_CONFIG") or _asked("MEGATRON_LM"):
+    if _requested("PARALLELISM_CONFIG") or _requested("MEGATRON_LM"):
         raise ValueError(
-            "The launch asks for accelerate's parallelism_config or Megatron-LM. The base can be "
-            "shared out by FSDP version 2 or DeepSpeed's ZeRO stage 3; take those settings out."
+            "The launch asks for accelerate's parallelism_config or Megatron-LM, but the base can be "
+            "sharded only by FSDP version 2 or DeepSpeed's ZeRO stage 3. Remove those settings."
         )
-    if _asked("FSDP"):
+    if _requested("FSDP"):
         return _fsdp()
-    return _zero3() if _asked("DEEPSPEED") else None
+    return _zero3() if _requested("DEEPSPEED") else None
 
 
 def _fsdp() -> Fsdp:
@@ -127,7 +127,7 @@ def _fsdp() -> Fsdp:
     if plugin.fsdp_version != 2:
         raise ValueError(
             f"The launch asks for FSDP version {plugin.fsdp_version}, which renames the modules that a "
-            "LoRA's file names. Launch with --fsdp_version 2 (in the configuration fsdp_version: 2)."
+            "LoRA file refers to. Launch with --fsdp_version 2 (in the configuration fsdp_version: 2)."
         )
     offload = isinstance(plugin.cpu_offload, CPUOffloadPolicy)
     return Fsdp(bool(plugin.reshard_after_forward), offload)
@@ -140,14 +140,14 @@ def _zero3() -> Zero3:
     zero = {k: v for k, v in config.get("zero_optimization", {}).items() if v != "auto"}
     if zero.get("stage") != 3:
         raise ValueError(
-            f"The launch asks for DeepSpeed's ZeRO stage {zero.get('stage', 0)}, which divides only "
-            "what learns; a LoRA is small and its base would stay whole. Launch with --zero_stage 3, "
-            "or without DeepSpeed."
+            f"The launch asks for DeepSpeed's ZeRO stage {zero.get('stage', 0)}, which shards only "
+            "the trainable weights: the base under the LoRA would stay whole. Launch with --zero_stage "
+            "3, or without DeepSpeed."
         )
     odd = sorted({"optimizer", "scheduler"} & config.keys())
     if odd:
         raise ValueError(
-            f"DeepSpeed's configuration sets {' and '.join(odd)}; this training sets them by its own "
-            "optimizer.* settings. Take them out of the configuration."
+            f"DeepSpeed's configuration sets {' and '.join(odd)}; which this training configures by "
+            "its own optimizer.* settings. Remove them from the configuration."
         )
     return Zero3(zero)

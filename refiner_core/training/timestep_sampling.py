@@ -1,4 +1,4 @@
-"""Which noise levels a training step looks at."""
+"""Which noise levels a training step uses."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from torch import Tensor
 
 from .. import flow
 
-Times = Literal["uniform", "logit_normal", "mode", "cosmap"]
+TimestepSampling = Literal["uniform", "logit_normal", "mode", "cosmap"]
 LEAST = 0.02  # below this there is nothing left to learn and x0 / t explodes
 _MODE = 1.29
 
 
-def draw_times(
+def sample_timesteps(
     count: int,
     generator: torch.Generator,
-    kind: Times = "logit_normal",
+    kind: TimestepSampling = "logit_normal",
     *,
     mean: float = 0.0,
     std: float = 1.0,
     uniform: float = 0.0,
     mu: float = 0.0,
 ) -> Tensor:
-    """Noise levels, `count` numbers in [0.02, 1].
+    """`count` noise levels in [0.02, 1].
 
     Args:
         kind: "logit_normal" `sigmoid(N(mean, std))`; "mode" and "cosmap" of Stable Diffusion 3
             (arXiv 2403.03206, section 3.1, scale 1.29); "uniform".
-        uniform: share that is drawn evenly whatever the kind, so that no level is forgotten.
+        uniform: share that is drawn uniformly whatever the kind, so that no level is forgotten.
         mu: exponential shift towards high noise, as the sampler's schedule has it; not applied to
-            the evenly drawn share.
+            the uniformly drawn share.
 
     Raises:
         ValueError: an unknown kind.
@@ -50,6 +50,8 @@ def draw_times(
     elif kind == "cosmap":
         t = 1 - 1 / (torch.tan(math.pi * u / 2) + 1)
     else:
-        raise ValueError(f"times must be one of {', '.join(get_args(Times))}, got {kind!r}.")
+        raise ValueError(
+            f"times must be one of {', '.join(get_args(TimestepSampling))}, got {kind!r}."
+        )
     t = flow.shift(t.clamp(1e-6, 1), mu)
     return torch.where(pick, flat, t).clamp(LEAST, 1.0)

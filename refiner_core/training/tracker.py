@@ -1,4 +1,4 @@
-"""What a run says about itself: `log.jsonl` always, TensorBoard or Weights & Biases if asked."""
+"""The record of a run: `log.jsonl` always, and TensorBoard or Weights & Biases on request."""
 
 from __future__ import annotations
 
@@ -13,33 +13,36 @@ import numpy as np
 Board = Literal["none", "tensorboard", "wandb"]
 
 
-class Journal:
-    """Writes rows of numbers and pictures; does nothing on a process that is not the main one.
+class Tracker:
+    """Writes rows of numbers and pictures; on a process that is not the main one it does nothing.
 
-    `settings` are noted where the board has a place for them.
+    `settings` are stored with the run where the board has a place for them.
 
     Raises:
-        ModuleNotFoundError: the board that was asked for is not installed.
+        ModuleNotFoundError: the requested board is not installed.
     """
 
     def __init__(
-        self, out: Path, board: Board = "none", active: bool = True,
+        self,
+        out: Path,
+        board: Board = "none",
+        active: bool = True,
         settings: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.path, self.active = out / "log.jsonl", active
         self._tensorboard: Any = None
         self._wandb: Any = None
         if active and board == "tensorboard":
-            self._tensorboard = _tensorboard(out)
+            self._tensorboard = _open_tensorboard(out)
         if active and board == "wandb":
-            self._wandb = _wandb(out, settings)
+            self._wandb = _open_wandb(out, settings)
 
     def row(self, step: int, values: Mapping[str, float | int | str]) -> None:
-        """One line of figures."""
+        """Append one row of numbers."""
         if not self.active:
             return
         with self.path.open("a+b") as stream:
-            if stream.tell() and not _ends_a_line(stream):  # a crash cut the last row off
+            if stream.tell() and not _ends_with_newline(stream):  # a crash cut off the last row
                 stream.write(b"\n")
             stream.write(json.dumps({"step": step, **values}).encode() + b"\n")
         numbers = {k: v for k, v in values.items() if not isinstance(v, str)}
@@ -50,7 +53,7 @@ class Journal:
             self._wandb.log(numbers, step=step)
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """A picture, uint8 H W 3, also in `samples/<name>-<step>.png`."""
+        """Save a picture, uint8 H W 3, as `samples/<name>-<step>.png` and on the board."""
         if not self.active:
             return
         from PIL import Image
@@ -66,19 +69,19 @@ class Journal:
             self._wandb.log({name: wandb.Image(pixels)}, step=step)
 
     def close(self) -> None:
-        """Flush what is open."""
+        """Flush and close the board."""
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
 
 
-def _ends_a_line(stream: BinaryIO) -> bool:
+def _ends_with_newline(stream: BinaryIO) -> bool:
     stream.seek(-1, os.SEEK_END)
     return stream.read(1) == b"\n"
 
 
-def _tensorboard(out: Path) -> Any:
+def _open_tensorboard(out: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as e:
@@ -88,12 +91,12 @@ def _tensorboard(out: Path) -> Any:
     return SummaryWriter(str(out / "tensorboard"))
 
 
-def _wandb(out: Path, settings: Mapping[str, Any] | None) -> Any:
+def _open_wandb(out: Path, settings: Mapping[str, Any] | None) -> Any:
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise ModuleNotFoundError(
-            "Weights & Biases is not installed: pip install wandb, or set run.board = 'tensorboard'."
+            "Weights & Biases is not installed: pip install wandb, or set run.board = 'none'."
         ) from e
     return wandb.init(
         project="omnirefiner", name=out.name, dir=str(out), config=dict(settings or {})

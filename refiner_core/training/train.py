@@ -1,242 +1,280 @@
-"""The course of a run of either stage: train, log, look, save, stop; go on where it stopped."""
+"""The course of a run: train, log, validate, save, stop, and continue where it stopped."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
-import torch
+import numpy as np
 
 from .config import GrpoConfig, RunSettings, SftConfig
-from .distributed import Workers
-from .grpo import GrpoTrainer
-from .reward import make_reward
-from .session import BEST, REFINER, Session, open_session
-from .sft import SftTrainer
+from .dataset import Reward
+from .distributed import Processes
+from .grpo import GrpoObjective
+from .nft import NftObjective
+from .objective import Learner, Objective
+from .reinforcement import ReinforcementObjective
+from .session import BEST, REFINER, Session
+from .sft import SftObjective
+from .trainer import Trainer
 
-_LOG_EVERY = 10
-
-
-def run_sft(config: SftConfig, data: Path, out: Path, device: str = "auto") -> Path:
-    """Stage 1 from a folder of triplets to a refiner file; its path.
-
-    Raises:
-        ValueError, ModuleNotFoundError: settings, data or base that cannot be used.
-        OSError: the disk is full; earlier checkpoints are kept.
-    """
-    session = open_session(config, data, out, device, pixels=False)
-    return train_sft(config, session)
+ALGORITHMS: dict[str, type[ReinforcementObjective]] = {"grpo": GrpoObjective, "nft": NftObjective}
 
 
-def train_sft(config: SftConfig, session: Session) -> Path:
-    """Stage 1 on an open session."""
-    trainer = SftTrainer(
-        config, session.policy, session.trainable, session.views, session.text, session.recipe,
-        session.workers,
-    )  # fmt: skip
-    found = session.resume("sft", trainer.optimizer)
-    trainer.step = found["step"] if found else 0
-    course = _Course(session, "sft", config.run, trainer.optimizer, trainer.step)
-    return course.follow(trainer.train_step, dict)
-
-
-def run_grpo(config: GrpoConfig, data: Path, out: Path, device: str = "auto") -> Path:
-    """Stage 2 from a folder of triplets to a refiner file; its path.
+def make_objective(
+    config: SftConfig | GrpoConfig, learner: Learner, reward: Reward | None = None
+) -> Objective:
+    """The objective of the settings; stage 2 needs a reward (see `make_reward`).
 
     Raises:
-        ValueError, ModuleNotFoundError: settings, data or base that cannot be used.
+        ValueError: the work cannot be split evenly over the processes.
+    """
+    if isinstance(config, SftConfig):
+        return SftObjective(config, learner)
+    assert reward is not None, "stage 2 learns from a reward"
+    return ALGORITHMS[config.objective.algorithm](config, learner, reward)
+
+
+def train(
+    config: SftConfig | GrpoConfig,
+    session: Session,
+    reward: Reward | None = None,
+    progress: Progress | None = None,
+    interruption: Interruption | None = None,
+) -> Path:
+    """Train on an open session; the path of the refiner.
+
+    Args:
+        reward: what stage 2 learns from.
+        progress: where progress is shown; None: a bar in the terminal.
+        interruption: what can stop the run; None: Ctrl+C.
+
+    Raises:
+        ValueError: a checkpoint that does not belong to the run, or nothing but errors in training.
         OSError: the disk is full; earlier checkpoints are kept.
     """
-    session = open_session(config, data, out, device, pixels=True)
-    return train_grpo(config, session)
-
-
-def train_grpo(config: GrpoConfig, session: Session) -> Path:
-    """Stage 2 on an open session."""
-    trainer = GrpoTrainer(
-        config, session.policy, session.trainable, session.views, session.engine.codec,
-        make_reward(config.objective, session.policy.device), session.text,
-        lambda size: session.schedule(size, config.rollout.steps), session.recipe,
-        session.workers,
-    )  # fmt: skip
-    found = session.resume("grpo", trainer.optimizer)
-    if found:
-        trainer.epoch, trainer.updates = found["step"], found["updates"]
-    patience = Patience(config.objective.patience, found)
-    course = _Course(session, "grpo", config.run, trainer.optimizer, trainer.epoch, patience)
-    return course.follow(
-        trainer.step, lambda: {"updates": trainer.updates, **patience.facts()}, every=1
+    objective = make_objective(config, session, reward)
+    trainer = Trainer(
+        objective, session.trainable, config.optimizer, config.run.max_steps, session.processes
+    )
+    saved = session.resume(trainer.optimizer)
+    if saved:
+        trainer.step = saved["step"]
+        trainer.updates = saved.get("updates", saved["step"])
+    limit = config.objective.patience if isinstance(config, GrpoConfig) else 0
+    run = Run(session, trainer, config.run, Patience(limit, saved))
+    return run.follow(
+        progress or ProgressBar(config.kind, session.processes.main),
+        interruption or Interruption(session.processes),
     )
 
 
-class Interruption:
-    """Ctrl+C lets the step in hand end, so that what is saved is the state between two steps; a
-    second one ends at once, and the last checkpoint is what is left.
+class Progress(Protocol):
+    """Shows how far a run is."""
 
-    Outside the main thread, where there are no signals, nothing is changed.
+    def start(self, done: int, total: int) -> None: ...
+    def advance(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def picture(self, pixels: np.ndarray) -> None: ...
+    def close(self) -> None: ...
+
+
+class ProgressBar:
+    """A bar in the terminal."""
+
+    def __init__(self, name: str, active: bool) -> None:
+        self._name, self._active = name, active
+        self._bar: Any = None
+
+    def start(self, done: int, total: int) -> None:
+        """Show the bar."""
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(
+            total=total, initial=done, desc=self._name, disable=not self._active, unit="step"
+        )
+
+    def advance(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Move the bar by one step; `metrics` are shown when there are new ones."""
+        self._bar.update(1)
+        if metrics:
+            self._bar.set_postfix({k: f"{v:.4g}" for k, v in list(metrics.items())[:2]})
+
+    def picture(self, pixels: np.ndarray) -> None:
+        """A terminal shows no pictures."""
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Interruption:
+    """Ctrl+C lets the current step finish, so that a state between two steps is saved; a second one
+    stops at once, and the last checkpoint remains.
+
+    Outside the main thread, where there are no signals, nothing changes.
     """
 
-    def __init__(self, workers: Workers) -> None:
-        self._workers, self._wanted, self._before = workers, False, None
+    def __init__(self, processes: Processes) -> None:
+        self._processes, self._wanted, self._before = processes, False, None
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            self._before = signal.signal(signal.SIGINT, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 
-    def _ask(self, *_: object) -> None:
+    def _on_signal(self, *_: object) -> None:
         if self._wanted:
             raise KeyboardInterrupt
         self._wanted = True
-        self._workers.say("stopping after this step; Ctrl+C again: at once, to the last checkpoint")
+        self._processes.log(
+            "Stopping after this step. Press Ctrl+C again to stop at once; the last checkpoint remains."
+        )
 
-    def asked(self) -> bool:
-        """Whether to stop now: all processes get the same answer."""
-        return self._workers.sum(float(self._wanted)) > 0
+    def requested(self) -> bool:
+        """Whether to stop now; all processes get the same answer."""
+        return self._processes.sum(float(self._wanted)) > 0
+
+    def stop(self) -> NoReturn:
+        """Raise the exception that ends the run."""
+        raise KeyboardInterrupt
 
 
 class Patience:
-    """Stops a run whose held-out SSIM, which is no part of the reward, no longer rises."""
+    """Stops a run when the held-out SSIM, which is not part of the reward, no longer rises."""
 
-    def __init__(self, limit: int, found: dict[str, float] | None) -> None:
+    def __init__(self, limit: int, saved: Mapping[str, Any] | None) -> None:
         self.limit = limit
-        # A run that had no patience until now has no best look to be compared with.
-        known = found if limit and found and "best" in found else {"best": -1.0, "failures": 0}
+        # A run that had no patience until now has no best validation to compare with.
+        known = saved if limit and saved and "best" in saved else {"best": -1.0, "failures": 0}
         self.best, self.failures = float(known["best"]), int(known["failures"])
 
     @property
     def spent(self) -> bool:
         return self.limit > 0 and self.failures >= self.limit
 
-    def see(self, figures: dict[str, float]) -> bool:
-        """Count a look; whether it is the best so far."""
-        value = figures["held_out/ssim"]
+    def see(self, metrics: Mapping[str, float]) -> bool:
+        """Count a validation; whether it is the best so far."""
+        value = metrics["held_out/ssim"]
         better = value > self.best
         self.failures = 0 if better else self.failures + 1
         self.best = max(self.best, value)
         return better
 
     def facts(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
         return {"best": self.best, "failures": self.failures} if self.limit else {}
 
 
-class _Course:
-    """One run: its progress bar, the log's rows, the looks at held-out cases, the checkpoints."""
+class Run:
+    """The steps of a run with their log, validations and checkpoints."""
 
     def __init__(
-        self, session: Session, kind: str, run: RunSettings, optimizer: torch.optim.Optimizer,
-        done: int, patience: Patience | None = None,
-    ) -> None:  # fmt: skip
-        from tqdm.auto import tqdm
-
-        self.session, self.kind, self.run, self.optimizer = session, kind, run, optimizer
-        self.done, self.patience = done, patience or Patience(0, None)
-        self.figures: dict[str, float] = {}
-        self._announce()
-        self.bar = tqdm(
-            total=run.max_steps, initial=done, desc=kind, disable=not session.workers.main,
-            unit="step",
-        )  # fmt: skip
+        self, session: Session, trainer: Trainer, settings: RunSettings, patience: Patience
+    ) -> None:
+        self.session, self.trainer, self.settings = session, trainer, settings
+        self.patience = patience
+        self.metrics: dict[str, float] = {}  # the latest ones, for the metadata
         self._sums: dict[str, float] = {}
         self._count = 0
-        self._begun = time.perf_counter()
+        self._start = time.perf_counter()
 
-    def follow(
-        self, step: Callable[[], dict[str, float]], facts: Callable[[], dict[str, Any]],
-        every: int = _LOG_EVERY,
-    ) -> Path:  # fmt: skip
-        """Step to the end or until patience is spent; the refiner's path.
-
-        Args:
-            step: trains, and returns figures.
-            facts: what to keep in a checkpoint beside the number of steps.
-            every: steps to a row of the log.
-        """
+    def follow(self, progress: Progress, interruption: Interruption) -> Path:
+        """Train to the end or until patience is spent; the path of the refiner."""
+        session, trainer, total = self.session, self.trainer, self.settings.max_steps
+        self._announce()
+        progress.start(trainer.step, total)
         try:
-            if self.done == 0:
-                self._look(last=False)
-            with Interruption(self.session.workers) as interruption:
-                while self.done < self.run.max_steps and not self.patience.spent:
-                    figures = step()
-                    self.done += 1
-                    self._count_in(figures, every)
-                    last = self.done == self.run.max_steps
-                    stop = interruption.asked()
-                    self._look(last)
-                    if (
-                        last or stop or self.patience.spent
-                        or self.done % self.run.save_every == 0
-                    ):  # fmt: skip
-                        self._save(facts)
+            if trainer.step == 0:
+                self._validate(progress)
+            with interruption:
+                while trainer.step < total and not self.patience.spent:
+                    progress.advance(trainer.step, self._log(trainer.train_step()))
+                    stop = interruption.requested()
+                    self._validate(progress)
+                    if stop or self._is_time_to_save():
+                        session.save(trainer.step, trainer.optimizer, self._facts())
                     if stop:
-                        raise KeyboardInterrupt
+                        interruption.stop()
         finally:
-            self.bar.close()
-            self.session.journal.close()
-        made, best = self.session.out / REFINER, self.session.out / BEST
+            progress.close()
+            session.tracker.close()
+        return self._finish()
+
+    def _finish(self) -> Path:
+        session = self.session
+        refiner, best = session.out / REFINER, session.out / BEST
         if self.patience.spent:
-            self.session.workers.say(
-                f"stopped early: held-out SSIM has not risen for {self.patience.failures} looks"
+            session.processes.log(
+                f"Stopped early: the held-out SSIM has not risen for {self.patience.failures} "
+                "validations."
             )
-            made = best if best.exists() else made
-        self.session.workers.close()
-        return made
+            refiner = best if best.exists() else refiner
+        session.processes.close()
+        return refiner
 
     def _announce(self) -> None:
-        session, workers = self.session, self.session.workers
-        rank = session.trainable.rank
-        kind = "all weights" if rank is None else f"LoRA r{rank}"
-        again = f", from step {self.done} on" if self.done else ""
-        processes = f"{workers.count} processes"
-        if workers.sharding:
-            part = workers.sharding.part(session.engine.model)
-            processes += f" with {part:.0%} of the base each ({workers.sharding})"
-        workers.say(
-            f"{session.recipe.name}: {kind}, {len(session.trainable) / 1e6:.2f} M parameters, "
-            f"{len(session.views)} views, {len(session.held_out)} held out, {processes}, to step "
-            f"{self.run.max_steps}{again}"
+        session, processes, trainable = self.session, self.session.processes, self.session.trainable
+        kind = "all weights" if trainable.rank is None else f"LoRA of rank {trainable.rank}"
+        resumed = f", resumed at step {self.trainer.step}" if self.trainer.step else ""
+        count = "1 process" if processes.count == 1 else f"{processes.count} processes"
+        if processes.sharding:
+            count += f" with {session.base_share:.0%} of the base each ({processes.sharding})"
+        processes.log(
+            f"{session.recipe.name}: {kind}, {len(trainable) / 1e6:.2f} M trainable parameters, "
+            f"{len(session.dataset)} items, {len(session.held_out)} held out, {count}, "
+            f"{self.settings.max_steps} steps{resumed}"
         )
 
-    def _save(self, facts: Callable[[], dict[str, Any]]) -> None:
-        self.session.save(
-            self.kind, self.done, self.optimizer, {"figures": self.figures, **facts()}
-        )
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the weights and the step."""
+        updates = {"updates": self.trainer.updates, "figures": self.metrics}
+        return {**updates, **self.patience.facts()}
 
-    def _count_in(self, row: dict[str, float], every: int) -> None:
-        """Every few steps become a row of means."""
+    def _is_time_to_save(self) -> bool:
+        step = self.trainer.step
+        last = step == self.settings.max_steps
+        return last or self.patience.spent or step % self.settings.save_every == 0
+
+    def _log(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Add the metrics of a step to the current row; the row, once it is complete and written."""
+        step = self.trainer.step
         self._count += 1
-        for key, value in row.items():
+        for key, value in metrics.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
-        self.bar.update(1)
-        if self.done % every == 0 or self.done == self.run.max_steps:
-            means = {k: v / self._count for k, v in self._sums.items()}
-            self.figures |= {k: means[k] for k in means if k == "loss" or k.startswith("reward/")}
-            seconds = time.perf_counter() - self._begun
-            self.session.journal.row(self.done, {**means, "seconds": round(seconds, 2)})
-            self.bar.set_postfix({k: f"{v:.4g}" for k, v in list(means.items())[:2]})
-            self._sums, self._count = {}, 0
+        if step % self.trainer.objective.log_every and step != self.settings.max_steps:
+            return {}
+        row = {k: v / self._count for k, v in self._sums.items()}
+        self.metrics |= {k: v for k, v in row.items() if k == "loss" or k.startswith("reward/")}
+        seconds = round(time.perf_counter() - self._start, 2)
+        self.session.tracker.row(step, {**row, "seconds": seconds})
+        self._sums, self._count = {}, 0
+        return row
 
-    def _look(self, last: bool) -> None:
-        """Figures and a picture of the held-out cases, if there are any and it is time."""
-        session, every = self.session, self.run.sample_every
-        if not every or not len(session.held_out) or (self.done % every and not last):
+    def _validate(self, progress: Progress) -> None:
+        """Metrics and a picture of the held-out items, if there are any and it is time."""
+        session, every, step = self.session, self.settings.validate_every, self.trainer.step
+        last = step == self.settings.max_steps
+        if not every or not len(session.held_out) or (step % every and not last):
             return
-        found, picture = session.look("ema" if "ema" in session.trainable.copies else None)
-        # Cards round differently; all processes have to agree on when to stop.
-        found = {k: session.workers.mean(v) for k, v in found.items()}
-        self.figures |= {f"held_out/{k}": v for k, v in found.items()}
-        session.journal.row(self.done, {f"held_out/{k}": v for k, v in found.items()})
-        session.journal.picture(self.done, "held-out", picture)
-        session.workers.say(
-            f"step {self.done}: held out " + ", ".join(f"{k} {v:.4f}" for k, v in found.items())
+        found, picture = session.validate()
+        # Devices round differently, but all processes must agree on when to stop.
+        found = {k: session.processes.mean(v) for k, v in found.items()}
+        row = {f"held_out/{k}": v for k, v in found.items()}
+        self.metrics |= row
+        session.tracker.row(step, row)
+        session.tracker.picture(step, "held-out", picture)
+        progress.picture(picture)
+        session.processes.log(
+            f"step {step}: held out " + ", ".join(f"{k} {v:.4f}" for k, v in found.items())
         )
-        if self.patience.see(self.figures) and self.patience.limit:
-            session.keep_best(self.kind, self.done, self.figures)
+        if self.patience.see(self.metrics) and self.patience.limit:
+            session.save_best(step, self.metrics)

@@ -1,5 +1,5 @@
-"""How a nano is made: triplets drawn, supervised training and reinforcement as `train sft` and
-`train grpo` do it; then evaluation and model card. Each part resumes.
+"""The parts of making a nano: its triplets, its untrained start, the settings of both stages, its
+evaluation and its model card.
 """
 
 from __future__ import annotations
@@ -34,38 +34,33 @@ from ..weights.safetensors_io import save_weights
 from .compare import Comparison, held_out_scenes, measure, paired, table
 from .config import GRPO_PRESETS, SFT_PRESETS, GrpoConfig, SftConfig
 from .export import fingerprint
-from .policy import Policy, VelocityNet
-from .session import open_session
 from .settings import build, merged
-from .train import train_grpo, train_sft
 
 _SIDE = 256  # px: square root of a drawn picture's area; its detail is as large as nano's crops
 _WINDOW = 64  # px: side of the squares the codec is fitted to
-# Views that teach a model this small something.
+# Only items from which a model this small learns something.
 _DATA = {"least_agreement": 19.0, "least_gain": 1.0, "held_out": 64}
-_VARIANTS = 16  # of every view, in stage 1
+_VARIANTS = 16  # of each item in stage 1
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all stages of a nano share: `triplets` a data set, `cache` of prepared views, `device`,
-    `workers` processes that draw and frame, `seed`.
-    """
+    """What all stages of a nano share."""
 
-    triplets: Path
-    cache: Path
+    triplets: Path  # a data set
+    cache: Path  # of prepared items
     device: str = "auto"
-    workers: int = 1
+    workers: int = 1  # processes that draw and crop
     seed: int = 0
 
 
 def draw_triplets(
     setup: Setup, count: int, progress: Progress = lambda done, total, report: None
 ) -> dict[str, int]:
-    """`data build --count COUNT --size 256 --flat`; the counts of `run_build`.
+    """Draw triplets as `data build --count COUNT --size 256 --flat` does; the counts of `run_build`.
 
     Raises:
-        ValueError: none was kept, or the folder was built with other settings.
+        ValueError: no triplet was kept, or the folder was built with other settings.
     """
     pair = ProceduralPair(_SIDE, flat=True)
     stages = (pair, ProceduralSelect(pair), ProceduralMask(pair), ProceduralDegrade(pair))
@@ -73,16 +68,16 @@ def draw_triplets(
     counts = run_build(build, setup.workers, progress)
     if not counts.get("train"):
         raise ValueError(
-            f"{setup.triplets}: of {count} triplets none to train on was kept; draw more."
+            f"None of the {count} triplets drawn in {setup.triplets} can be trained on; draw more."
         )
     return counts
 
 
 def fit_codec(setup: Setup, squares: int = 2048) -> BlockCodec:
-    """The codec's components, from that many 64 px squares on the details of targets and references.
+    """Fit the codec to `squares` squares of 64 px on the details of targets and references.
 
     Raises:
-        ValueError: all pictures are smaller than that.
+        ValueError: all pictures are smaller than 64 px.
     """
     rng = np.random.default_rng([setup.seed, 3])
     data = TripletSet(setup.triplets)
@@ -95,7 +90,7 @@ def fit_codec(setup: Setup, squares: int = 2048) -> BlockCodec:
                 drawn.append(_cut(rng, image, mask))
     if not drawn:
         raise ValueError(
-            f"The pictures in {setup.triplets} are under {_WINDOW} px; nano needs larger ones."
+            f"All pictures in {setup.triplets} are smaller than {_WINDOW} px, which nano needs."
         )
     codec = BlockCodec()
     codec.fit(torch.stack(drawn))
@@ -103,7 +98,7 @@ def fit_codec(setup: Setup, squares: int = 2048) -> BlockCodec:
 
 
 def _cut(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray | None) -> Tensor:
-    """A square of an image that has its middle on the mask, where the edges allow it, 3 64 64."""
+    """A square of an image, 3 64 64, centred on a random point of the mask as far as the edges allow."""
     h, w = image.shape[:2]
     ys, xs = np.nonzero(np.ones((h, w)) if mask is None or not mask.any() else mask)
     at = int(rng.integers(len(ys)))
@@ -114,14 +109,14 @@ def _cut(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray | None) -
 
 
 def untrained_model(seed: int) -> FluxTransformer:
-    """The transformer before any training, at its positional start."""
+    """The untrained transformer with its positional initialization."""
     model = FluxTransformer(**nano_config())
     initialise(model, seed)
     return model
 
 
 def write_start(path: Path, setup: Setup) -> Path:
-    """A nano before any training, float32: its positional start and a codec fitted to the triplets."""
+    """Write an untrained nano, float32: its initialization and a codec fitted to the triplets."""
     if not path.exists():
         tensors = {
             k: v.detach().contiguous() for k, v in untrained_model(setup.seed).state_dict().items()
@@ -136,7 +131,7 @@ def write_start(path: Path, setup: Setup) -> Path:
 def sft_config(
     setup: Setup, weights: Path, steps: int, over: dict[str, Any] | None = None
 ) -> SftConfig:
-    """Settings of stage 1: the nano preset's, `steps` updates of eight crops, and `over` over them.
+    """Settings of stage 1: `steps` updates by the nano preset, changed by `over`.
 
     Raises:
         ValueError: an unknown or contradictory setting.
@@ -162,35 +157,8 @@ def grpo_config(
     return build(GrpoConfig, merged(merged(GRPO_PRESETS["nano"], chosen), over or {}))
 
 
-def supervise(
-    setup: Setup, config: SftConfig, out: Path, net: type[VelocityNet] = VelocityNet
-) -> Path:
-    """Stage 1 of a nano in `out`, which goes on where it stopped; the refiner's path.
-
-    Args:
-        net: how the transformer is called.
-    """
-    session = open_session(
-        config, setup.triplets, out, setup.device, pixels=True, cache=setup.cache
-    )
-    session.policy = Policy(
-        net(session.engine.model, session.engine.recipe.attention),
-        session.policy.device,
-        config.model.precision,
-    )
-    return train_sft(config, session)
-
-
-def reinforce(setup: Setup, config: GrpoConfig, out: Path) -> Path:
-    """Stage 2 of a nano in `out`, which goes on where it stopped; the refiner's path."""
-    session = open_session(
-        config, setup.triplets, out, setup.device, pixels=True, cache=setup.cache
-    )
-    return train_grpo(config, session)
-
-
 def untrained(weights: Path, device: torch.device | str = "cpu") -> CoreEngine:
-    """The nano before any training: its positional start, with the codec of `weights`."""
+    """The untrained nano with the codec of `weights`."""
     engine = load_nano(device, weights)
     model = untrained_model(0).eval().requires_grad_(False)
     engine.model = model.to(engine.device)  # pyright: ignore[reportArgumentType] (diffusers wraps it)
@@ -198,10 +166,10 @@ def untrained(weights: Path, device: torch.device | str = "cpu") -> CoreEngine:
 
 
 def evaluate_stages(stages: dict[str, Path], out: Path, count: int, setup: Setup) -> dict[str, Any]:
-    """Every stage against the one before on the same held-out scenes; also in `out` as JSON.
+    """Compare each stage with the previous one on the same held-out scenes; also written to `out`.
 
-    The first is measured against the untrained nano, unless it is the "start" itself.
-    An evaluation of the same files and count is not done twice.
+    The first stage is compared with the untrained nano, unless it is the "start" itself. An
+    evaluation of the same files and count is not repeated.
     """
     marks = {name: fingerprint(path) for name, path in stages.items()}
     if out.exists():
@@ -226,9 +194,14 @@ def evaluate_stages(stages: dict[str, Path], out: Path, count: int, setup: Setup
 
 
 def model_card(stages: dict[str, Path], evaluation: dict[str, Any], facts: dict[str, Any]) -> str:
-    """A card of what was trained, on what, and how well it does."""
-    lines = ["# nano, trained here", "", "FLUX.1-Kontext's architecture in miniature; see the pack's own",
-             "card for what it is and is not. Files:", ""]  # fmt: skip
+    """A model card: what was trained, on what, and how well it does."""
+    lines = [
+        "# nano, trained here",
+        "",
+        "FLUX.1-Kontext's architecture in miniature. The pack's own model card says what it is for and",
+        "what it is not. Files:",
+        "",
+    ]
     lines += [f"- {name}: `{path.name}`" for name, path in stages.items()]
     lines += ["", "## Training", "", "```", json.dumps(facts, indent=1), "```", "", "## Held out"]
     for step, found in evaluation["steps"].items():

@@ -1,9 +1,9 @@
-"""The weights that learn, and named copies of them that can take their place for a while.
+"""The trainable weights, and named copies of them that can temporarily take their place.
 
-A refiner is trained as a LoRA on a frozen base or, for a small one, with all its weights. Either
-way GRPO needs the same weights three times: as they learn, as they were when the samples were
-drawn ("old") and as stage 1 left them ("ref"); and their running average ("ema") is what is saved.
-Copies share one base and cost a LoRA's size each.
+A refiner is trained as a LoRA on a frozen base or, if it is small, with all its weights. Stage 2
+needs the same weights three times: the current ones, those that drew the samples ("old") and those
+that stage 1 produced ("ref"). What is saved is their exponential moving average ("ema"). Copies share
+one base, so that each costs as much memory as the LoRA.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _ADAPTER = "default"
 
 
 class Trainable:
-    """Learning parameters by name, and copies of their values by role.
+    """Trainable parameters by name, and copies of their values by role.
 
-    `rank` and `alpha` of the LoRA they form, None when they are the model's own weights.
+    `rank` and `alpha` describe the LoRA they form; `rank` is None when they are the model's weights.
     """
 
     def __init__(
@@ -49,19 +49,19 @@ class Trainable:
     def __len__(self) -> int:
         return sum(p.numel() for p in self.parameters.values())
 
-    def keep(self, role: str) -> None:
-        """Copy the present values under `role`, replacing an earlier copy."""
+    def snapshot(self, role: str) -> None:
+        """Copy the current values under `role`, replacing an earlier copy."""
         self.copies[role] = {n: p.detach().clone() for n, p in self.parameters.items()}
 
     @torch.no_grad()
-    def blend(self, role: str, decay: float) -> None:
-        """Move a copy towards the present values: `decay * copy + (1 - decay) * present`."""
+    def ema(self, role: str, decay: float) -> None:
+        """Update a moving average: `copy = decay * copy + (1 - decay) * current`."""
         for name, p in self.parameters.items():
             self.copies[role][name].lerp_(p.detach(), 1 - decay)
 
     @contextlib.contextmanager
-    def using(self, role: str) -> Generator[None, None, None]:
-        """Run the block with a copy in place of the learning values (no gradients inside)."""
+    def swapped(self, role: str) -> Generator[None, None, None]:
+        """Run the block with a copy in place of the current values; no gradients inside."""
         self._swap(role)
         try:
             yield
@@ -74,13 +74,13 @@ class Trainable:
             p.data, copy[name] = copy[name], p.data
 
     def lora_pairs(self, role: str | None = None) -> dict[str, tuple[Tensor, Tensor]]:
-        """(A, B) by diffusers module path, of a copy or of the learning values.
+        """(A, B) by diffusers module path, of a copy or of the current values.
 
         Raises:
             ValueError: the parameters are not a LoRA.
         """
         if self.rank is None:
-            raise ValueError("All weights were trained; there is no LoRA to take out.")
+            raise ValueError("All weights were trained, so there is no LoRA to export.")
         values = self.copies[role] if role else self.parameters
         pairs: dict[str, dict[str, Tensor]] = {}
         for name, value in values.items():
@@ -90,23 +90,23 @@ class Trainable:
 
 
 def all_weights(model: Transformer) -> Trainable:
-    """Every weight of the model learns."""
+    """Make every weight of the model trainable."""
     model.requires_grad_(True)
     return Trainable(dict(model.named_parameters()))
 
 
-def _needs_peft() -> None:
+def _require_peft() -> None:
     if importlib.util.find_spec("peft") is None:
         raise ModuleNotFoundError("Training a LoRA needs peft: pip install 'omnirefiner[train]'.")
 
 
 def add_lora(model: Transformer, rank: int, alpha: float, seed: int = 0) -> Trainable:
-    """Freeze the model and put a fresh LoRA on its attention and feed-forward (B = 0).
+    """Freeze the model and add a new LoRA to its attention and feed-forward layers (B = 0).
 
     Raises:
         ModuleNotFoundError: peft is not installed.
     """
-    _needs_peft()
+    _require_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
     model.requires_grad_(False)
@@ -119,36 +119,36 @@ def add_lora(model: Transformer, rank: int, alpha: float, seed: int = 0) -> Trai
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, _ADAPTER)
-    found: dict[str, nn.Parameter] = {}
+    parameters: dict[str, nn.Parameter] = {}
     for name, p in model.named_parameters():
         if f".{_ADAPTER}.weight" in name:
             p.data = p.data.float()
-            found[name.removesuffix(f".{_ADAPTER}.weight")] = p
-    return Trainable(found, rank, alpha)
+            parameters[name.removesuffix(f".{_ADAPTER}.weight")] = p
+    return Trainable(parameters, rank, alpha)
 
 
 def continue_lora(model: Transformer, path: str | Path) -> Trainable:
-    """Freeze the model and go on training the LoRA of a file, at its rank.
+    """Freeze the model and continue to train the LoRA of a file, at its rank.
 
     Raises:
-        ValueError: not a LoRA of this model's attention and feed-forward, or of uneven rank.
+        ValueError: not a LoRA of this model's attention and feed-forward layers, or of mixed ranks.
     """
     lora = read_lora(path)
     trainable = add_lora(model, lora.rank, lora.rank)
     pairs = trainable.lora_pairs()
-    lost, extra = pairs.keys() - lora.factors.keys(), lora.factors.keys() - pairs.keys()
-    if lost or extra:
-        odd = sorted(lost or extra)
+    missing, extra = pairs.keys() - lora.factors.keys(), lora.factors.keys() - pairs.keys()
+    if missing or extra:
+        odd = sorted(missing or extra)
         raise ValueError(
-            f"{path} changes {len(lora.factors)} modules and training {len(pairs)}; "
-            f"{'missing' if lost else 'left over'}: {', '.join(odd[:3])}. Merge it into the base "
-            "(omnirefiner merge) and train a new LoRA on that."
+            f"{path} changes {len(lora.factors)} modules, but training changes {len(pairs)}; "
+            f"{'missing' if missing else 'unexpected'}: {', '.join(odd[:3])}. Merge it into the base "
+            "(omnirefiner merge) and train a new LoRA on the result."
         )
     for name, (a, b) in pairs.items():
         factors = lora.factors[name]
         if len(factors) != 1 or factors[0].a.shape != a.shape or factors[0].b.shape != b.shape:
             raise ValueError(
-                f"{path}: the factors of {name} do not fit a LoRA of rank {lora.rank}."
+                f"{path}: the matrices of {name} do not fit a LoRA of rank {lora.rank}."
             )
         a.data.copy_(factors[0].a)
         b.data.copy_(factors[0].b.float() * factors[0].scale)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from . import (
+    ablation,
     comfyui_speed,
     data_speed,
     demo_cases,
@@ -24,6 +25,7 @@ BENCHMARKS = (
     dreamsim_speed,
     data_speed,
     training_speed,
+    ablation,
     comfyui_speed,
     demo_cases,
 )

@@ -17,7 +17,7 @@ from .measuring import median_seconds
 if TYPE_CHECKING:
     from refiner_core.models.core_engine import CoreEngine
     from refiner_core.training.config import GrpoConfig, SftConfig
-    from refiner_core.training.dataset import Shape, View
+    from refiner_core.training.dataset import Item, Shape
 
 _SIDES = {"tiny": [64], "nano": [128], "kontext": [512, 1024]}
 
@@ -52,8 +52,8 @@ class _FlatCodec:
         return torch.nn.functional.interpolate(latents[:, :3], scale_factor=self.factor)
 
 
-class _RandomViews:
-    """Two cases of noise, square pictures of `side` pixels."""
+class _RandomDataset:
+    """Two items of noise, square pictures of `side` pixels."""
 
     def __init__(self, side: int, codec: Any) -> None:
         g = torch.Generator().manual_seed(0)
@@ -65,16 +65,16 @@ class _RandomViews:
     def __len__(self) -> int:
         return 2
 
-    def __getitem__(self, index: int) -> View:
-        from refiner_core.training.dataset import Pixels, View, latent_region
+    def __getitem__(self, index: int) -> Item:
+        from refiner_core.training.dataset import Item, Pixels, latent_mask
 
         mask = torch.zeros_like(self._pictures[0][:, :1])
         side = mask.shape[-1]
         mask[..., side // 4 : side // 2, side // 4 : side // 2] = 1
         target, draft, reference = self._pictures[index : index + 3]
         a, b, c = self._latents[index : index + 3]
-        region = latent_region(mask, (a.shape[-2], a.shape[-1]))
-        return View(str(index), "", a, (b, c), region, Pixels(target, draft, reference, mask))
+        region = latent_mask(mask, (a.shape[-2], a.shape[-1]))
+        return Item(str(index), "", a, (b, c), region, Pixels(target, draft, reference, mask))
 
 
 def _random_engine(kind: str, device: torch.device) -> CoreEngine:
@@ -133,37 +133,39 @@ class _Work:
 
 
 def _stages(kind: str, side: int, batch: int, device: torch.device) -> list[_Work]:
-    from refiner_core.images.geometry import Extent
-    from refiner_core.training.grpo import GrpoTrainer
+    from refiner_core.training.distributed import Processes
     from refiner_core.training.memory_estimate import forward_flops, step_flops
+    from refiner_core.training.objective import Learner
+    from refiner_core.training.open_session import make_trainable
     from refiner_core.training.policy import Policy, VelocityNet
     from refiner_core.training.reward import make_reward
-    from refiner_core.training.session import make_trainable
-    from refiner_core.training.sft import SftTrainer
+    from refiner_core.training.train import make_objective
+    from refiner_core.training.trainer import Trainer
 
     engine = _random_engine(kind, device)
     recipe, (sft, grpo) = engine.recipe, _settings(kind, batch)
-    trainable = make_trainable(engine, sft.model, 0)
-    policy = Policy(VelocityNet(engine.model), device, sft.model.precision)
-    views = _RandomViews(side, _FlatCodec(recipe.latent_factor))
 
     def text(prompt: str) -> tuple[Tensor, Tensor]:
         return engine.text(prompt, recipe.text_tokens)
 
-    def schedule(_: tuple[int, int]) -> Tensor:
-        return recipe.sigmas(Extent(side, side), grpo.rollout.steps)
-
-    first = SftTrainer(sft, policy, trainable, views, text, recipe)
-    second = GrpoTrainer(
-        grpo, policy, trainable, views, engine.codec, make_reward(grpo.objective, device), text,
-        schedule, recipe,
-    )  # fmt: skip
+    learner = Learner(
+        Policy(VelocityNet(engine.model), device, sft.model.precision),
+        make_trainable(engine, sft.model, 0),
+        _RandomDataset(side, _FlatCodec(recipe.latent_factor)),
+        text,
+        engine.codec.decode,
+        recipe,
+        Processes(),
+    )
     tokens = 3 * (side // (2 * recipe.latent_factor)) ** 2 + recipe.text_tokens
     once = forward_flops(engine.model, tokens)
-    return [
-        _Work("SFT step", first.train_step, step_flops(sft, once, recipe)),
-        _Work("GRPO epoch", second.step, step_flops(grpo, once, recipe)),
-    ]
+    reward = make_reward(grpo.objective, device)
+    works: list[_Work] = []
+    for name, config in (("SFT step", sft), ("GRPO epoch", grpo)):
+        objective = make_objective(config, learner, reward)
+        trainer = Trainer(objective, learner.trainable, config.optimizer, config.run.max_steps)
+        works.append(_Work(name, trainer.train_step, step_flops(config, once, recipe)))
+    return works
 
 
 def _matmul_rate(device: torch.device, rounds: int) -> float:

@@ -1,0 +1,230 @@
+"""Opens a session: loads the base, prepares the data, and adds the trainable weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data.shards import TripletSet
+from ..data.splits import manifest_hash, split_data
+from ..load import load_engine
+from ..models.core_engine import CoreEngine, TextEncoder
+from ..models.devices import pick_device
+from ..models.text import FluxText
+from ..models.vae import FluxCodec
+from ..nano import resolve_weights
+from ..recipes.recipe import KONTEXT, OMNIREFINER
+from .augment import AugmentedDataset
+from .config import DataSettings, GrpoConfig, ModelSettings, SftConfig
+from .dataset import Dataset, Encoder
+from .distributed import Processes, launched_processes
+from .export import export, fingerprint
+from .policy import Policy, VelocityNet
+from .prepare import PreparedDataset, preparation_hash, prepare
+from .quantize import quantize
+from .session import Session
+from .sharding import Sharding, check_shardable
+from .text_cache import TextCache
+from .tracker import Tracker
+from .trainable import Trainable, add_lora, all_weights, continue_lora
+
+
+def load_base(model: ModelSettings) -> CoreEngine:
+    """The base on the CPU, with the recipe it is trained for.
+
+    Raises:
+        ValueError: as `load_engine`.
+    """
+    engine = load_engine(
+        model.base,
+        device="cpu",
+        recipe=model.recipe,
+        clip_l=model.clip_l,
+        t5=model.t5,
+        vae=model.vae,
+        tokenizers=model.tokenizers,
+    )
+    if model.recipe is None and engine.recipe is KONTEXT:
+        engine.recipe = OMNIREFINER  # the training of an OmniRefiner starts from a plain Kontext
+    return engine
+
+
+def move_codec(engine: CoreEngine, device: torch.device) -> None:
+    """Put the codec, and what the engine encodes, on a device; prompts are encoded there too."""
+    engine.device = device
+    if isinstance(engine.text, FluxText):
+        engine.text.device = device  # it moves there for a prompt, if there is room
+    codec = engine.codec
+    module: Any = codec.vae if isinstance(codec, FluxCodec) else codec
+    if isinstance(module, nn.Module):
+        module.to(device)
+
+
+def make_trainable(
+    engine: CoreEngine, model: ModelSettings, seed: int, sharding: Sharding | None = None
+) -> Trainable:
+    """Put trainable weights on the engine's transformer and everything on its device.
+
+    Raises:
+        ValueError: the base is to be sharded, but all weights are trained or the base is quantized.
+    """
+    net = engine.model
+    if sharding is not None:
+        check_shardable(model)
+    if model.train == "lora":
+        net.requires_grad_(False)
+        if model.precision == "bf16":
+            net.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+        quantize(net, model.quantize, engine.device)
+    if sharding is None:
+        net.to(engine.device)  # pyright: ignore[reportArgumentType]
+    else:
+        sharding.shard(net, engine.device)
+    if model.checkpointing:
+        net.enable_gradient_checkpointing()
+    if model.train == "full":
+        return all_weights(net)
+    if model.lora:
+        trainable = continue_lora(net, model.lora)
+    else:
+        trainable = add_lora(net, model.rank, model.alpha, seed)
+    for p in trainable.parameters.values():
+        p.data = p.data.to(engine.device)  # the base may be kept in the memory of the CPU
+    return trainable
+
+
+def prepare_datasets(
+    encoder: Encoder,
+    text: TextEncoder,
+    data: DataSettings,
+    folder: Path,
+    cache: Path,
+    processes: Processes,
+    pixels: bool,
+) -> tuple[Dataset, Dataset, TextCache]:
+    """The training and the held-out items of a data set, and the embeddings of their prompts.
+
+    Args:
+        encoder, text: what pictures and prompts are encoded with.
+        folder: the data set.
+        cache: where prepared items are kept and found again.
+        pixels: keep the pixels of the training items, for rewards.
+    """
+    triplets, recipe = TripletSet(folder), encoder.recipe
+    train, held_out = split_data(triplets, data.held_out)
+    source = manifest_hash(folder)
+    keep = pixels or data.variants > 1
+    prepared: list[PreparedDataset] = []
+    for name, chosen, with_pixels in (("train", train, keep), ("held", held_out, True)):
+        key = preparation_hash(encoder, data, f"{source}/{name}/{chosen}", with_pixels)
+        names = prepare(
+            triplets,
+            chosen,
+            encoder,
+            data,
+            cache / key,
+            processes,
+            pixels=with_pixels,
+            needed=name == "train",
+        )
+        prepared.append(PreparedDataset(cache / key, recipe.order, names))
+    texts = TextCache(text, recipe.text_tokens, cache / "texts")
+    prompts = sorted({"", *prepared[0].prompts(), *prepared[1].prompts()})
+    for prompt in prompts[processes.rank :: processes.count]:
+        texts(prompt)
+    processes.wait()
+    texts.encoder = None
+    dataset: Dataset = prepared[0]
+    if data.variants > 1:
+        dataset = AugmentedDataset(dataset, encoder, data.variants, data.dilate)
+    return dataset, prepared[1], texts
+
+
+def open_session(
+    config: SftConfig | GrpoConfig,
+    data: Path,
+    out: Path,
+    device: str,
+    *,
+    pixels: bool | None = None,
+    cache: Path | None = None,
+) -> Session:
+    """Load the base, prepare the data, and add the trainable weights.
+
+    Args:
+        data: a folder of triplet shards.
+        out: the folder of the run; an existing run is continued.
+        device: auto, cpu, cuda or cuda:N.
+        pixels: keep the pixels of the training items; None: if the stage needs them.
+        cache: where prepared items are kept; None: in `out`.
+
+    Raises:
+        ValueError: settings, a base or data that cannot be used.
+    """
+    where = pick_device(device)
+    processes = launched_processes(where)
+    if processes.accelerator is not None:
+        where = processes.accelerator.device
+    config.check_processes(processes.count)
+    if processes.sharding is not None:
+        check_shardable(config.model)
+    out.mkdir(parents=True, exist_ok=True)
+    engine = load_base(config.model)
+    move_codec(engine, where)
+    if pixels is None:
+        pixels = isinstance(config, GrpoConfig)
+    cache = cache or out / "cache"
+    dataset, held_out, text = prepare_datasets(
+        engine, engine.text, config.data, data, cache, processes, pixels
+    )
+    if isinstance(engine.text, FluxText):
+        engine.text.release()
+    return assemble(config, engine, (dataset, held_out), text, out, processes, manifest_hash(data))
+
+
+def assemble(
+    config: SftConfig | GrpoConfig,
+    engine: CoreEngine,
+    datasets: tuple[Dataset, Dataset],
+    text: TextCache,
+    out: Path,
+    processes: Processes,
+    data_hash: str,
+) -> Session:
+    """A session of existing parts; `datasets` are the training and the held-out items."""
+    sharding = processes.sharding
+    trainable = make_trainable(engine, config.model, config.run.seed, sharding)
+    settings = json.loads(json.dumps(asdict(config)))
+    identity = {
+        "kind": config.kind,
+        "base_fingerprint": fingerprint(resolve_weights(config.model.base)),
+    }
+
+    def write(path: Path, role: str | None, facts: dict[str, Any]) -> None:
+        export(path, engine, trainable, role, facts)
+
+    return Session(
+        Policy(
+            VelocityNet(engine.model, engine.recipe.attention),
+            engine.device,
+            config.model.precision,
+        ),
+        trainable,
+        datasets[0],
+        text,
+        engine.codec.decode,
+        engine.recipe,
+        processes,
+        datasets[1],
+        Tracker(out, config.run.board, processes.main, settings),
+        out,
+        write,
+        identity,
+        {"data_manifest": data_hash, "settings": settings},
+        1.0 if sharding is None else sharding.base_share(engine.model),
+    )

@@ -1,0 +1,195 @@
+"""What the objectives of stage 2 share: groups of samples, their rewards and their advantages.
+
+An epoch draws groups of samples, scores them against the target, turns the scores into advantages
+among siblings, and makes a few updates on them (arXiv 2511.19990 figure 2, 2505.05470).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .advantages import group_advantages
+from .config import GrpoConfig
+from .dataset import Batch, Item, Pixels, Reward, collate
+from .objective import Learner, Term, Update
+from .rollout import Rollout, derive_seed, group_mean, item_order
+
+
+@dataclass(frozen=True)
+class ScoredRollout:
+    """A rollout of a group and the rewards of its samples.
+
+    With `is_mean` every x0 is the mean of the group's samples.
+    """
+
+    rollout: Rollout
+    group: int
+    rewards: dict[str, Tensor]
+    is_mean: bool = False
+
+
+class ReinforcementObjective(ABC):
+    """Learn from the rewards of groups of samples; subclasses say how."""
+
+    metrics = ("loss", "kl", "clipped")
+    copies: tuple[str, ...] = ("old", "ref")
+    log_every = 1
+
+    def __init__(self, config: GrpoConfig, learner: Learner, reward: Reward) -> None:
+        self.config, self.learner, self.reward = config, learner, reward
+        config.check_processes(learner.processes.count)
+        self.updates = config.objective.updates
+        self._step = 0
+        self._scored: list[tuple[ScoredRollout, Tensor]] = []  # with advantages, empty if dropped
+
+    # --- what the algorithms differ in -------------------------------------------------------------
+
+    @abstractmethod
+    def sample(self, batch: Batch, sigmas: Tensor, seed: int) -> Rollout:
+        """Draw one sample per row of the batch."""
+
+    @abstractmethod
+    def terms(
+        self, scored: ScoredRollout, advantages: Tensor, weight: float
+    ) -> list[Callable[[], Term]]:
+        """The loss of a rollout in terms that are backpropagated one after the other.
+
+        Args:
+            advantages: of its samples, on the device.
+            weight: of the rollout in the update; 0 for terms that are only computed.
+        """
+
+    @abstractmethod
+    def end(self, step: int) -> None:
+        """Called after the last update of the step."""
+
+    # --- samples -----------------------------------------------------------------------------------
+
+    def begin(self, step: int, skip: Callable[[str], None]) -> dict[str, float]:
+        """Draw and score the samples of an epoch."""
+        self._step = step
+        scored = self.collect(skip)
+        advantages, kept = self.advantages(scored)
+        self._scored = [
+            (s, a if keep else a[:0]) for s, a, keep in zip(scored, advantages, kept, strict=True)
+        ]
+        dropped = self.learner.processes.mean(1 - sum(kept) / len(kept))
+        return self._reward_metrics(scored) | {"dropped": dropped}
+
+    def collect(self, skip: Callable[[str], None]) -> list[ScoredRollout]:
+        """Draw and score this process's share of the groups."""
+        settings, processes = self.config.rollout, self.learner.processes
+        items = item_order(
+            len(self.learner.dataset), settings.groups, self.config.run.seed, self._step
+        )
+        share = settings.groups // processes.count
+        # Neighbouring groups, so that each update gets some from every process.
+        first = processes.rank * share
+        out: list[ScoredRollout] = []
+        for group in range(first, first + share):
+            out += self._collect_group(group, self.learner.dataset[items[group]], skip)
+        return out
+
+    def _collect_group(
+        self, group: int, item: Item, skip: Callable[[str], None]
+    ) -> list[ScoredRollout]:
+        rollouts = self._roll_out_group(group, item)
+        assert item.pixels is not None, "the data set was prepared without pixels"
+        scored: list[ScoredRollout] = []
+        finite = True
+        for rollout in rollouts:
+            rewards, is_finite = self._score(rollout.x0, item.pixels)
+            finite = finite and is_finite
+            scored.append(ScoredRollout(rollout, group, rewards))
+        if self.config.rollout.group_mean:
+            means = group_mean(rollouts)
+            rewards, _ = self._score(means[0].x0[:1], item.pixels)
+            for rollout in means:
+                same = {k: v.expand(len(rollout.x0)) for k, v in rewards.items()}
+                scored.append(ScoredRollout(rollout, group, same, is_mean=True))
+        if finite:
+            return scored
+        skip(f"a group whose samples of {item.id} are not finite")
+        # Equal rewards have no spread, so that nothing is learnt from the group.
+        return [replace(s, rewards={k: 0 * v for k, v in s.rewards.items()}) for s in scored]
+
+    def _roll_out_group(self, group: int, item: Item) -> list[Rollout]:
+        learner, settings, run = self.learner, self.config.rollout, self.config.run
+        sigmas = learner.schedule(item.shape[0], settings.steps)
+        texts = [learner.text(item.prompt)] * run.micro_batch
+        batch = collate(
+            [item] * run.micro_batch,
+            texts,
+            learner.recipe,
+            settings.guidance,
+            learner.policy.device,
+        )
+        seeds = [
+            derive_seed(run.seed, self._step, group, 0 if settings.same_noise else first)
+            for first in range(0, settings.group, run.micro_batch)
+        ]
+        return [self.sample(batch, sigmas, seed) for seed in seeds]
+
+    def _score(self, x0: Tensor, pixels: Pixels) -> tuple[dict[str, Tensor], bool]:
+        """The rewards of samples, and whether the samples are finite."""
+        images = self.learner.decode(x0).float().clamp(0, 1)
+        rewards = self.reward(images.nan_to_num(), pixels)
+        return {k: v.cpu() for k, v in rewards.items()}, bool(torch.isfinite(images).all())
+
+    def advantages(self, scored: Sequence[ScoredRollout]) -> tuple[list[Tensor], list[bool]]:
+        """The advantages of each rollout's samples, and whether its group is kept.
+
+        Raises:
+            ValueError: a weighted reward does not exist.
+        """
+        o, processes = self.config.objective, self.learner.processes
+        groups = torch.cat([torch.full((len(s.rollout.x0),), s.group) for s in scored])
+        rewards = {k: torch.cat([s.rewards[k] for s in scored]) for k in scored[0].rewards}
+        unknown = {k for k, weight in o.rewards.items() if weight} - rewards.keys()
+        if unknown:
+            raise ValueError(
+                f"objective.rewards names {', '.join(sorted(unknown))}, but the rewards are "
+                f"{', '.join(rewards)}."
+            )
+        value, kept = group_advantages(
+            {k: processes.gather(v) for k, v in rewards.items()},
+            processes.gather(groups),
+            o.rewards,
+            combine=o.combine,
+            spread=o.spread,
+            floor=o.floor,
+        )
+        mine = slice(processes.rank * len(groups), (processes.rank + 1) * len(groups))
+        sizes = [len(s.rollout.x0) for s in scored]
+        return list(value[mine].split(sizes)), [bool(k.any()) for k in kept[mine].split(sizes)]
+
+    def _reward_metrics(self, scored: Sequence[ScoredRollout]) -> dict[str, float]:
+        """Mean reward of the samples, and mean spread within the groups."""
+        processes, out = self.learner.processes, {}
+        samples = [s for s in scored if not s.is_mean]
+        for name in samples[0].rewards:
+            values = torch.cat([s.rewards[name] for s in samples])
+            out[f"reward/{name}"] = processes.mean(float(values.mean()))
+            groups: dict[int, list[Tensor]] = {}
+            for s in samples:
+                groups.setdefault(s.group, []).append(s.rewards[name])
+            spread = [float(torch.cat(g).std()) for g in groups.values()]
+            out[f"spread/{name}"] = processes.mean(sum(spread) / len(spread))
+        return out
+
+    # --- updates -----------------------------------------------------------------------------------
+
+    def update(self, number: int) -> Update:
+        """The mean over all samples of every `updates`th group, starting with group `number`."""
+        mine = [(s, a) for s, a in self._scored if len(a) and s.group % self.updates == number]
+        total = self.learner.processes.sum(float(sum(len(a) for _, a in mine)))
+        device = self.learner.policy.device
+        terms = [t for s, a in mine for t in self.terms(s, a.to(device), len(a) / total)]
+        first = self._scored[0][0]
+        nothing = torch.zeros(len(first.rollout.x0), device=device)
+        return Update(terms, self.terms(first, nothing, 0.0)[0], lambda: f"update {number}")
