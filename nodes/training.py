@@ -26,8 +26,8 @@ from ..refiner_core.recipes.recipe import NANO, Recipe
 from ..refiner_core.training.config import SFT_PRESETS, SftConfig
 from ..refiner_core.training.distributed import Processes
 from ..refiner_core.training.export import describe
-from ..refiner_core.training.open_session import prepare_datasets
 from ..refiner_core.training.policy import Policy
+from ..refiner_core.training.prepare import prepare_datasets
 from ..refiner_core.training.session import CHECKPOINT, Session
 from ..refiner_core.training.settings import build, merged
 from ..refiner_core.training.tracker import Tracker

@@ -7,7 +7,7 @@ refiner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,11 @@ class Transition:
     x_next: Tensor
     mean: Tensor
     log_prob: Tensor
+
+
+def draw_noise_rows(shape: tuple[int, ...], seeds: Sequence[int]) -> Tensor:
+    """Standard normal noise `B ...`, each row from its own seed, so that it does not depend on B."""
+    return torch.cat([draw_noise((1, *shape[1:]), seed) for seed in seeds])
 
 
 def draw_noise(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -80,7 +85,7 @@ def sample(  # noqa: PLR0913 (the first six are k-diffusion's)
     kind: flow.StepKind = "ode",
     eta: float = 0.0,
     window: tuple[int, int] | None = None,
-    noise_seed: int = 0,
+    noise_seed: int | Sequence[int] = 0,
     record: Callable[[Transition], None] | None = None,
 ) -> Tensor:
     """Run the process from `sigmas[0]` to `sigmas[-1]`.
@@ -94,14 +99,15 @@ def sample(  # noqa: PLR0913 (the first six are k-diffusion's)
         disable: k-diffusion's progress bar switch; there is none here.
         kind, eta: the stochastic step; with eta 0 (or kind "ode") Euler's.
         window: `(first, end)` steps that are stochastic, None = all; the rest and the last are ODE.
-        noise_seed: seed of the noise that stochastic steps add.
+        noise_seed: seed of the noise that stochastic steps add; a sequence has one seed per sample,
+            so that a sample's noise does not depend on the batch it is in.
         record: called with every stochastic step taken.
     """
-    generator = torch.Generator("cpu").manual_seed(noise_seed)
+    draw = _noise_source(noise_seed)
     levels = [float(s) for s in sigmas]
     for i, (t, t_next) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
         random = eta > 0 and kind != "ode" and (window is None or window[0] <= i < window[1])
-        noise = torch.randn(x.shape, generator=generator).to(x) if random else None
+        noise = draw(x) if random else None
         done, denoised = advance(
             model,
             x,
@@ -118,6 +124,15 @@ def sample(  # noqa: PLR0913 (the first six are k-diffusion's)
             record(Transition(t, t_next, x, done.x, done.mean, done.log_prob))
         x = done.x
     return x
+
+
+def _noise_source(seed: int | Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """Draws noise of a state's shape again and again."""
+    if isinstance(seed, int):
+        one = torch.Generator("cpu").manual_seed(seed)
+        return lambda x: torch.randn(x.shape, generator=one).to(x)
+    rows = [torch.Generator("cpu").manual_seed(s) for s in seed]
+    return lambda x: torch.cat([torch.randn((1, *x.shape[1:]), generator=g) for g in rows]).to(x)
 
 
 def restrict(model: DenoiserCall, clean: Tensor, mask: Tensor) -> DenoiserCall:

@@ -39,11 +39,17 @@ from refiner_core.training.optimizers import rate_at
 from refiner_core.training.policy import Policy
 from refiner_core.training.reinforcement import ReinforcementObjective
 from refiner_core.training.reward import make_reward
-from refiner_core.training.rollout import item_order, place_window, roll_out
+from refiner_core.training.rollout import (
+    RolloutSeeds,
+    item_order,
+    place_window,
+    roll_out,
+    rollout_seeds,
+)
 from refiner_core.training.settings import build, merged
 from refiner_core.training.train import Patience, make_objective
 from refiner_core.training.trainable import Trainable
-from refiner_core.training.trainer import Trainer
+from refiner_core.training.trainer import Trainer, ema_decay
 from refiner_core.weights.safetensors_io import read_header
 from tests.tiny_training import final, tiny_run
 
@@ -277,17 +283,22 @@ def toy_batch(count: int = 4) -> Batch:
     return Batch(torch.zeros(count, 2, 2, 2), torch.ones(count, 1, 2, 2), c)
 
 
+def seeds_of(seed: int, count: int = 4) -> RolloutSeeds:
+    return rollout_seeds(seed, 0, 0, range(count), False)
+
+
 def test_random_steps_lie_in_the_window_and_the_last_is_never_one() -> None:
     policy, sigmas = learner_of(toy()).policy, flow.sigmas(6, 0.6)
     levels = [float(s) for s in sigmas]
     for seed in range(8):
-        first, end = place_window(6, 2, seed)
-        done = roll_out(policy, toy_batch(), sigmas, RolloutSettings(window=2), seed)
+        seeds = seeds_of(seed)
+        first, end = place_window(6, 2, seeds.window)
+        done = roll_out(policy, toy_batch(), sigmas, RolloutSettings(window=2), seeds)
         assert [(t.t, t.t_next) for t in done.transitions] == [
             (levels[i], levels[i + 1]) for i in range(first, end)
         ]
         assert end <= 3
-        again = roll_out(policy, toy_batch(), sigmas, RolloutSettings(window=2), seed)
+        again = roll_out(policy, toy_batch(), sigmas, RolloutSettings(window=2), seeds)
         assert torch.equal(done.x0, again.x0)
 
 
@@ -317,7 +328,7 @@ def replay(policy: Policy, taken: Transition, conditioning: Conditioning) -> flo
 def test_a_replay_with_the_same_weights_changes_nothing(guard: Any) -> None:
     policy = learner_of(toy()).policy
     batch = toy_batch()
-    done = roll_out(policy, batch, flow.sigmas(6, 0.6), RolloutSettings(), 3)
+    done = roll_out(policy, batch, flow.sigmas(6, 0.6), RolloutSettings(), seeds_of(3))
     advantages = torch.tensor([1.0, -2.0, 0.5, 0.5])
     for taken in done.transitions:
         step = replay(policy, taken, batch.conditioning)
@@ -532,13 +543,63 @@ def test_presets_are_settings(name: str) -> None:
         ({"rollout": {"steps": 1}}, "rollout.steps .* got 1"),
         ({"objective": {"rewards": {"pixels": 0.0}}}, "objective.rewards"),
         ({"objective": {"clips": 1.0}}, "nearest is objective.clip"),
-        ({"rollout": {"kind": "cps", "eta": 1.0}}, "rollout.eta must be from 0.001 to 0.99, got 1"),
+        ({"rollout": {"kind": "cps", "eta": 1.5}}, "rollout.eta must be from 0.001 to 1, got 1.5"),
         ({"rollout": {"kind": "sde"}}, "must be one of flow, dance, cps"),
     ],
 )
 def test_bad_settings(over: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(GrpoConfig, merged(TOY, over))
+
+
+def test_cps_reaches_the_fully_random_step() -> None:
+    trainer = toy(rollout={"kind": "cps", "eta": 1.0})
+    rows = [trainer.train_step() for _ in range(3)]
+    assert all(math.isfinite(v) for row in rows for v in row.values())
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "weight", "reference"), [("grpo", 0.01, "old"), ("nft", 2e-5, "ref")]
+)
+@pytest.mark.parametrize("preset", ["kontext-24gb", "kontext-80gb"])
+def test_each_algorithm_has_its_own_divergence(
+    preset: str, algorithm: str, weight: float, reference: str
+) -> None:
+    over: dict[str, Any] = {"objective": {"algorithm": algorithm}}
+    o = build(GrpoConfig, merged(GRPO_PRESETS[preset], over)).objective
+    assert (o.kl_weight, o.kl_reference) == (weight, reference)
+    over["objective"] |= {"kl": 0.5, "kl_to": "old"}
+    o = build(GrpoConfig, merged(GRPO_PRESETS[preset], over)).objective
+    assert (o.kl_weight, o.kl_reference) == (0.5, "old")
+
+
+def test_old_names_of_settings_are_read() -> None:
+    old: dict[str, Any] = {
+        "data": {"views": 3, "grow": 2},
+        "rollout": {"consensus": True},
+        "objective": {"algorithm": "nft"},
+        "run": {"sample_every": 7},
+    }
+    found = build(GrpoConfig, merged(GRPO_PRESETS["kontext-24gb"], old))
+    assert (found.data.crops, found.data.dilate, found.run.validate_every) == (3, 2, 7)
+    assert found.rollout.group_mean
+    # A later value wins, whatever name either has.
+    newer = merged(merged(old, {"data": {"crops": 5}}), {"run": {"sample_every": 9}})
+    assert build(GrpoConfig, newer).data.crops == 5
+    assert build(GrpoConfig, newer).run.validate_every == 9
+    with pytest.raises(ValueError, match="data.views .* data.crops"):
+        build(GrpoConfig, {"data": {"views": 1, "crops": 1}})
+
+
+def test_the_average_warms_up_by_updates() -> None:
+    trainer = toy(optimizer={"ema": 0.9, "ema_every": 4})
+    start = {k: v.clone() for k, v in trainer.trainable.copies["ema"].items()}
+    for _ in range(2):  # two updates each
+        trainer.train_step()
+    for key, now in trainer.trainable.parameters.items():
+        expected = start[key].lerp(now.detach(), 1 - 5 / 14)
+        torch.testing.assert_close(trainer.trainable.copies["ema"][key], expected)
+    assert ema_decay(0.9, 8) == 0.5 and ema_decay(0.9, 10_000) == 0.9
 
 
 def test_an_unknown_reward_is_named() -> None:

@@ -28,7 +28,7 @@ from refiner_core.training.config import GrpoConfig, ObjectiveSettings, Optimize
 from refiner_core.training.dataset import Item, collate
 from refiner_core.training.distributed import Processes
 from refiner_core.training.optimizers import rate_at
-from refiner_core.training.prepare import PreparedDataset, prepare
+from refiner_core.training.prepare import PreparedDataset, prepare, prepare_datasets
 from refiner_core.training.reward import make_reward
 from refiner_core.training.settings import build, merged
 from refiner_core.training.sft import SftObjective, without_references
@@ -389,7 +389,7 @@ def test_other_data_has_another_hash(triplets: Path, tmp_path: Path) -> None:
 
 
 def test_as_many_held_out_as_learnt_from_are_still_held_out(triplets: Path, tmp_path: Path) -> None:
-    from refiner_core.training.open_session import load_base, prepare_datasets
+    from refiner_core.training.open_session import load_base
 
     count = len(TripletSet(triplets)) // 2 * 2
     assert count >= 4

@@ -16,6 +16,8 @@ from .timestep_sampling import TimestepSampling
 from .tracker import Board
 
 Quantize = Literal["none", "int8", "fp8", "nf4"]
+# Weight of the divergence and the copy it is measured from, by algorithm.
+_DIVERGENCE = {"grpo": (0.01, "old"), "nft": (2e-5, "ref")}
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,13 @@ class RolloutSettings(Group):
     group: int = option(12, "Samples per group.", 2, 4096)
     steps: int | None = option(10, "Sampler steps; empty: those of the recipe.")
     kind: Literal["flow", "dance", "cps"] = option("flow", "Kind of the stochastic steps.")
-    eta: float = option(0.7, "Noise of the stochastic steps.", 1e-3, 2)
+    eta: float = option(
+        0.7,
+        "Noise of the stochastic steps. Published: flow 0.7 to 0.9 (Flow-GRPO), dance 0.3 (DanceGRPO), "
+        "cps 0.8 (Flow-GRPO-Fast) or 1 (RLCM); cps allows up to 1.",
+        1e-3,
+        2,
+    )
     window: int = option(
         2,
         "Stochastic steps, placed in the first half of the schedule; all others are deterministic.",
@@ -225,7 +233,7 @@ class RolloutSettings(Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kind == "cps":
-            check_range("rollout.eta", self.eta, 1e-3, 0.99)
+            check_range("rollout.eta", self.eta, 1e-3, 1)
         if self.steps is not None and self.steps < 2:
             raise ValueError(
                 f"rollout.steps must be at least 2, got {self.steps}: the last step is never "
@@ -245,21 +253,36 @@ class ObjectiveSettings(Group):
     combine: Combine = option(
         "each", "Normalize each part of the reward within its group, or only their sum."
     )
-    spread: Spread = option("group", "Divide by the spread of the group, or of the whole batch.")
+    spread: Spread = option(
+        "group",
+        "Divide by the root mean square deviation within the group, or pooled over all groups "
+        "(Flow-GRPO's global_std also counts the differences between items).",
+    )
     floor: float = option(1e-4, "Groups with a spread not above this are dropped.", 0, 1)
-    clip: float = option(
-        0.026,
-        "Clip range of the ratio times the square root of a sample's dimensions; 0.026 is Flow-GRPO's "
-        "1e-4 at 512 px.",
+    clip: float | None = option(
+        None,
+        "Clip range of the ratio times the square root of a sample's dimensions; empty: 0.026, "
+        "Flow-GRPO's 1e-4 at 512 px, or with guard = scaled 0.001, the published 4e-6.",
         0,
         1e6,
     )
-    guard: Guard = option("offset", "GRPO-Guard's correction of the ratio.")
-    kl: float = option(
-        0.01, "Weight of the KL divergence (nft: of the squared difference of velocities).", 0, 1e6
+    guard: Guard = option(
+        "offset",
+        "GRPO-Guard's correction of the ratio: offset only centers it, scaled is the published form "
+        "(times the standard deviation of the step, loss divided by its length).",
     )
-    kl_to: Literal["old", "ref"] = option(
-        "old", "Divergence from the policy that drew the samples, or from stage 1."
+    kl: float | None = option(
+        None,
+        "Weight of the divergence; empty: grpo 0.01 (exact KL including the step length dt; Flow-GRPO "
+        "leaves dt out, its 0.04 is 0.004 here at 10 steps), nft 2e-5 (squared difference of the "
+        "velocities; the published 1e-4 stands beside a loss multiplied by 5).",
+        0,
+        1e6,
+    )
+    kl_to: Literal["old", "ref"] | None = option(
+        None,
+        "Divergence from the policy that drew the samples (old), or from stage 1 (ref); empty: grpo "
+        "old, as in the paper's figure, nft ref, as published.",
     )
     updates: int = option(2, "Optimizer updates per epoch.", 1, 1024)
     nft_beta: float = option(
@@ -286,6 +309,23 @@ class ObjectiveSettings(Group):
             raise ValueError(
                 "All weights in objective.rewards are 0, so there is nothing to maximize."
             )
+
+    @property
+    def clip_unit(self) -> float:
+        """The clip range times the root of a sample's dimensions."""
+        if self.clip is not None:
+            return self.clip
+        return 0.001 if self.guard == "scaled" else 0.026
+
+    @property
+    def kl_weight(self) -> float:
+        """The weight of the divergence."""
+        return _DIVERGENCE[self.algorithm][0] if self.kl is None else self.kl
+
+    @property
+    def kl_reference(self) -> str:
+        """The copy of the weights from which the divergence is measured."""
+        return self.kl_to or _DIVERGENCE[self.algorithm][1]
 
 
 @dataclass(frozen=True)

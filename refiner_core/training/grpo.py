@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,7 +16,7 @@ from .dataset import Batch
 from .losses import clip_range, gaussian_kl, log_ratio, policy_loss
 from .objective import Term
 from .reinforcement import ReinforcementObjective, ScoredRollout
-from .rollout import Rollout, roll_out
+from .rollout import Rollout, RolloutSeeds, roll_out
 
 
 class GrpoObjective(ReinforcementObjective):
@@ -26,16 +27,16 @@ class GrpoObjective(ReinforcementObjective):
         self.learner.trainable.snapshot("old")
         return super().begin(step, skip)
 
-    def sample(self, batch: Batch, sigmas: Tensor, seed: int) -> Rollout:
+    def sample(self, batch: Batch, sigmas: Tensor, seeds: RolloutSeeds) -> Rollout:
         """Samples with stochastic steps in the window."""
-        return roll_out(self.learner.policy, batch, sigmas, self.config.rollout, seed)
+        return roll_out(self.learner.policy, batch, sigmas, self.config.rollout, seeds)
 
     def terms(
         self, scored: ScoredRollout, advantages: Tensor, weight: float
     ) -> list[Callable[[], Term]]:
         """One term per stochastic step."""
         rollout = scored.rollout
-        clip = clip_range(self.config.objective.clip, rollout.x0[0].numel())
+        clip = clip_range(self.config.objective.clip_unit, rollout.x0[0].numel())
         share = weight / len(rollout.transitions)
         conditioning = rollout.batch.conditioning
         return [
@@ -53,19 +54,21 @@ class GrpoObjective(ReinforcementObjective):
     ) -> Term:
         o = self.config.objective
         anchor = taken.mean
-        if o.kl and o.kl_to == "ref":
+        if o.kl_weight and o.kl_reference == "ref":
             with torch.no_grad(), self.learner.trainable.swapped("ref"):
                 anchor = self._replay(taken, conditioning).mean
         step = self._replay(taken, conditioning)
         ratios = log_ratio(step, taken.log_prob, taken.mean, o.guard)
         found = policy_loss(ratios, advantages, clip)
         kl = gaussian_kl(step.mean, anchor, step.std).mean()
+        if o.guard == "scaled":  # so that all steps weigh alike, as in GRPO-Guard
+            found = replace(found, loss=found.loss / (taken.t - taken.t_next))
         metrics = {
             "loss": float(found.loss.detach()) * weight,
             "kl": float(kl.detach()) * weight,
             "clipped": found.clipped * weight,
         }
-        return Term((found.loss + o.kl * kl) * weight, metrics)
+        return Term((found.loss + o.kl_weight * kl) * weight, metrics)
 
     def _replay(self, taken: Transition, conditioning: Conditioning) -> flow.Step:
         """The recorded step under the current weights."""

@@ -55,7 +55,11 @@ def clip_range(unit: float, dimensions: int) -> float:
 
 
 def gaussian_kl(mean: Tensor, other: Tensor, std: float) -> Tensor:
-    """KL divergence of two Gaussians of equal `std`, mean over dimensions, one value a sample."""
+    """KL divergence of two Gaussians of equal `std`, mean over dimensions, one value per sample.
+
+    `std` is that of the whole step, so the divergence contains the length dt of the step. Flow-GRPO's
+    Kontext code leaves dt out: its weight 0.04 corresponds to 0.004 here at 10 steps.
+    """
     return (mean - other).square().flatten(1).mean(1) / (2 * std * std)
 
 
@@ -63,8 +67,13 @@ def log_ratio(step: Step, log_prob_old: Tensor, mean_old: Tensor, guard: Guard) 
     """Log of the policies' ratio for each sample of a replayed step.
 
     The plain log-ratio is negative on average, by the divergence of the two policies, so that the
-    upper clip hardly ever acts. GRPO-Guard (arXiv 2510.22319) takes that offset out: "offset" keeps
-    the ratio's unit, "scaled" also multiplies by the step's standard deviation, as the paper does.
+    upper clip hardly ever acts. GRPO-Guard (arXiv 2510.22319) removes that offset: "offset" keeps the
+    unit of the ratio; "scaled" also multiplies by the standard deviation of the step, as the paper
+    does, which needs a smaller clip range and a loss that is divided by the length of the step.
+
+    All kinds of steps use the exact log-density of their Gaussian. Public code for "cps" drops its
+    1 / (2 std^2), which changes the weights of the steps against each other and the meaning of the
+    clip range, but not the direction of the gradient of a step.
     """
     assert step.log_prob is not None
     plain = step.log_prob - log_prob_old

@@ -143,7 +143,7 @@ def step_flops(config: SftConfig | GrpoConfig, once: float, recipe: Recipe) -> f
         return learn * config.run.batch
     r, o = config.rollout, config.objective
     steps = r.steps or recipe.steps
-    extra = (o.kl > 0 and o.kl_to == "ref") + (o.algorithm == "nft")
+    extra = (o.kl_weight > 0 and o.kl_reference == "ref") + (o.algorithm == "nft")
     used = o.nft_levels if o.algorithm == "nft" else min(r.window, max(1, steps // 2))
     used *= 1 + r.group_mean  # the mean is used at the noise of every sample
     return r.groups * r.group * (steps * once + used * (learn + extra * once))

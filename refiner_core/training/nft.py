@@ -13,7 +13,7 @@ from .dataset import Batch
 from .losses import nft_loss, nft_share
 from .objective import Term
 from .reinforcement import ReinforcementObjective, ScoredRollout
-from .rollout import Rollout, derive_seed, roll_out
+from .rollout import Rollout, RolloutSeeds, derive_seed, roll_out
 
 _NOISE = 1 << 20  # sets the seeds of the levels apart from those of the samples
 
@@ -23,11 +23,11 @@ class NftObjective(ReinforcementObjective):
     (arXiv 2509.16117).
     """
 
-    def sample(self, batch: Batch, sigmas: Tensor, seed: int) -> Rollout:
+    def sample(self, batch: Batch, sigmas: Tensor, seeds: RolloutSeeds) -> Rollout:
         """Deterministic samples of the old policy."""
         with self.learner.trainable.swapped("old"):
             return roll_out(
-                self.learner.policy, batch, sigmas, self.config.rollout, seed, stochastic=False
+                self.learner.policy, batch, sigmas, self.config.rollout, seeds, stochastic=False
             )
 
     def terms(
@@ -63,7 +63,7 @@ class NftObjective(ReinforcementObjective):
         with torch.no_grad(), trainable.swapped("old"):
             v_old = policy.velocity(x, t, conditioning)
         anchor = v_old
-        if o.kl and o.kl_to == "ref":
+        if o.kl_weight and o.kl_reference == "ref":
             with torch.no_grad(), trainable.swapped("ref"):
                 anchor = policy.velocity(x, t, conditioning)
         v = policy.velocity(x, t, conditioning)
@@ -72,7 +72,7 @@ class NftObjective(ReinforcementObjective):
         ).mean()
         kl = (v - anchor).square().mean()
         metrics = {"loss": float(loss.detach()) * weight, "kl": float(kl.detach()) * weight}
-        return Term((loss + o.kl * kl) * weight, metrics)
+        return Term((loss + o.kl_weight * kl) * weight, metrics)
 
     def end(self, step: int) -> None:
         """Let the old policy follow, faster with every epoch."""

@@ -10,22 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data.shards import TripletSet
-from ..data.splits import manifest_hash, split_data
+from ..data.splits import manifest_hash
 from ..load import load_engine
-from ..models.core_engine import CoreEngine, TextEncoder
+from ..models.core_engine import CoreEngine
 from ..models.devices import pick_device
 from ..models.text import FluxText
 from ..models.vae import FluxCodec
 from ..nano import resolve_weights
 from ..recipes.recipe import KONTEXT, OMNIREFINER
-from .augment import AugmentedDataset
-from .config import DataSettings, GrpoConfig, ModelSettings, SftConfig
-from .dataset import Dataset, Encoder
+from .config import GrpoConfig, ModelSettings, SftConfig
+from .dataset import Dataset
 from .distributed import Processes, launched_processes
 from .export import export, fingerprint
 from .policy import Policy, VelocityNet
-from .prepare import PreparedDataset, preparation_hash, prepare
+from .prepare import prepare_datasets
 from .quantize import quantize
 from .session import Session
 from .sharding import Sharding, check_shardable
@@ -96,53 +94,6 @@ def make_trainable(
     for p in trainable.parameters.values():
         p.data = p.data.to(engine.device)  # the base may be kept in the memory of the CPU
     return trainable
-
-
-def prepare_datasets(
-    encoder: Encoder,
-    text: TextEncoder,
-    data: DataSettings,
-    folder: Path,
-    cache: Path,
-    processes: Processes,
-    pixels: bool,
-) -> tuple[Dataset, Dataset, TextCache]:
-    """The training and the held-out items of a data set, and the embeddings of their prompts.
-
-    Args:
-        encoder, text: what pictures and prompts are encoded with.
-        folder: the data set.
-        cache: where prepared items are kept and found again.
-        pixels: keep the pixels of the training items, for rewards.
-    """
-    triplets, recipe = TripletSet(folder), encoder.recipe
-    train, held_out = split_data(triplets, data.held_out)
-    source = manifest_hash(folder)
-    keep = pixels or data.variants > 1
-    prepared: list[PreparedDataset] = []
-    for name, chosen, with_pixels in (("train", train, keep), ("held", held_out, True)):
-        key = preparation_hash(encoder, data, f"{source}/{name}/{chosen}", with_pixels)
-        names = prepare(
-            triplets,
-            chosen,
-            encoder,
-            data,
-            cache / key,
-            processes,
-            pixels=with_pixels,
-            needed=name == "train",
-        )
-        prepared.append(PreparedDataset(cache / key, recipe.order, names))
-    texts = TextCache(text, recipe.text_tokens, cache / "texts")
-    prompts = sorted({"", *prepared[0].prompts(), *prepared[1].prompts()})
-    for prompt in prompts[processes.rank :: processes.count]:
-        texts(prompt)
-    processes.wait()
-    texts.encoder = None
-    dataset: Dataset = prepared[0]
-    if data.variants > 1:
-        dataset = AugmentedDataset(dataset, encoder, data.variants, data.dilate)
-    return dataset, prepared[1], texts
 
 
 def open_session(

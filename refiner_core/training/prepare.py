@@ -22,15 +22,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.shards import TripletSet
+from ..data.splits import manifest_hash, split_data
 from ..data.worker_pool import worker_pool
+from ..models.core_engine import TextEncoder
 from ..nano.reference_blend import ReferenceBlend
 from ..recipes.recipe import Recipe
 from ..storage.output_files import atomic_path
 from ..weights.safetensors_io import save_weights
+from .augment import AugmentedDataset
 from .config import DataSettings
 from .crop_triplet import check_worth, crop_triplet
-from .dataset import Encoder, Item, Pixels, Shape, latent_mask
+from .dataset import Dataset, Encoder, Item, Pixels, Shape, latent_mask
 from .distributed import Processes
+from .text_cache import TextCache
 
 ITEMS = "items.json"
 SKIPPED = "skipped.jsonl"
@@ -270,3 +274,50 @@ def _write_list(folder: Path, names: Sequence[str], order: tuple[str, ...], need
         )
     with atomic_path(folder / ITEMS) as temporary:
         temporary.write_text(json.dumps(listed))
+
+
+def prepare_datasets(
+    encoder: Encoder,
+    text: TextEncoder,
+    data: DataSettings,
+    folder: Path,
+    cache: Path,
+    processes: Processes,
+    pixels: bool,
+) -> tuple[Dataset, Dataset, TextCache]:
+    """The training and the held-out items of a data set, and the embeddings of their prompts.
+
+    Args:
+        encoder, text: what pictures and prompts are encoded with.
+        folder: the data set.
+        cache: where prepared items are kept and found again.
+        pixels: keep the pixels of the training items, for rewards.
+    """
+    triplets, recipe = TripletSet(folder), encoder.recipe
+    train, held_out = split_data(triplets, data.held_out)
+    source = manifest_hash(folder)
+    keep = pixels or data.variants > 1
+    prepared: list[PreparedDataset] = []
+    for name, chosen, with_pixels in (("train", train, keep), ("held", held_out, True)):
+        key = preparation_hash(encoder, data, f"{source}/{name}/{chosen}", with_pixels)
+        names = prepare(
+            triplets,
+            chosen,
+            encoder,
+            data,
+            cache / key,
+            processes,
+            pixels=with_pixels,
+            needed=name == "train",
+        )
+        prepared.append(PreparedDataset(cache / key, recipe.order, names))
+    texts = TextCache(text, recipe.text_tokens, cache / "texts")
+    prompts = sorted({"", *prepared[0].prompts(), *prepared[1].prompts()})
+    for prompt in prompts[processes.rank :: processes.count]:
+        texts(prompt)
+    processes.wait()
+    texts.encoder = None
+    dataset: Dataset = prepared[0]
+    if data.variants > 1:
+        dataset = AugmentedDataset(dataset, encoder, data.variants, data.dilate)
+    return dataset, prepared[1], texts

@@ -17,7 +17,7 @@ from .advantages import group_advantages
 from .config import GrpoConfig
 from .dataset import Batch, Item, Pixels, Reward, collate
 from .objective import Learner, Term, Update
-from .rollout import Rollout, derive_seed, group_mean, item_order
+from .rollout import Rollout, RolloutSeeds, group_mean, item_order, rollout_seeds
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ReinforcementObjective(ABC):
     # --- what the algorithms differ in -------------------------------------------------------------
 
     @abstractmethod
-    def sample(self, batch: Batch, sigmas: Tensor, seed: int) -> Rollout:
+    def sample(self, batch: Batch, sigmas: Tensor, seeds: RolloutSeeds) -> Rollout:
         """Draw one sample per row of the batch."""
 
     @abstractmethod
@@ -129,11 +129,14 @@ class ReinforcementObjective(ABC):
             settings.guidance,
             learner.policy.device,
         )
-        seeds = [
-            derive_seed(run.seed, self._step, group, 0 if settings.same_noise else first)
-            for first in range(0, settings.group, run.micro_batch)
+        return [
+            self.sample(batch, sigmas, self._seeds(group, range(at, at + run.micro_batch)))
+            for at in range(0, settings.group, run.micro_batch)
         ]
-        return [self.sample(batch, sigmas, seed) for seed in seeds]
+
+    def _seeds(self, group: int, siblings: Sequence[int]) -> RolloutSeeds:
+        same_start = self.config.rollout.same_noise
+        return rollout_seeds(self.config.run.seed, self._step, group, siblings, same_start)
 
     def _score(self, x0: Tensor, pixels: Pixels) -> tuple[dict[str, Tensor], bool]:
         """The rewards of samples, and whether the samples are finite."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sampling import Transition, draw_noise, sample
+from ..sampling import Transition, draw_noise_rows, sample
 from .config import RolloutSettings
 from .dataset import Batch
 from .policy import Policy
@@ -28,6 +28,39 @@ class Rollout:
 def derive_seed(*parts: int) -> int:
     """A seed of up to 63 bits that follows from the parts."""
     return int(np.random.SeedSequence(list(parts)).generate_state(1, np.uint64)[0] >> 1)
+
+
+# Sets apart the three kinds of seeds of a group.
+_START, _STEPS, _WINDOW = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class RolloutSeeds:
+    """The seeds of some samples of one group."""
+
+    start: tuple[int, ...]  # of the starting noise of each sample
+    steps: tuple[int, ...]  # of the noise that each sample's stochastic steps add
+    window: int  # of the place of the stochastic steps, shared by the group
+
+
+def rollout_seeds(
+    seed: int, epoch: int, group: int, siblings: Sequence[int], same_start: bool
+) -> RolloutSeeds:
+    """Seeds that follow from the run's seed, the epoch, the group and the sibling alone.
+
+    They depend neither on the micro-batch nor on the process, which are matters of memory.
+
+    Args:
+        siblings: numbers of the samples within their group.
+        same_start: whether all siblings start from the same noise.
+    """
+
+    def seeds(kind: int, numbers: Sequence[int]) -> tuple[int, ...]:
+        return tuple(derive_seed(seed, epoch, group, kind, n) for n in numbers)
+
+    start = [0] * len(siblings) if same_start else siblings
+    window = derive_seed(seed, epoch, group, _WINDOW)
+    return RolloutSeeds(seeds(_START, start), seeds(_STEPS, siblings), window)
 
 
 def item_order(items: int, count: int, seed: int, epoch: int) -> list[int]:
@@ -69,7 +102,7 @@ def roll_out(
     batch: Batch,
     sigmas: Tensor,
     settings: RolloutSettings,
-    seed: int,
+    seeds: RolloutSeeds,
     *,
     stochastic: bool = True,
 ) -> Rollout:
@@ -77,13 +110,11 @@ def roll_out(
 
     Args:
         sigmas: the schedule.
-        seed: of the starting noise, of the noise of the steps, and of the window.
+        seeds: of the rows and of the window.
         stochastic: whether the steps in the window are; DiffusionNFT samples deterministically.
     """
-    window = place_window(len(sigmas) - 1, settings.window, seed)
-    shape = tuple(batch.target.shape)
-    start = draw_noise((1, *shape[1:]) if settings.same_noise else shape, seed)
-    start = start.expand(shape).to(batch.target)
+    window = place_window(len(sigmas) - 1, settings.window, seeds.window)
+    start = draw_noise_rows(tuple(batch.target.shape), seeds.start).to(batch.target)
     taken: list[Transition] = []
     x0 = sample(
         policy,
@@ -93,7 +124,7 @@ def roll_out(
         kind=settings.kind if stochastic else "ode",
         eta=settings.eta,
         window=window,
-        noise_seed=seed ^ 0x5DEECE66D,
+        noise_seed=seeds.steps,
         record=taken.append,
     )
     return Rollout(batch, x0, start, tuple(taken))
