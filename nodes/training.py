@@ -165,6 +165,7 @@ class _NodeProgress:
 
     def __init__(self) -> None:
         self.pixels: np.ndarray | None = None
+        self.cancelled = False
         self._total = 0
         self._bar: Any = None
 
@@ -175,7 +176,10 @@ class _NodeProgress:
         shown = None
         if self.pixels is not None:
             shown = ("JPEG", Image.fromarray(self.pixels), 512)
-        self._bar.update_absolute(step, self._total, shown)
+        try:
+            self._bar.update_absolute(step, self._total, shown)
+        except mm.InterruptProcessingException:
+            self.cancelled = True  # the bar raises it, but the run has to be saved first
 
     def picture(self, pixels: np.ndarray) -> None:
         self.pixels = pixels
@@ -187,11 +191,15 @@ class _NodeProgress:
 class _NodeInterruption(Interruption):
     """ComfyUI's Cancel button."""
 
+    def __init__(self, processes: Processes, progress: _NodeProgress) -> None:
+        super().__init__(processes)
+        self._progress = progress
+
     def __enter__(self) -> _NodeInterruption:
         return self
 
     def requested(self) -> bool:
-        return mm.processing_interrupted()
+        return self._progress.cancelled or mm.processing_interrupted()
 
     def stop(self) -> NoReturn:
         mm.throw_exception_if_processing_interrupted()
@@ -243,7 +251,7 @@ class _Training:
         progress = _NodeProgress()
         with _adapted(net, model.rank, self.config.run.seed, device) as trainable:
             session = self._session(Policy(_NativeNet(net), device, precision), trainable)
-            interruption = _NodeInterruption(session.processes)
+            interruption = _NodeInterruption(session.processes, progress)
             made = train(self.config, session, progress=progress, interruption=interruption)
         path = _free_path(self.name)
         shutil.move(made, path)

@@ -66,6 +66,19 @@ class ModelSettings(Group):
                 "model.train = 'full'. Change one of them."
             )
 
+    def check_shardable(self) -> None:
+        """Raise ValueError for a base that cannot be sharded: one that is trained or quantized."""
+        for name, value, fix in (
+            ("train", self.train, "lora"),
+            ("quantize", self.quantize, "none"),
+        ):
+            if value != fix:
+                raise ValueError(
+                    f"model.{name} = {value!r} cannot be combined with FSDP or DeepSpeed, which shard "
+                    f"a plain frozen base here. Set model.{name} = {fix!r}, or launch with "
+                    "--multi_gpu."
+                )
+
 
 @dataclass(frozen=True)
 class DataSettings(Group):

@@ -19,7 +19,6 @@ from ..recipes.recipe import KONTEXT, NANO, OMNIREFINER, Recipe
 from ..recipes.recipe_files import find_recipe
 from .config import GrpoConfig, ModelSettings, SftConfig
 from .quantize import in_a_block
-from .sharding import check_shardable
 from .trainable import add_lora, all_weights
 
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ def estimate_memory(
     config.check_processes(processes)
     full = config.model.train == "full"
     if divided:
-        check_shardable(config.model)
+        config.model.check_shardable()
     recipe, nano = _recipe(config.model), _is_nano(config.model.base)
     model = _model(nano)
     base, held = sum(p.numel() for p in model.parameters()), _base_bytes(model, config.model)

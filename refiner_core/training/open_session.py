@@ -26,7 +26,7 @@ from .policy import Policy, VelocityNet
 from .prepare import prepare_datasets
 from .quantize import quantize
 from .session import Session
-from .sharding import Sharding, check_shardable
+from .sharding import Sharding
 from .text_cache import TextCache
 from .tracker import Tracker
 from .trainable import Trainable, add_lora, all_weights, continue_lora
@@ -73,7 +73,7 @@ def make_trainable(
     """
     net = engine.model
     if sharding is not None:
-        check_shardable(model)
+        model.check_shardable()
     if model.train == "lora":
         net.requires_grad_(False)
         if model.precision == "bf16":
@@ -123,7 +123,7 @@ def open_session(
         where = processes.accelerator.device
     config.check_processes(processes.count)
     if processes.sharding is not None:
-        check_shardable(config.model)
+        config.model.check_shardable()
     out.mkdir(parents=True, exist_ok=True)
     engine = load_base(config.model)
     move_codec(engine, where)

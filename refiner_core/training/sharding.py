@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .config import ModelSettings
-
 if TYPE_CHECKING:
     from ..models.flux_transformer import Transformer
 
@@ -84,16 +82,6 @@ class Zero3:
 
 
 Sharding = Fsdp | Zero3
-
-
-def check_shardable(model: ModelSettings) -> None:
-    """Raise ValueError for a base that cannot be sharded: one that is trained or quantized."""
-    for name, value, fix in (("train", model.train, "lora"), ("quantize", model.quantize, "none")):
-        if value != fix:
-            raise ValueError(
-                f"model.{name} = {value!r} cannot be combined with FSDP or DeepSpeed, which shard a "
-                f"plain frozen base here. Set model.{name} = {fix!r}, or launch with --multi_gpu."
-            )
 
 
 def _requested(name: str) -> bool:
