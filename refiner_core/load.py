@@ -179,7 +179,16 @@ def _flux_engine(
         "t5": str(parts.t5),
         "vae": str(parts.vae),
     }
-    return CoreEngine(recipe, model, codec, text, device, source)
+    return CoreEngine(
+        recipe,
+        model,
+        codec,
+        text,
+        device,
+        source,
+        encoders=(codec, text),
+        release_text=text.release,
+    )
 
 
 def _given_folder(folder: str | Path | None) -> list[Path]:

@@ -18,10 +18,12 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from refiner_core.__main__ import main
 from refiner_core.data.shards import TripletSet
 from refiner_core.data.splits import manifest_hash, split_data
+from refiner_core.nano.nano_engine import load_nano
 from refiner_core.training import train_nano as nano
 from refiner_core.training.checkpoint import read_facts
 from refiner_core.training.config import GrpoConfig, ObjectiveSettings, OptimizerSettings, SftConfig
@@ -343,6 +345,19 @@ def test_texts_are_kept_on_disk_and_few_of_them_in_memory(
     assert asked == ["a", "bb", "ccc"]
     texts.encoder = None
     assert float(TextCache.__call__(texts, "bb")[0].mean()) == 2
+
+
+def test_an_engine_moves_what_encodes_and_frees_its_text_encoders() -> None:
+    engine = load_nano()
+    engine.to(torch.device("meta"))
+    assert isinstance(engine.codec, nn.Module)
+    assert {b.device.type for b in engine.codec.buffers()} == {"meta"}
+    assert {p.device.type for p in engine.model.parameters()} == {"cpu"}
+    assert engine.device.type == "meta"
+    engine.release()  # a nano has no text encoders
+    released: list[int] = []
+    replace(tiny_engine(), release_text=lambda: released.append(1)).release()
+    assert released == [1]
 
 
 # --- data -----------------------------------------------------------------------------------------

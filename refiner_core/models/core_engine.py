@@ -40,6 +40,12 @@ class TriggerText(Protocol):
     ) -> tuple[Tensor, Tensor, tuple[int, ...]]: ...
 
 
+class Movable(Protocol):
+    """A part of an engine that computes on a device."""
+
+    def to(self, device: torch.device, /) -> object: ...
+
+
 @dataclass
 class CoreEngine:
     """Runs a recipe on torch alone (see `interfaces.Engine`).
@@ -55,7 +61,22 @@ class CoreEngine:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     source: dict[str, str] = field(default_factory=dict)
     detail: DetailEncoder | None = None
+    encoders: tuple[Movable, ...] = ()
+    """What encodes pictures and prompts, as far as it computes on a device."""
+    release_text: Callable[[], None] | None = None
+    """Frees the memory of the text encoders; a later prompt loads them again."""
     _clean: CleanCache = field(default_factory=CleanCache)
+
+    def to(self, device: torch.device) -> None:
+        """Encode on a device from now on; the transformer stays where it is."""
+        self.device = device
+        for encoder in self.encoders:
+            encoder.to(device)
+
+    def release(self) -> None:
+        """Free the memory of the text encoders."""
+        if self.release_text is not None:
+            self.release_text()
 
     def encode(self, image: Tensor) -> Tensor:
         return self.codec.encode(image.to(self.device)).float()

@@ -229,6 +229,10 @@ class FluxText:
             self._known[prompt, length] = self._encode(prompt, length)
         return self._known[prompt, length]
 
+    def to(self, device: torch.device) -> None:
+        """Encode on a device from now on, as far as there is room for the encoders."""
+        self.device = device
+
     def release(self) -> None:
         """Let the encoders go; a prompt that comes later reads them again."""
         self._models = None

@@ -98,6 +98,10 @@ class FluxCodec:
         self.shift = float(config.shift_factor or 0.0)
         self.factor = 2 ** (len(config.block_out_channels) - 1)
 
+    def to(self, device: torch.device) -> None:
+        """Move the autoencoder to a device."""
+        self.vae.to(device)  # pyright: ignore[reportArgumentType]
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images, sides multiples of the factor (8), to latents.

@@ -56,7 +56,8 @@ def load_nano(
     codec = load_codec(path)
     # The same for all files of one training: what one of them encoded serves the next.
     source = {"weights": "nano", "codec": codec.fingerprint()}
-    return CoreEngine(recipe, model, codec.to(device), no_text, device, source)
+    codec.to(device)
+    return CoreEngine(recipe, model, codec, no_text, device, source, encoders=(codec,))
 
 
 def _check_recipe(recipe: Recipe) -> None:

@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..data.splits import manifest_hash
 from ..load import load_engine
 from ..models.core_engine import CoreEngine
 from ..models.devices import pick_device
-from ..models.text import FluxText
-from ..models.vae import FluxCodec
 from ..nano import resolve_weights
 from ..recipes.recipe import KONTEXT, OMNIREFINER
 from .config import GrpoConfig, ModelSettings, SftConfig
@@ -50,17 +47,6 @@ def load_base(model: ModelSettings) -> CoreEngine:
     if model.recipe is None and engine.recipe is KONTEXT:
         engine.recipe = OMNIREFINER  # the training of an OmniRefiner starts from a plain Kontext
     return engine
-
-
-def move_codec(engine: CoreEngine, device: torch.device) -> None:
-    """Put the codec, and what the engine encodes, on a device; prompts are encoded there too."""
-    engine.device = device
-    if isinstance(engine.text, FluxText):
-        engine.text.device = device  # it moves there for a prompt, if there is room
-    codec = engine.codec
-    module: Any = codec.vae if isinstance(codec, FluxCodec) else codec
-    if isinstance(module, nn.Module):
-        module.to(device)
 
 
 def make_trainable(
@@ -126,15 +112,14 @@ def open_session(
         config.model.check_shardable()
     out.mkdir(parents=True, exist_ok=True)
     engine = load_base(config.model)
-    move_codec(engine, where)
+    engine.to(where)
     if pixels is None:
         pixels = isinstance(config, GrpoConfig)
     cache = cache or out / "cache"
     dataset, held_out, text = prepare_datasets(
         engine, engine.text, config.data, data, cache, processes, pixels
     )
-    if isinstance(engine.text, FluxText):
-        engine.text.release()
+    engine.release()
     return assemble(config, engine, (dataset, held_out), text, out, processes, manifest_hash(data))
 
 
