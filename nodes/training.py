@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import comfy.model_management as mm
 import comfy.utils
@@ -165,7 +165,6 @@ class _NodeProgress:
 
     def __init__(self) -> None:
         self.pixels: np.ndarray | None = None
-        self.cancelled = False
         self._total = 0
         self._bar: Any = None
 
@@ -176,10 +175,7 @@ class _NodeProgress:
         shown = None
         if self.pixels is not None:
             shown = ("JPEG", Image.fromarray(self.pixels), 512)
-        try:
-            self._bar.update_absolute(step, self._total, shown)
-        except mm.InterruptProcessingException:
-            self.cancelled = True  # the bar raises it, but the run has to be saved first
+        self._bar.update_absolute(step, self._total, shown)
 
     def picture(self, pixels: np.ndarray) -> None:
         self.pixels = pixels
@@ -189,21 +185,15 @@ class _NodeProgress:
 
 
 class _NodeInterruption(Interruption):
-    """ComfyUI's Cancel button."""
+    """ComfyUI's Cancel button, for which its layers and its progress bar raise an exception."""
 
-    def __init__(self, processes: Processes, progress: _NodeProgress) -> None:
-        super().__init__(processes)
-        self._progress = progress
+    raised = (mm.InterruptProcessingException,)
 
     def __enter__(self) -> _NodeInterruption:
         return self
 
     def requested(self) -> bool:
-        return self._progress.cancelled or mm.processing_interrupted()
-
-    def stop(self) -> NoReturn:
-        mm.throw_exception_if_processing_interrupted()
-        raise mm.InterruptProcessingException
+        return False
 
 
 class _Training:
@@ -251,7 +241,7 @@ class _Training:
         progress = _NodeProgress()
         with _adapted(net, model.rank, self.config.run.seed, device) as trainable:
             session = self._session(Policy(_NativeNet(net), device, precision), trainable)
-            interruption = _NodeInterruption(session.processes, progress)
+            interruption = _NodeInterruption(session.processes)
             made = train(self.config, session, progress=progress, interruption=interruption)
         path = _free_path(self.name)
         shutil.move(made, path)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
 import numpy as np
 
@@ -119,6 +119,9 @@ class Interruption:
     Outside the main thread, where there are no signals, nothing changes.
     """
 
+    raised: ClassVar[tuple[type[BaseException], ...]] = ()
+    """What the network itself may raise to stop, before the update of a step is applied."""
+
     def __init__(self, processes: Processes) -> None:
         self._processes, self._wanted, self._before = processes, False, None
 
@@ -197,17 +200,27 @@ class Run:
                 self._validate(progress)
             with interruption:
                 while trainer.step < total and not self.patience.spent:
-                    progress.advance(trainer.step, self._log(trainer.train_step()))
-                    stop = interruption.requested()
-                    self._validate(progress)
-                    if stop or self._is_time_to_save():
-                        session.save(trainer.step, trainer.optimizer, self._facts())
-                    if stop:
-                        interruption.stop()
+                    self._step(progress, interruption)
+        except interruption.raised:
+            self._save()
+            raise
         finally:
             progress.close()
             session.tracker.close()
         return self._finish()
+
+    def _step(self, progress: Progress, interruption: Interruption) -> None:
+        row = self._log(self.trainer.train_step())
+        progress.advance(self.trainer.step, row)
+        stop = interruption.requested()
+        self._validate(progress)
+        if stop or self._is_time_to_save():
+            self._save()
+        if stop:
+            interruption.stop()
+
+    def _save(self) -> None:
+        self.session.save(self.trainer.step, self.trainer.optimizer, self._facts())
 
     def _finish(self) -> Path:
         session = self.session
