@@ -40,7 +40,13 @@ def fingerprint(path: Path) -> str:
 def describe(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, str]:
     """The metadata of an exported file; safetensors allows only strings."""
     plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
-    return {"format": "pt", "recipe": recipe.name, "attention": recipe.attention, "version": __version__, **plain}
+    return {
+        "format": "pt",
+        "recipe": recipe.name,
+        "attention": recipe.attention,
+        "version": __version__,
+        **plain,
+    }
 
 
 def export(

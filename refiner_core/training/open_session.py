@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ def load_base(model: ModelSettings) -> CoreEngine:
     )
     if model.recipe is None and engine.recipe is KONTEXT:
         engine.recipe = OMNIREFINER  # the training of an OmniRefiner starts from a plain Kontext
+    if model.attention != "recipe":
+        engine.recipe = replace(engine.recipe, attention=model.attention)
     return engine
 
 
