@@ -23,8 +23,8 @@ from refiner_core.repair.best_of_n import Candidate, rounds, search
 from refiner_core.sampling import sample
 from refiner_core.training.config import ModelSettings
 from refiner_core.training.export import describe
+from refiner_core.training.open_session import load_base
 from refiner_core.training.policy import VelocityNet
-from refiner_core.training.session import load_base
 from refiner_core.weights.inspection import inspect_file
 from refiner_core.weights.lora import save_lora
 from tests.jobs import job_of
@@ -293,8 +293,8 @@ def test_a_lora_runs_only_with_the_attention_of_its_training(
 def test_training_takes_the_setting_and_the_file_says_it() -> None:
     settings = ModelSettings(attention="one way")
     engine = load_base(settings)
-    assert describe(engine, {})["attention"] == "one way"
-    assert describe(load_base(ModelSettings()), {})["attention"] == "both ways"
+    assert describe(engine.recipe, {})["attention"] == "one way"
+    assert describe(load_base(ModelSettings()).recipe, {})["attention"] == "both ways"
     c = conditioning(SIZES[0])
     model = ours()
     found = VelocityNet(model, "one way")(noisy(), torch.tensor([0.6]), c)

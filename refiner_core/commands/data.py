@@ -76,6 +76,9 @@ def _add_build(p: argparse.ArgumentParser) -> None:
     p.set_defaults(run=run_build)
 
 
+_COUNTS = ("kept", "rejected", "broken", "composited")  # the others are splits
+
+
 def run_build(chosen: argparse.Namespace) -> None:
     """Build what is missing and print what the data set holds."""
     from ..data.build import REJECTED, run_build, run_locally
