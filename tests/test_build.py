@@ -142,6 +142,7 @@ def test_a_stage_without_what_comes_before_it_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on_to_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "refiner_core", "data", "build", "--out", str(tmp_path), "--count",
@@ -172,11 +173,13 @@ def test_a_shard_that_is_gone_or_cut_is_made_again(whole: Path, tmp_path: Path) 
     assert contents(tmp_path) == contents(whole)
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     run_build(build_of(tmp_path), workers=2)
     assert contents(tmp_path) == contents(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no ulimit on Windows")
 def test_a_full_disk_keeps_what_is_done(whole: Path, tmp_path: Path) -> None:
     run_build(build_of(tmp_path, count=5))
@@ -253,6 +256,7 @@ def test_splits_share_no_identity_and_no_photograph() -> None:
     assert share == pytest.approx(0.05, abs=0.015)
 
 
+@pytest.mark.slow
 def test_kinds_errors_and_identity_samples_all_occur() -> None:
     pair = ProceduralPair(side=64)
     stages = (pair, ProceduralMask(pair), ProceduralDegrade(pair, min_change=0))

@@ -35,6 +35,7 @@ def test_a_clear_gain_is_better_and_noise_is_not() -> None:
     assert "better" in text
 
 
+@pytest.mark.slow
 def test_a_model_against_itself_is_equal() -> None:
     cases = held_out_scenes(2, 1)
     engine = load_nano()

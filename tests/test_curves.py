@@ -37,6 +37,7 @@ def drawn(path: Path) -> np.ndarray:
         return np.asarray(picture.convert("RGB")).astype(int)
 
 
+@pytest.mark.slow
 def test_other_figures_are_another_picture_and_a_second_run_a_second_line(tmp_path: Path) -> None:
     a, b = (
         run_of(tmp_path / name, [{"step": i, "loss": f * i, "reward/whole": i} for i in range(5)])

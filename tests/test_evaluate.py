@@ -81,6 +81,7 @@ def results(out: Path) -> dict[str, Any]:
 # --- a run ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_table_json_and_report(finished: Path) -> None:
     rows = table(finished)
     assert [(r["id"], r["system"]) for r in rows] == [
@@ -98,6 +99,7 @@ def test_table_json_and_report(finished: Path) -> None:
     assert "http" not in html.replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_table(
     data: Path, finished: Path, tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ def by(engine: ModelThat, draft: Tensor, mask: Tensor, **changes: object) -> Ten
     return refine(engine, RefineRequest(draft, references, mask, (), options)).image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [(0.0, 0.0), (0.25, 0.0), (-0.5, 0.75), (3.0, -11.4)])
 def test_the_measure_sees_a_quarter_of_a_pixel(shift: tuple[float, float]) -> None:
     board = checkerboard(Extent(320, 256))
@@ -59,6 +60,7 @@ def test_the_measure_sees_a_quarter_of_a_pixel(shift: tuple[float, float]) -> No
     assert displacement(board, moved, (64, 64, 256, 192)) == pytest.approx(true, abs=0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", PUBLISHED, ids=lambda r: r.name)
 @pytest.mark.parametrize(("size", "box"), PLACES, ids=lambda v: str(tuple(v)))
 def test_a_checkerboard_comes_back_unshifted(recipe: Recipe, size: Extent, box: Box) -> None:

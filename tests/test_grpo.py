@@ -224,6 +224,7 @@ def test_an_epoch_is_reproducible_and_only_learning_weights_move() -> None:
 
 
 # DiffusionNFT samples by its copy "old", which is not the present weights: it has to come back too.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "over",
     [
@@ -241,6 +242,7 @@ def test_a_run_goes_on_to_the_bit(tmp_path: Path, over: dict[str, Any]) -> None:
     assert {k.partition(".")[0] for k in a} >= {"now", "copy:old", "copy:ref", "copy:ema"}
 
 
+@pytest.mark.slow
 def test_a_run_that_only_loses_stops_and_does_not_start_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

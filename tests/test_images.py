@@ -491,6 +491,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
 @pytest.mark.parametrize("kind", ["uint8", "uint16"])
 def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path: Path, kind: str) -> None:

@@ -206,6 +206,7 @@ def test_swapped_files_are_named(tmp_path: Path) -> None:
     assert expect(lora, "refiner_lora", "flux").rank == 4
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = synthetic.write(tmp_path / "lora.safetensors", synthetic.imagecritic_lora(double=2))
     assert main(["inspect", str(file)]) == 0

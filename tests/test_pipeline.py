@@ -84,6 +84,7 @@ def test_what_the_codec_loses_of_the_reference_is_given_back() -> None:
     torch.testing.assert_close(half, (result + reference) / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 9])
 def test_remainder_brings_a_coarse_codec_nearer_to_the_truth(nano: CoreEngine, seed: int) -> None:
     scene = scene_of(seed, (320, 240), degradation="noise", rough_masks=False)
@@ -184,6 +185,7 @@ def test_no_mask_is_the_whole_picture(nano: CoreEngine) -> None:
     assert region["drift"] == {"measured": False}
 
 
+@pytest.mark.slow
 def test_a_large_picture_with_nothing_marked_is_refused(nano: CoreEngine) -> None:
     scene = scene_of(2, (640, 480))
     request = request_of(scene, mask=None)

@@ -16,6 +16,7 @@ def sft(preset: str, **over: Any) -> SftConfig:
     return build(SftConfig, merged(SFT_PRESETS[preset], over))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "tokens", "learning", "forward"),
     [("kontext-24gb", 3599, 65.4e6, 55e12), ("kontext-80gb", 12860, 261.5e6, 280e12)],
@@ -31,6 +32,7 @@ def test_kontexts_size(preset: str, tokens: int, learning: float, forward: float
     assert plan.flops / config.run.batch / 3.1 == pytest.approx(forward, rel=0.02)
 
 
+@pytest.mark.slow
 def test_presets_fit_their_cards() -> None:
     assert estimate_memory(sft("kontext-24gb"), CARDS["rtx4090"]).total < 0.95 * 24
     assert estimate_memory(sft("kontext-80gb"), CARDS["h100"]).total < 0.95 * 80
@@ -40,6 +42,7 @@ def test_presets_fit_their_cards() -> None:
     assert packed.memory["base"] == pytest.approx(6.25, abs=0.05)
 
 
+@pytest.mark.slow
 def test_several_cards_share_the_work_and_can_share_the_base() -> None:
     config = sft("kontext-80gb")
     one = estimate_memory(config, CARDS["l40s"])
@@ -58,6 +61,7 @@ def test_several_cards_share_the_work_and_can_share_the_base() -> None:
         estimate_memory(sft("kontext-24gb"), CARDS["rtx4090"], 4, divided=True)
 
 
+@pytest.mark.slow
 def test_grpo_costs_what_its_samples_cost() -> None:
     config = build(GrpoConfig, GRPO_PRESETS["kontext-80gb"])
     plan = estimate_memory(config, CARDS["h100"])
@@ -67,6 +71,7 @@ def test_grpo_costs_what_its_samples_cost() -> None:
     assert estimate_memory(build(GrpoConfig, to_ref), CARDS["h100"]).flops > plan.flops
 
 
+@pytest.mark.slow
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "plan", "--preset", "nano", "--card", "cpu"]) == 0
     assert "fits" in capsys.readouterr().out

@@ -35,6 +35,7 @@ def latents(folder: Path) -> dict[str, Tensor]:
     return {f"{name}.{k}": v for name, item in found.items() for k, v in item.items()}
 
 
+@pytest.mark.slow
 def test_an_interrupted_preparation_goes_on(triplets: Path, tmp_path: Path) -> None:
     session = opened(triplets, tmp_path)
     count = len(session.dataset)

@@ -97,6 +97,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_learn_what_one_does(
     tmp_path: Path, plain: dict[str, tuple[Path, str]], stage: str
@@ -123,6 +124,7 @@ def check_same_run(a: Path, b: Path) -> None:
         assert facts[0] == facts[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "stage"),
     [("fsdp", "grpo"), ("fsdp", "nft"), ("offload", "sft"), ("zero3", "sft"), ("zero3", "grpo")],
@@ -138,6 +140,7 @@ def test_a_divided_base_changes_nothing(
     check_same_run(plain[stage][0], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_divided_run_goes_on_divided_or_not(
     tmp_path: Path, plain: dict[str, tuple[Path, str]]
 ) -> None:
@@ -149,6 +152,7 @@ def test_a_divided_run_goes_on_divided_or_not(
     assert largest_difference(of(one, "now"), of(two, "now")) < 2e-4
 
 
+@pytest.mark.slow
 def test_two_machines_learn_what_one_does(
     tmp_path: Path, plain: dict[str, tuple[Path, str]]
 ) -> None:

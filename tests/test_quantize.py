@@ -112,6 +112,7 @@ def test_the_loss_falls(tmp_path: Path, kind: Quantize) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_the_command_trains_resumes_and_its_lora_fits_the_plain_base(
     tmp_path_factory: pytest.TempPathFactory, kontext: tuple[Path, Path], kind: Quantize
 ) -> None:

@@ -164,6 +164,7 @@ def corner_error(scene: HeldOutScene, matrix: Tensor) -> float:
     return float(np.linalg.norm(found - box, axis=1).mean())
 
 
+@pytest.mark.slow
 def test_align_on_scenes() -> None:
     errors = []
     for seed in range(8):

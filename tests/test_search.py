@@ -244,6 +244,7 @@ def test_one_candidate_takes_the_plain_path(nano: CoreEngine, scene: HeldOutScen
     assert "search" not in one.report["regions"][0]
 
 
+@pytest.mark.slow
 def test_the_report_is_true_of_the_result(nano: CoreEngine, scene: HeldOutScene) -> None:
     options = RefineOptions(steps=4, candidates=4, seed=2**64 - 2)
     request = request_of(scene, options)

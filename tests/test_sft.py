@@ -213,6 +213,7 @@ def test_logit_normal_times() -> None:
 # --- what survives --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_the_same_run(tmp_path: Path) -> None:
     config = settings(run={"max_steps": 8})
     tiny_train(config, tiny_session(config, tmp_path / "whole"))

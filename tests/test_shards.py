@@ -52,6 +52,7 @@ def write_set(folder: Path, counts: dict[str, int], manifest: bool = True) -> li
     return made
 
 
+@pytest.mark.slow
 @given(st.integers(1, 30), st.integers(1, 30), st.booleans(), st.booleans(), st.text(max_size=20))
 def test_any_triplet_comes_back(
     h: int, w: int, with_target: bool, with_reference_mask: bool, prompt: str

@@ -112,6 +112,7 @@ def test_the_metric_reads_the_region(reader: TextReader) -> None:
     assert TextMetric().measure(silent, {"refined": right}) == {"refined": {"text": None}}
 
 
+@pytest.mark.slow
 def test_the_command(
     reader: TextReader, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -258,6 +258,7 @@ def test_a_crop_that_teaches_nothing_is_refused_with_its_value() -> None:
         check_worth(pictures(0.1, 0.2), DataSettings(least_agreement=40.0))
 
 
+@pytest.mark.slow
 def test_what_is_sorted_out_is_noted(triplets: Path, few: PreparedDataset, tmp_path: Path) -> None:
     gains = sorted(gain(pixels(few[i])) for i in range(len(few)))
     limit = (gains[-2] + gains[-1]) / 2
@@ -313,6 +314,7 @@ def test_the_codec_is_fitted_to_what_the_triplets_show(triplets: Path) -> None:
     assert psnr(a.decode(a.encode(x)), x) > 25
 
 
+@pytest.mark.slow
 def test_nano_is_made_by_one_command_that_goes_on(
     triplets: Path,
     tmp_path: Path,

@@ -67,6 +67,7 @@ def grpo(**over: Any) -> GrpoConfig:
 # --- interrupted ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_ctrl_c_in_the_middle_of_a_step_and_resumed_is_the_same_run(
     tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
@@ -105,6 +106,7 @@ def test_a_second_ctrl_c_ends_at_once_and_the_old_handler_comes_back() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.slow
 def test_killed_between_checkpoints_steps_are_made_again(tmp_path: Path) -> None:
     config = sft(run={"max_steps": 12, "save_every": 5})
     tiny_train(config, tiny_session(config, tmp_path / "whole"))
@@ -177,6 +179,7 @@ class Poisoned(TinyDataset):
         return replace(item, references=bad) if index in self.broken else item
 
 
+@pytest.mark.slow
 def test_a_group_of_nan_is_skipped_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +193,7 @@ def test_a_group_of_nan_is_skipped_and_said(
     assert any(float(v.abs().max()) > 0 for v in values)
 
 
+@pytest.mark.slow
 def test_reinforcement_of_nothing_but_nan_stops(tmp_path: Path) -> None:
     config = grpo(run={"max_steps": 40})
     session = tiny_session(config, tmp_path)
@@ -202,6 +206,7 @@ def test_reinforcement_of_nothing_but_nan_stops(tmp_path: Path) -> None:
 # --- averaged and watched -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_what_reinforcement_exports_is_what_it_learnt(tmp_path: Path, average: float) -> None:
     config = grpo(optimizer={"ema": average})
@@ -237,6 +242,7 @@ def test_the_rate_warms_up_and_falls_along_a_cosine() -> None:
     assert {rate_at(flat, i, 100) for i in (0, 50, 99)} == {1.0}
 
 
+@pytest.mark.slow
 def test_pictures_and_curves_of_the_held_out_cases(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -403,6 +409,7 @@ def test_other_data_has_another_hash(triplets: Path, tmp_path: Path) -> None:
     assert manifest_hash(tmp_path) != before
 
 
+@pytest.mark.slow
 def test_as_many_held_out_as_learnt_from_are_still_held_out(triplets: Path, tmp_path: Path) -> None:
     from refiner_core.training.open_session import load_base
 
@@ -481,6 +488,7 @@ def test_dreamsim_rewards_come_from_its_file(tmp_path: Path) -> None:
 SMALL = ["--set", "run.micro_batch=2", "--set", "data.held_out=1", "--set", "run.validate_every=0"]
 
 
+@pytest.mark.slow
 def test_both_stages_as_commands(
     triplets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -561,6 +569,7 @@ def test_several_processes_are_for_the_single_stages(
     assert "without accelerate or torchrun" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_comparing_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         "train",

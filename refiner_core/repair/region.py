@@ -27,8 +27,7 @@ from .model_inputs import crop_reference, plan_crops, reference_box
 from .native_detail import transfer_reference
 from .request import RefineOptions, RegionTask
 
-# Scale of the model's crop below which it loses the fine detail. Above it the crop's own alignment
-# is better on the held-out scenes, which are flat; a reference without a mask is always searched.
+# Scale of the model's crop below which it loses the fine detail.
 _SHRUNK = 0.5
 # A detail is searched for and laid over the draft within a region's shorter side and these px of it.
 _SEARCHED = 16
@@ -152,7 +151,7 @@ def prepare_region(
         crops.append(ReferenceCrop(reference, mask, own, cut))
         report.setdefault("references", []).append(done)
     transfer, left_alone = None, False
-    if aligned and recipe.native_detail and (plan.scale < _SHRUNK or given[0][1] is None):
+    if aligned and recipe.native_detail and _is_searched(task, plan):
         transfer, view, found = transfer_reference(image, task, plan, planned.reference_plans[0])
         crops[0] = replace(crops[0], crop=view)
         report["references"][0]["alignment"] = found.report()
@@ -177,6 +176,16 @@ def prepare_region(
         transfer,
         left_alone,
     )
+
+
+def _is_searched(task: RegionTask, plan: CropPlan) -> bool:
+    """Whether the detail is searched for and laid over the draft at the draft's own resolution.
+
+    An outline of a flat detail that fits the model's crop already says exactly where it lies. A box
+    does not, and neither does a reference without a mask.
+    """
+    is_box = bool((task.region.mask > 0).all())
+    return is_box or plan.scale < _SHRUNK or task.reference_masks[0] is None
 
 
 def shown_pictures(

@@ -17,6 +17,7 @@ from tests.benchmarks.__main__ import main
 from tests.benchmarks.ablation import Ablation, Budget, describe, supervised
 
 
+@pytest.mark.slow
 def test_variants_are_trained_from_one_start_on_the_same_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,6 +57,7 @@ def triplets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return setup.triplets
 
 
+@pytest.mark.slow
 def test_ablating_as_a_command_goes_on(
     triplets: Path,
     tmp_path: Path,

@@ -67,6 +67,7 @@ def planned(case: dict[str, Any]) -> dict[str, Any] | None:
     return {"region": list(region.box), "box": list(plan.box), "target": list(plan.target)}
 
 
+@pytest.mark.slow
 def test_two_hundred_plans_equal() -> None:
     rng = random.Random(7)
     cases = [random_case(rng) for _ in range(200)]
