@@ -128,8 +128,9 @@ def encode_text(refiner: Refiner, job: SamplingJob) -> EncodedText:
     if kind == "detail":
         return EncodedText(_detail(refiner, job))
     if kind == "vision":
+        positive = _vision(refiner, job.prompt, job)
         negative = None if job.cfg <= 1 else _vision(refiner, refiner.recipe.negative, job)
-        return EncodedText(_vision(refiner, job.prompt, job), negative)
+        return EncodedText(positive, negative)
     return EncodedText(encode_prompt(refiner, job.prompt))
 
 
