@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,53 +14,134 @@ from .model_options import add_model_options, model_arguments
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..images.image_io import Picture
+    from ..repair.request import RefineRequest
+
 
 def add_parser(commands: Any) -> None:
     """Add the command's options."""
     p = commands.add_parser("refine", help="repair one picture")
-    files = p.add_argument_group("pictures")
-    files.add_argument("--draft", required=True, metavar="FILE", help="the picture to repair")
-    files.add_argument(
-        "--reference", required=True, action="append", metavar="FILE",
-        help="the true detail; up to three times, several views of the same thing",
-    )  # fmt: skip
-    files.add_argument("--mask", metavar="FILE", help="white = repair; without it, everything")
-    files.add_argument(
-        "--reference-mask", action="append", default=[], metavar="FILE",
-        help="white = the detail in the reference, in the order of --reference",
-    )  # fmt: skip
-    files.add_argument("--resize-mask", action="store_true", help="fit masks of another size")
-    files.add_argument("--out", required=True, metavar="FILE", help=".png, .tif or lossless .webp")
-    files.add_argument("--report", metavar="FILE", help="write what was done as JSON")
-    files.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    _add_files(p.add_argument_group("pictures"))
     add_model_options(p)
-    how = p.add_argument_group("repair")
-    how.add_argument("--prompt", help="full prompt; default: the recipe's template")
-    how.add_argument("--subject", help="what the template calls the detail, e.g. 'logo'")
-    how.add_argument("--seed", type=int, default=0)
-    how.add_argument("--steps", type=int, help="1 to 1000; default: the recipe's")
-    how.add_argument("--guidance", type=float, help="guidance embedding; default: the recipe's")
-    how.add_argument("--context", type=float, metavar="F", help="crop size over region size, >= 1")
-    how.add_argument("--megapixels", type=float, metavar="P", help="area the model works at")
-    how.add_argument("--feather", type=float, default=6, metavar="PX", help="blend inside the edge")
-    how.add_argument("--grow", type=float, default=0, metavar="PX", help="grow the mask first")
-    how.add_argument("--model-mask", type=float, default=0.0, metavar="0..1",
-                     help="hold sampling to the draft outside the region")  # fmt: skip
-    how.add_argument("--blend", choices=("feather", "multiband", "membrane"), default="feather")
-    how.add_argument("--color-match", type=float, metavar="0..1",
-                     help="take out the colour cast; default: the recipe's")  # fmt: skip
-    how.add_argument("--drift", action=argparse.BooleanOptionalAction, default=None,
-                     help="take out shift and zoom; default: the recipe's")  # fmt: skip
-    how.add_argument("--align", action=argparse.BooleanOptionalAction, default=None,
-                     help="bring the reference into the draft's pose first; "
-                     "--align repairs even where the detail is not found")  # fmt: skip
-    best = p.add_argument_group("best of several")
-    best.add_argument("--candidates", type=int, default=1, metavar="N",
-                      help="begin N repairs, seeds from --seed on; return the best; 1 to 64")  # fmt: skip
-    best.add_argument("--keep", type=int, default=1, metavar="K", help="how many run to the end")
-    best.add_argument("--prune-at", type=int, metavar="S",
-                      help="drop the worse half every S steps; 0 = never; default: steps/4")  # fmt: skip
+    _add_repair(p.add_argument_group("repair"))
+    _add_candidates(p.add_argument_group("best of several candidates"))
     p.set_defaults(run=run)
+
+
+def _add_files(group: Any) -> None:
+    group.add_argument("--draft", required=True, metavar="FILE", help="the picture to repair")
+    group.add_argument(
+        "--reference",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="a picture of the correct detail; can be given up to three times",
+    )
+    group.add_argument(
+        "--mask", metavar="FILE", help="white is repaired (default: the whole picture)"
+    )
+    group.add_argument(
+        "--reference-mask",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="white is the detail in the reference; in the order of --reference (default: its "
+        "alpha channel)",
+    )
+    group.add_argument(
+        "--resize-mask", action="store_true", help="resize masks to the size of their pictures"
+    )
+    group.add_argument(
+        "--out", required=True, metavar="FILE", help="the .png, .tif or lossless .webp to write"
+    )
+    group.add_argument("--report", metavar="FILE", help="write a report as JSON")
+    group.add_argument("--overwrite", action="store_true", help="replace existing files")
+
+
+def _add_repair(group: Any) -> None:
+    recipe = "(default: the recipe's)"
+    group.add_argument("--prompt", help="the full prompt (default: the recipe's template)")
+    group.add_argument("--subject", help="the name of the detail in the template, such as 'logo'")
+    group.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    group.add_argument("--steps", type=int, help=f"sampling steps, 1 to 1000 {recipe}")
+    group.add_argument("--guidance", type=float, help=f"guidance scale, 0 to 100 {recipe}")
+    group.add_argument(
+        "--context",
+        type=float,
+        metavar="F",
+        help=f"size of the crop relative to the region, at least 1 {recipe}",
+    )
+    group.add_argument(
+        "--megapixels", type=float, metavar="P", help=f"size that the model works at {recipe}"
+    )
+    group.add_argument(
+        "--feather",
+        type=float,
+        default=6,
+        metavar="PX",
+        help="width of the blend inside the edge of the mask (default: 6)",
+    )
+    group.add_argument(
+        "--grow",
+        type=float,
+        default=0,
+        metavar="PX",
+        help="grow the mask, or shrink it if negative (default: 0)",
+    )
+    group.add_argument(
+        "--model-mask",
+        type=float,
+        default=0.0,
+        metavar="0..1",
+        help="how strongly sampling is held to the draft outside the region (default: 0)",
+    )
+    group.add_argument(
+        "--blend",
+        choices=("feather", "multiband", "membrane"),
+        default="feather",
+        help="how the repaired crop is blended in (default: feather)",
+    )
+    group.add_argument(
+        "--color-match",
+        type=float,
+        metavar="0..1",
+        help=f"how much of the color shift is removed {recipe}",
+    )
+    _add_switch(group, "--drift", f"correct shift and zoom {recipe}")
+    _add_switch(
+        group,
+        "--align",
+        f"align the reference with the draft first {recipe}; --align repairs even if the detail "
+        "is not found in the reference",
+    )
+
+
+def _add_switch(group: Any, name: str, text: str) -> None:
+    """An option with a `--no-` form; without either it is None."""
+    group.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=text)
+
+
+def _add_candidates(group: Any) -> None:
+    group.add_argument(
+        "--candidates",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of candidates, 1 to 64, with seeds from --seed on (default: 1)",
+    )
+    group.add_argument(
+        "--keep",
+        type=int,
+        default=1,
+        metavar="K",
+        help="number of candidates that run to the end (default: 1)",
+    )
+    group.add_argument(
+        "--prune-at",
+        type=int,
+        metavar="S",
+        help="drop the worse half every S steps; 0 never does (default: a quarter of the steps)",
+    )
 
 
 def _mask(path: str, like: Tensor, resize: bool, name: str) -> tuple[Tensor, tuple[str, ...]]:
@@ -104,8 +186,25 @@ def _references(
     return tuple(pictures), tuple(masks), notes
 
 
+def _request(chosen: argparse.Namespace, draft: Picture) -> RefineRequest:
+    """The options and the files of the request."""
+    from ..repair.request import RefineOptions, RefineRequest
+
+    names = (f.name for f in fields(RefineOptions))
+    options = RefineOptions(**{name: getattr(chosen, name) for name in names})
+    references, reference_masks, notes = _references(chosen)
+    notes = [f"draft {chosen.draft}: {note}" for note in draft.notes] + notes
+    mask = None
+    if chosen.mask:
+        mask, more = _mask(chosen.mask, draft.pixels, chosen.resize_mask, "mask")
+        notes += more
+    return RefineRequest(
+        draft.pixels, references, mask, reference_masks, options, notes=tuple(notes)
+    )
+
+
 def run(chosen: argparse.Namespace) -> None:
-    """Do it.
+    """Repair the picture and write the files.
 
     Raises:
         ValueError: any input that cannot be used; nothing is written then.
@@ -113,34 +212,18 @@ def run(chosen: argparse.Namespace) -> None:
     from ..images.image_io import Picture, check_picture_output, load_picture, save_picture
     from ..load import load_engine
     from ..repair.pipeline import refine
-    from ..repair.request import RefineOptions, RefineRequest
     from ..storage.output_files import atomic_path, check_output
 
     out = check_picture_output(chosen.out, chosen.overwrite)
     report = check_output(chosen.report, chosen.overwrite) if chosen.report else None
     if len(chosen.reference_mask) > len(chosen.reference):
         raise ValueError(
-            f"{len(chosen.reference_mask)} reference masks for {len(chosen.reference)} references."
+            f"{len(chosen.reference_mask)} reference masks for {len(chosen.reference)} references. "
+            "Give at most one for each."
         )
-    options = RefineOptions(
-        prompt=chosen.prompt, subject=chosen.subject, seed=chosen.seed, steps=chosen.steps,
-        guidance=chosen.guidance, context=chosen.context, megapixels=chosen.megapixels,
-        grow=chosen.grow, feather=chosen.feather, model_mask=chosen.model_mask,
-        blend=chosen.blend, color_match=chosen.color_match, drift=chosen.drift, align=chosen.align,
-        candidates=chosen.candidates, keep=chosen.keep, prune_at=chosen.prune_at,
-    )  # fmt: skip
     draft = load_picture(chosen.draft, "draft")
-    references, reference_masks, notes = _references(chosen)
-    notes = [f"draft {chosen.draft}: {note}" for note in draft.notes] + notes
-    mask = None
-    if chosen.mask:
-        mask, more = _mask(chosen.mask, draft.pixels, chosen.resize_mask, "mask")
-        notes += more
-    engine = load_engine(**model_arguments(chosen))
-    request = RefineRequest(
-        draft.pixels, references, mask, reference_masks, options, notes=tuple(notes)
-    )
-    result = refine(engine, request)
+    request = _request(chosen, draft)
+    result = refine(load_engine(**model_arguments(chosen)), request)
     save_picture(Picture(result.image, draft.alpha), out, chosen.overwrite)
     if report is not None:
         data = {**result.report, "draft_file": str(chosen.draft)}
