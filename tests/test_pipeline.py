@@ -207,7 +207,7 @@ def test_masks_that_mark_too_much_are_refused_or_noted(nano: CoreEngine) -> None
     with pytest.raises(ValueError, match="100% .*640x480.*invert"):
         refine(nano, replace(request, mask=inverted))
     with pytest.raises(ValueError, match="100% .*640x480"):
-        refine(nano, replace(request, boxes=(BoxPair(RelativeBox(0, 0, 1, 1)),)))
+        refine(nano, replace(request, mask=None, boxes=(BoxPair(RelativeBox(0, 0, 1, 1)),)))
     half = torch.zeros(1, 1, 480, 640)
     half[..., :330] = 1
     notes = refine(nano, replace(request, mask=half)).report["notes"]
@@ -415,7 +415,7 @@ def test_the_report_is_complete_json(nano: CoreEngine) -> None:
     assert {"region", "crop", "bucket", "scale", "padding", "references", "drift", "color"} <= set(
         region
     )
-    assert region["references"][0]["alignment"]["method"] in ("registered", "boxes")
+    assert region["references"][0]["alignment"]["method"] in ("registered", "boxes", "surface")
     assert stages == [
         "plan 0/1", "encode 0/1", "sample 1/2", "sample 2/2", "decode 0/1", "register 0/1",
         "stitch 0/1",
