@@ -215,3 +215,41 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["inspect", "--json", str(file)]) == 0
     assert json.loads(capsys.readouterr().out)[0]["slot"] == "refiner_lora"
     assert main(["inspect", str(tmp_path / "no.safetensors")]) == 2
+
+
+def test_one_bad_file_does_not_hide_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = synthetic.write(tmp_path / "lora.safetensors", synthetic.imagecritic_lora(double=2))
+    page, pointer = tmp_path / "page.safetensors", tmp_path / "lfs.safetensors"
+    page.write_text("<!DOCTYPE html><html>")
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert main(["inspect", str(page), str(good), str(pointer)]) == 2
+    said = capsys.readouterr()
+    assert "imagecritic" in said.out
+    assert "page.safetensors" in said.err and "Git LFS" in said.err and "2 of 3" in said.err
+    assert main(["inspect", "--json", str(page), str(good)]) == 2
+    entries = json.loads(capsys.readouterr().out)
+    assert "error" in entries[0] and entries[1]["slot"] == "refiner_lora"
+
+
+def test_models_that_comfyui_cannot_load_fit_no_recipe(tmp_path: Path) -> None:
+    pig = inspect_file(synthetic.write_gguf(tmp_path / "pig.gguf", FLUX, "pig"))
+    assert "'pig'" in pig.what and pig.recipes == ()
+    weights = {k: torch.zeros(2, 64) for k in FLUX}
+    state = {"single_blocks.0.linear1.weight.quant_state.bitsandbytes__nf4": torch.zeros(2)}
+    nf4 = inspect_file(synthetic.write(tmp_path / "nf4.safetensors", weights | state, None))
+    assert "bitsandbytes" in nf4.what and nf4.recipes == ()
+
+
+def test_kohyas_mlp_is_no_accelerator_and_broken_loras_are_named(tmp_path: Path) -> None:
+    module = "lora_unet_double_blocks_0_img_mlp_0"
+    sd = {
+        f"{module}.lora_down.weight": torch.ones(2, 4),
+        f"{module}.lora_up.weight": torch.ones(4, 2),
+    }
+    found = inspect_file(synthetic.write(tmp_path / "style.safetensors", sd, None))
+    assert (found.family, found.slot) == ("flux", "refiner_lora")
+    sd[f"{module}.lora_up.weight"] = torch.ones(4, 3)
+    found = inspect_file(synthetic.write(tmp_path / "broken.safetensors", sd, None))
+    assert "ranks 2 and 3" in found.what and found.recipes == ()

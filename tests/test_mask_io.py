@@ -118,6 +118,7 @@ def tensor(inside: float, outside: float = 0.0) -> Tensor:
         (tensor(1 / 255), True),
         (tensor(1, 1 / 255), True),
         (tensor(1.05, -0.03), True),
+        (tensor(1 + 1e-6, -1e-6), False),
     ],
 )
 def test_tensors_of_any_range(mask: Tensor, noted: bool) -> None:

@@ -21,6 +21,7 @@ _BYTE = 255
 _LABEL = 1.5 / _BYTE  # a largest value below this is the 1 of a 0/1 label map
 _FAINTEST = 0.1  # a largest value below this leaves the repair invisible
 _LIFTED_BLACK = 16 / _BYTE  # a smallest value up to this looks black
+_ROUNDING = 1e-3  # by which arithmetic leaves the range from 0 to 1
 _OVERSHOOT = 0.25  # by which resampling leaves the range from 0 to 1
 _GRAY_CHROMA = 16 / _BYTE  # difference of channels that JPEG makes in a gray picture
 _SAME_HUE = 0.1  # difference of channels over the brightest one
@@ -74,7 +75,9 @@ def normalize_mask(mask: Tensor, name: str = "mask") -> tuple[Tensor, Notes]:
     mask = to_float(mask)
     low, high = (float(v) for v in torch.aminmax(mask)) if mask.numel() else (0.0, 0.0)
     notes: list[str] = []
-    if low < 0 or high > 1:
+    if low >= -_ROUNDING and high <= 1 + _ROUNDING:
+        mask = mask.clamp(0, 1) if low < 0 or high > 1 else mask
+    else:
         mask, note = _into_range(mask, low, high, name)
         notes.append(note)
         low, high = (float(v) for v in torch.aminmax(mask))

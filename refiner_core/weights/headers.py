@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _MOST = 200 << 20  # bytes of header that are believed
+_LFS_POINTER = b"version https://git-lfs"
 # GGUF's value types: struct format by number; 8 is a string, 9 an array.
 _SCALARS = {
     0: "B",
@@ -41,6 +42,15 @@ _GGML = {
     13: "Q5_K",
     14: "Q6_K",
     15: "Q8_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    20: "IQ4_NL",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    23: "IQ4_XS",
+    29: "IQ1_M",
     30: "BF16",
 }
 # Numbers in a block of a GGML type, and its bytes.
@@ -101,6 +111,11 @@ def read_any_header(path: str | Path) -> Header:
 
 
 def _safetensors(f: BinaryIO, path: Path, start: bytes, size: int) -> Header:
+    if start == _LFS_POINTER[:8]:
+        raise ValueError(
+            f"{path} ({size} bytes) is a Git LFS pointer, not the weights. Download the file itself, "
+            "for example with git lfs pull."
+        )
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MOST
     if not 2 <= length < _MOST:
         raise ValueError(

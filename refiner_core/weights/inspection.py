@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .headers import Header, parameters, read_any_header
 from .imagecritic_keys import is_imagecritic
 from .keys import strip_prefix
-from .lora_keys import is_lora, metadata_alphas, other_adapter, parse_name
+from .lora_keys import TEXT_PREFIXES, is_lora, metadata_alphas, other_adapter, parse_name
 from .nano_keys import is_nano
 
 # (key prefixes, what has them); the first that matches names the file.
@@ -159,7 +159,30 @@ def _made(header: Header, kind: str, what: str, **rest: object) -> WeightFile:
     )
 
 
+# Architectures of GGUF files that ComfyUI's GGUF loader reads, of the families that recipes use.
+_GGUF_ARCHITECTURES = ("flux", "flux2", "qwen_image")
+
+
+def _unusable(header: Header, names: set[str]) -> str | None:
+    """Why the loaders of ComfyUI cannot read a model whose names are right, or None if they can."""
+    architecture = header.metadata.get("general.architecture")
+    if header.format == "gguf" and architecture not in (None, *_GGUF_ARCHITECTURES):
+        return f"of the unknown architecture {architecture!r}, which GGUF loaders refuse"
+    if any("bitsandbytes" in name or name.endswith(".absmax") for name in names):
+        return "quantized by bitsandbytes (NF4 or FP4), which ComfyUI's own loaders cannot read"
+    return None
+
+
 def _base(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile | None:
+    """What a diffusion model is, or None if it is none that is known."""
+    model = _known_base(header, keys)
+    reason = None if model is None else _unusable(header, set(keys))
+    if model is None or reason is None:
+        return model
+    return replace(model, what=f"{model.what}, {reason}", recipes=(), slot=_NEVER, folder=_NEVER)
+
+
+def _known_base(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile | None:
     where = {"slot": "diffusion_model", "folder": "diffusion_models"}
     if header.format == "gguf":
         where = {"slot": "model", "folder": "diffusion_models", "node": "Refiner from Model"}
@@ -297,6 +320,10 @@ def _lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
     rank = max((s[0] for s in downs.values()), default=0)
     alpha = _alpha(header)
     family, base = lora_base(keys)
+    broken = _mismatch(keys)
+    if broken is not None:
+        what = f"a broken LoRA for {base} ({broken})"
+        return _made(header, "lora", what, family=family, rank=rank, alpha=alpha)
     recipes = {
         "flux": ("omnirefiner", "kontext"),
         "qwen-edit": ("refineanything",),
@@ -318,6 +345,21 @@ def _lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
         rank=rank,
         alpha=alpha,
     )
+
+
+def _mismatch(keys: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What is wrong with the first pair of factors that do not fit each other."""
+    pairs: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, shape in keys.items():
+        module, part = parse_name(key) or ("", "")
+        if part in ("a", "b") and not key.startswith(TEXT_PREFIXES):
+            pairs.setdefault(module, {})[part] = shape
+    for module, pair in pairs.items():
+        if len(pair) < 2:
+            return f"half of {module} is missing"
+        if pair["a"][0] != pair["b"][1]:
+            return f"ranks {pair['a'][0]} and {pair['b'][1]} of {module}"
+    return None
 
 
 def _alpha(header: Header) -> str:
