@@ -269,7 +269,8 @@ def check_marked(request: RefineRequest, size: Extent, buckets: Buckets) -> None
         raise ValueError(
             f"Nothing is marked in the draft of {size}, so all of it would be repaired, at only "
             f"{target}, and come back blurred. Mark the detail: with a box (in Reference Refine, "
-            "tab Regions) or a mask; one that is white everywhere repairs the whole picture after all."
+            "tab Regions) or a mask. To repair the whole picture, scale it down first, or raise "
+            "megapixels."
         )
 
 
