@@ -265,7 +265,7 @@ def test_a_faint_mask_stays_over_zero(tmp_path: Path) -> None:
     Image.fromarray(grey).save(path)
     save(tmp_path / "c", draft=grey, reference=grey)
     files = {k: tmp_path / "c" / f"{k}.png" for k in ("draft", "reference")} | {"mask": path}
-    assert FileCases(["c"], [PairFiles("c", files)]).load(0).mask[2, 2] == 1
+    assert FileCases(["c"], [PairFiles("c", files)]).load(0).mask[2, 2] > 0
 
 
 def test_ids_are_clean_and_unique() -> None:
