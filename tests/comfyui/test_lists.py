@@ -27,7 +27,8 @@ def mask_graph(**changes: Any) -> dict[str, Any]:
     graph["two"] = node("ImageBatch", image1=["left_image", 0], image2=["middle_image", 0])
     graph["three"] = node("ImageBatch", image1=["two", 0], image2=["right_image", 0])
     graph["masks"] = node("ImageToMask", image=["three", 0], channel="red")
-    graph["refine"]["inputs"] |= {"mask": ["masks", 0]}
+    # These places show nothing of the reference: without "on" the draft would be left alone.
+    graph["refine"]["inputs"] |= {"mask": ["masks", 0], "align_reference": "on"}
     del graph["refine"]["inputs"]["reference_mask"]
     return graph
 
