@@ -89,7 +89,7 @@ def test_the_model_sees_no_stretch_and_all_of_the_region(
         seen = found.get("bucket", found.get("size"))
         width, height = map(int, seen.split("x"))
         assert width * (y1 - y0) == height * (x1 - x0), "one scale for both directions"
-    shapes = {engine.jobs[0].image(role).shape for role in ("draft", "reference")}
+    shapes = {engine.jobs[0].input(role).image.shape for role in ("draft", "reference")}
     assert len(shapes) == 1 or not recipe.shared_bucket, "ImageCritic needs both at one size"
 
 
@@ -105,7 +105,7 @@ def test_a_reference_mask_decides_what_the_model_sees(recipe: Recipe) -> None:
             draft, (checkerboard(size, seed=1),), mask_of(size, box), (mask,), QUICK
         )
         report = refine(engine, request).report["regions"][0]["references"][0]
-        seen.append((engine.jobs[0].image("reference"), report["crop"]))
+        seen.append((engine.jobs[0].input("reference").image, report["crop"]))
     (whole, all_of_it), (framed, crop) = seen
     assert not torch.equal(whole, framed) and crop != all_of_it
     x0, y0, x1, y1 = crop

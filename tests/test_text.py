@@ -96,7 +96,7 @@ def test_a_reference_without_text_is_refused(reader: TextReader) -> None:
 
 def test_the_best_of_several_is_the_one_that_can_be_read(reader: TextReader) -> None:
     images = torch.cat([sign(word) for word in ("TEMXLE", "TEMPLE", "WRONG")])
-    ranking = pick_best(images, sign("TEMPLE"), scorer=TextScorer(reader), align=False)
+    ranking = pick_best(images.split(1), sign("TEMPLE"), scorer=TextScorer(reader), align=False)
     assert ranking.scorer == TextScorer.name
     assert ranking.order[0] == 1 and ranking.order[-1] == 2
 
