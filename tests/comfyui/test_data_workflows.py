@@ -101,7 +101,7 @@ def test_a_workflow_that_comfyui_refuses(
     (inputs / "wrong.json").write_text(json.dumps(wrong))
     assert build(inputs, "out", server.url, workflow="wrong.json") == 2
     said = capsys.readouterr().err
-    assert "refuses the workflow" in said and "ImageScale" in said and "magic" in said
+    assert "workflow" in said and "ImageScale" in said and "magic" in said
     (inputs / "wrong.json").write_text(
         json.dumps({**PAIR, "x": node("NoSuchNode", image=["load", 0])})
     )
@@ -187,7 +187,7 @@ def test_a_server_that_dies_stops_the_build_with_its_work_kept(
     dying = wire(requests)
     assert build(inputs, "out", dying.url) == 2
     said = capsys.readouterr().err
-    assert "No ComfyUI does the work" in said and "kept" in said
+    assert dying.url in said and "kept" in said
     assert not (inputs / "out" / "manifest.jsonl").exists()
     assert not list((inputs / "out").glob(".*"))
     kept = (
