@@ -99,7 +99,7 @@ def test_corners_are_dragged_and_what_is_outlined_is_repaired(
     drag(comfy, 0, (0.62, 0.36), (0.82, 0.66))
     drag(comfy, 1, (0.25, 0.24), (0.75, 0.74))
     x0, y0, x1, y1 = pairs_of(comfy, node)[0]["draft"]
-    comfy.page.get_by_role("button", name="outline of four corners").click()
+    comfy.page.get_by_role("button", name="four corners").click()
     (pair,) = pairs_of(comfy, node)
     assert pair["draft"] == [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
     drag_by(comfy, 0, (x1, y1), (-14, -10))
