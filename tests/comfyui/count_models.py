@@ -8,37 +8,23 @@ steps of the progress, for a first and a second run with the same refiner, and f
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import sys
 from itertools import groupby
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    from comfy.cli_args import args
+from comfyui_script import load_pack, start_on_cpu
 
-    args.cpu = True  # before anything asks for a device
+if __name__ == "__main__":
+    start_on_cpu()
 
     import comfy.model_management as mm
     import comfy.sd
     import comfy.utils
+    import tiny_sizes  # noqa: F401  lets ComfyUI load the small files
     import torch
 
-    import nodes  # noqa: F401  claims the name before this pack's folder can
-
-    here = Path(__file__).parent
-    sys.path.append(str(here))
-    import tiny_sizes  # noqa: F401  lets ComfyUI load the small files
-
-    root = here.parents[1]
-    spec = importlib.util.spec_from_file_location(
-        "pack", root / "__init__.py", submodule_search_locations=[str(root)]
-    )
-    pack = importlib.util.module_from_spec(spec)
-    sys.modules["pack"] = pack
-    spec.loader.exec_module(pack)
+    pack = load_pack()
     from pack.nodes.engine import ComfyEngine
     from pack.nodes.types import Refiner
     from pack.refiner_core.recipes.recipe import OMNIREFINER

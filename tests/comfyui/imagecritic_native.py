@@ -9,16 +9,13 @@ OUT gets what each way sampled.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    from comfy.cli_args import args
+from comfyui_script import load_pack, start_on_cpu
 
-    args.cpu = True  # before anything asks for a device
+if __name__ == "__main__":
+    start_on_cpu()
 
     import comfy.sample
     import comfy.samplers
@@ -26,15 +23,7 @@ if __name__ == "__main__":
     import torch
     from safetensors.torch import load_file, save_file
 
-    import nodes  # noqa: F401  claims the name before this pack's folder can
-
-    root = Path(__file__).resolve().parents[2]
-    spec = importlib.util.spec_from_file_location(
-        "pack", root / "__init__.py", submodule_search_locations=[str(root)]
-    )
-    pack = importlib.util.module_from_spec(spec)
-    sys.modules["pack"] = pack
-    spec.loader.exec_module(pack)
+    pack = load_pack()
     from pack.nodes import adapters
     from pack.nodes.conditioning import reference_conditioning
     from pack.refiner_core.weights.imagecritic_lora import read_imagecritic_lora

@@ -7,14 +7,12 @@ OUT gets `velocity.N` for each of the times and `sampled`.
 
 from __future__ import annotations
 
-import os
 import sys
 
-if __name__ == "__main__":
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    from comfy.cli_args import args
+from comfyui_script import start_on_cpu
 
-    args.cpu = True  # before anything asks for a device
+if __name__ == "__main__":
+    start_on_cpu()
 
     import comfy.sample
     import comfy.samplers

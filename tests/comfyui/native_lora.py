@@ -6,14 +6,12 @@ A script for ComfyUI's Python; the core is not imported. IN holds the weights (`
 
 from __future__ import annotations
 
-import os
 import sys
 
-if __name__ == "__main__":
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    from comfy.cli_args import args
+from comfyui_script import start_on_cpu
 
-    args.cpu = True  # before anything asks for a device
+if __name__ == "__main__":
+    start_on_cpu()
 
     import comfy.model_management
     import comfy.sd

@@ -9,20 +9,16 @@ batch; `bytes` of the cache, estimated and counted.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
+
+from comfyui_script import load_pack, start_on_cpu
 
 TYPES = ("float32", "bfloat16", "float8_e4m3fn")
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    from comfy.cli_args import args
-
-    args.cpu = True  # before anything asks for a device
+    start_on_cpu()
 
     import comfy.sample
     import comfy.samplers
@@ -31,15 +27,7 @@ if __name__ == "__main__":
     from safetensors.torch import load_file, save_file
     from torch import Tensor
 
-    import nodes  # noqa: F401  claims the name before this pack's folder can
-
-    root = Path(__file__).parents[2]
-    spec = importlib.util.spec_from_file_location(
-        "pack", root / "__init__.py", submodule_search_locations=[str(root)]
-    )
-    pack = importlib.util.module_from_spec(spec)
-    sys.modules["pack"] = pack
-    spec.loader.exec_module(pack)
+    pack = load_pack()
     from pack.nodes import one_way
     from pack.nodes.conditioning import reference_conditioning
     from pack.nodes.engine import ComfyEngine
@@ -83,6 +71,22 @@ if __name__ == "__main__":
     def nothing(*_: Any) -> None:
         pass
 
+    def with_euler(patched: Any, job: SamplingJob) -> Tensor:
+        """ComfyUI's own sampler on a patched model."""
+        positive = reference_conditioning(text, list(job.latents), guidance)
+        return comfy.sample.sample_custom(
+            patched,
+            noise[:1],
+            1.0,
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            positive,
+            [],
+            torch.zeros_like(noise[:1]),
+            disable_pbar=True,
+            seed=0,
+        )
+
     out: dict[str, Tensor] = {}
     with torch.inference_mode():
         for kind in TYPES:
@@ -105,31 +109,8 @@ if __name__ == "__main__":
         out["rounds"] = sampled(model, latent)
         kept, cache = job_of(model, 1), CleanCache()
         patched = one_way.one_way(model, cache, list(kept.latents))
-        comfy.sample.sample_custom(
-            patched,
-            noise[:1],
-            1.0,
-            comfy.samplers.sampler_object("euler"),
-            sigmas,
-            reference_conditioning(text, list(kept.latents), guidance),
-            [],
-            torch.zeros_like(noise[:1]),
-            disable_pbar=True,
-            seed=0,
-        )
-        patched_alone = one_way.one_way_alone(model)
-        latent = comfy.sample.sample_custom(
-            patched_alone,
-            noise[:1],
-            1.0,
-            comfy.samplers.sampler_object("euler"),
-            sigmas,
-            reference_conditioning(text, list(kept.latents), guidance),
-            [],
-            torch.zeros_like(noise[:1]),
-            disable_pbar=True,
-            seed=0,
-        )
+        with_euler(patched, kept)
+        latent = with_euler(one_way.one_way_alone(model), kept)
         out["alone"] = sampled(model, latent)
         counted = sum(x.numel() * x.element_size() for kv in cache._chosen.values() for x in kv)
         estimated = sum(m.model_size() for m in patched.get_nested_additional_models())

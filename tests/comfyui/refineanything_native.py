@@ -8,18 +8,14 @@ recipe, what the network was given and returned (`WAY.*`) and, as metadata, what
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import sys
 from dataclasses import replace
-from pathlib import Path
+
+from comfyui_script import load_pack, start_on_cpu
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    from comfy.cli_args import args
-
-    args.cpu = True  # before anything asks for a device
+    start_on_cpu()
 
     import comfy.model_management as mm
     import comfy.model_patcher
@@ -28,15 +24,7 @@ if __name__ == "__main__":
     from safetensors.torch import load_file, save_file
     from torch.nn import functional as F
 
-    import nodes  # noqa: F401  claims the name before this pack's folder can
-
-    root = Path(__file__).resolve().parents[2]
-    spec = importlib.util.spec_from_file_location(
-        "pack", root / "__init__.py", submodule_search_locations=[str(root)]
-    )
-    pack = importlib.util.module_from_spec(spec)
-    sys.modules["pack"] = pack
-    spec.loader.exec_module(pack)
+    pack = load_pack()
     from pack.nodes.engine import ComfyEngine
     from pack.nodes.types import Refiner
     from pack.refiner_core.recipes.recipe import REFINEANYTHING

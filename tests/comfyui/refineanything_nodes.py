@@ -7,28 +7,20 @@ B H W C; OUT gets the pasted picture of a model that changes nothing (result.N),
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    from comfy.cli_args import args
+from comfyui_script import load_pack, start_on_cpu
 
-    args.cpu = True  # before anything asks for a device
+if __name__ == "__main__":
+    start_on_cpu()
 
     import torch
     from comfy_extras.nodes_flux import FluxKontextImageScale
     from safetensors.torch import load_file, save_file
 
     folder = Path(sys.argv[1])
-    spec = importlib.util.spec_from_file_location(
-        "theirs", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    theirs = importlib.util.module_from_spec(spec)
-    sys.modules["theirs"] = theirs
-    spec.loader.exec_module(theirs)
+    theirs = load_pack(folder, "theirs")
 
     given, out = load_file(sys.argv[2]), {}
     for key in [k for k in given if k.startswith("image.")]:

@@ -5,18 +5,13 @@ A script for ComfyUI's Python. FOLDER stands in for a `dreamsim` entry of extra_
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
-from pathlib import Path
 
-PACK = Path(__file__).resolve().parents[2]
+from comfyui_script import load_pack, start_on_cpu
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    from comfy.cli_args import args
-
-    args.cpu = True  # before anything asks for a device
+    start_on_cpu()
 
     import comfy.model_management as mm
     import folder_paths
@@ -24,12 +19,7 @@ if __name__ == "__main__":
 
     # main.py reads extra_model_paths.yaml, then loads the packs.
     folder_paths.add_model_folder_path("dreamsim", sys.argv[1])
-    spec = importlib.util.spec_from_file_location(
-        "pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
-    )
-    assert spec is not None and spec.loader is not None
-    pack = sys.modules["pack"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pack)
+    pack = load_pack()
     from pack.nodes.nano import load_nano_refiner  # type: ignore[import-not-found]
     from pack.nodes.scoring import load_scorer  # type: ignore[import-not-found]
 

@@ -6,35 +6,21 @@ safetensors, OUT with text and pooled embedding by recipe.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-if __name__ == "__main__":
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    from comfy.cli_args import args
+from comfyui_script import load_pack, start_on_cpu
 
-    args.cpu = True  # before anything asks for a device
+if __name__ == "__main__":
+    start_on_cpu()
 
     import comfy.sd
+    import tiny_sizes  # noqa: F401  lets ComfyUI load the small files
     import torch
     from safetensors.torch import load_file, save_file
 
-    import nodes  # noqa: F401  claims the name before this pack's folder can
-
-    here = Path(__file__).parent
-    sys.path.append(str(here))
-    import tiny_sizes  # noqa: F401  lets ComfyUI load the small files
-
-    root = here.parents[1]
-    spec = importlib.util.spec_from_file_location(
-        "pack", root / "__init__.py", submodule_search_locations=[str(root)]
-    )
-    pack = importlib.util.module_from_spec(spec)
-    sys.modules["pack"] = pack
-    spec.loader.exec_module(pack)
+    pack = load_pack()
     from pack.nodes.conditioning import DetailPatcher, _detail, encode_prompt
     from pack.nodes.types import Refiner
     from pack.refiner_core.models.detail_encoder import load_detail_encoder

@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    from comfy.cli_args import args
+from comfyui_script import start_on_cpu
 
-    args.cpu = True  # before anything asks for a device
+if __name__ == "__main__":
+    start_on_cpu()
 
     import comfy.ldm.flux.model
     import comfy.ldm.qwen_image.model
     import comfy.ldm.wan.vae
     import comfy.ops
     import comfy.text_encoders.flux as flux_text
+    import tiny_sizes  # for the picture tower
     import torch
     from comfy.ldm.models.autoencoder import AutoencoderKL
     from comfy.text_encoders import llama
     from safetensors.torch import save_file
-
-    sys.path.insert(0, str(Path(__file__).parent))
-    import tiny_sizes  # for the picture tower
 
     models = Path(sys.argv[1])
     ops = comfy.ops.disable_weight_init
