@@ -9,7 +9,7 @@ from torch import Tensor
 from ..images.crop import box_region, crop, crop_mask
 from ..images.geometry import Box, CropPlan, Extent, plan_crop, plan_pair
 from ..images.masks import Region, bounds
-from ..matching.alignment import align, apply_alignment
+from ..matching.alignment import Alignment, align, apply_alignment
 from ..matching.color import match_light
 from ..recipes.recipe import Recipe
 
@@ -96,17 +96,24 @@ def crop_reference(
     Returns:
         the crop, float 1 3 by the plan's size (or H W when aligned), and what was done.
     """
-    cut = crop(reference, plan)
     report: dict[str, Any] = {"crop": list(plan.box), "size": str(plan.target)}
-    if aligned:
-        b = plan.region
-        detail = (
-            box_region(b)
-            if mask is None
-            else Region(b, mask[..., b.y0 : b.y1, b.x0 : b.x1].float())
-        )
-        alignment = align(draft, region_mask, cut, crop_mask(detail, plan))
-        cut = apply_alignment(cut, alignment, *draft.shape[-2:])
-        cut = match_light(cut, draft, region_mask)
-        report["alignment"] = alignment.report()
-    return cut, report
+    if not aligned:
+        return crop(reference, plan), report
+    cut, alignment = align_reference(reference, mask, draft, region_mask, plan)
+    cut = match_light(apply_alignment(cut, alignment, *draft.shape[-2:]), draft, region_mask)
+    return cut, report | {"alignment": alignment.report()}
+
+
+def align_reference(
+    reference: Tensor, mask: Tensor | None, draft: Tensor, region_mask: Tensor, plan: CropPlan
+) -> tuple[Tensor, Alignment]:
+    """The reference's own crop, 1 3 by the plan's size, and how it lies over the draft's crop.
+
+    Args:
+        reference, mask, draft, region_mask, plan: as for `crop_reference`.
+    """
+    b = plan.region
+    part = None if mask is None else mask[..., b.y0 : b.y1, b.x0 : b.x1].float()
+    detail = box_region(b) if part is None else Region(b, part)
+    cut = crop(reference, plan)
+    return cut, align(draft, region_mask, cut, crop_mask(detail, plan))

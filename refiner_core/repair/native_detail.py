@@ -5,19 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..images.crop import crop, crop_mask
+from ..images.crop import crop
 from ..images.geometry import Box, CropPlan, Extent
-from ..images.masks import Region
 from ..images.tensors import to_float
-from ..matching.alignment import align
 from ..matching.detail_transfer import DetailTransfer, transfer_detail
 from ..matching.find_detail import FoundDetail, find_detail
 from ..matching.surface_map import SurfaceMap
+from .model_inputs import align_reference
 from .request import RegionTask
 
 
 def transfer_reference(
-    image: Tensor, task: RegionTask, plan: CropPlan, reference_plan: CropPlan
+    image: Tensor,
+    task: RegionTask,
+    plan: CropPlan,
+    reference_plan: CropPlan,
+    draft: Tensor,
+    region_mask: Tensor,
 ) -> tuple[DetailTransfer, Tensor, FoundDetail]:
     """Find the detail in the task's first reference and lay it over the region.
 
@@ -26,15 +30,22 @@ def transfer_reference(
         task: the region and its references.
         plan: of the draft's crop.
         reference_plan: of the first reference's crop.
+        draft: the draft's crop, float 1 3 h w.
+        region_mask: the region in that crop, 1 1 h w.
 
     Returns:
         the draft's surroundings with the detail, the same as the model sees them (float 1 3 by the
         plan's size), and where it was found.
     """
     reference, mask = task.references[0], task.reference_masks[0]
-    known = (
-        None if mask is None else _flat(image, task.region, plan, reference, mask, reference_plan)
-    )
+    known = None
+    if mask is not None:
+        # The homography between the two crops, which outlines tell to a fraction of a pixel.
+        _, flat = align_reference(reference, mask, draft, region_mask, reference_plan)
+        to_crop = _between(task.region.box, plan.box)
+        size = Extent(reference.shape[-1], reference.shape[-2])
+        to_reference = _between(reference_plan.box, Box(0, 0, *size))
+        known = SurfaceMap(task.region.box, to_reference @ flat.matrix.double() @ to_crop)
     found = find_detail(image, task.region, reference, mask, known)
     transfer = transfer_detail(image, task.region, reference, found)
     return transfer, _shown(image, transfer, plan), found
@@ -51,29 +62,6 @@ def _shown(image: Tensor, transfer: DetailTransfer, plan: CropPlan) -> Tensor:
         i.extent, plan.region.moved(-i.x0, -i.y0), plan.box.moved(-i.x0, -i.y0), plan.target
     )
     return crop(part, moved)
-
-
-def _flat(
-    image: Tensor,
-    region: Region,
-    plan: CropPlan,
-    reference: Tensor,
-    mask: Tensor,
-    reference_plan: CropPlan,
-) -> SurfaceMap:
-    """The homography between the two crops, which outlines can tell to a fraction of a pixel."""
-    b = reference_plan.region
-    detail = Region(b, mask[..., b.y0 : b.y1, b.x0 : b.x1].float())
-    alignment = align(
-        crop(image, plan),
-        crop_mask(region, plan),
-        crop(reference, reference_plan),
-        crop_mask(detail, reference_plan),
-    )
-    to_crop = _between(region.box, plan.box)
-    size = Extent(reference.shape[-1], reference.shape[-2])
-    to_reference = _between(reference_plan.box, Box(0, 0, *size))
-    return SurfaceMap(region.box, to_reference @ alignment.matrix.double() @ to_crop)
 
 
 def _between(box: Box, other: Box) -> Tensor:

@@ -142,19 +142,19 @@ def prepare_region(
     i = plan.inside
     check_finite(image[..., i.y0 : i.y1, i.x0 : i.x1], "draft")
     draft, region_mask = crop(image, plan), crop_mask(task.region, plan)
-    given = list(zip(task.references, task.reference_masks, strict=True))
+    plans = planned.reference_plans
+    given = list(zip(task.references, task.reference_masks, plans, strict=True))
     aligned = bool(given) and (recipe.align if options.align is None else options.align)
     report = _plan_report(plan)
     crops: list[ReferenceCrop] = []
-    for (reference, mask), own in zip(given, planned.reference_plans, strict=True):
-        cut, done = crop_reference(reference, mask, draft, region_mask, own, aligned=aligned)
-        crops.append(ReferenceCrop(reference, mask, own, cut))
-        report.setdefault("references", []).append(done)
     transfer, left_alone = None, False
     if aligned and recipe.native_detail and _is_searched(task, plan):
-        transfer, view, found = transfer_reference(image, task, plan, planned.reference_plans[0])
-        crops[0] = replace(crops[0], crop=view)
-        report["references"][0]["alignment"] = found.report()
+        own = plans[0]
+        transfer, cut, found = transfer_reference(image, task, plan, own, draft, region_mask)
+        crops.append(ReferenceCrop(*given[0], cut))
+        report["references"] = [
+            {"crop": list(own.box), "size": str(own.target), "alignment": found.report()}
+        ]
         left_alone = not found.sure and options.align is None
         if left_alone:
             report["left_alone"] = (
@@ -162,6 +162,10 @@ def prepare_region(
                 "the draft was left as it is. Mark the detail in the reference, or turn alignment "
                 "on to repair it anyway."
             )
+    for reference, mask, own in given[len(crops) :]:
+        cut, done = crop_reference(reference, mask, draft, region_mask, own, aligned=aligned)
+        crops.append(ReferenceCrop(reference, mask, own, cut))
+        report.setdefault("references", []).append(done)
     blend = ReferenceBlend.of(recipe, aligned=aligned)
     return PreparedRegion(
         recipe,
