@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from refiner_core.__main__ import main
 from refiner_core.weights.inspection import expect, inspect_file
+from refiner_core.weights.lora import read_lora
 
 from . import synthetic
 
@@ -147,6 +149,28 @@ def test_the_published_files(tmp_path: Path) -> None:
 def test_loras_tell_their_base(tmp_path: Path, modules: list[str], family: str | None) -> None:
     file = synthetic.write(tmp_path / "x.safetensors", synthetic.peft_lora(modules))
     assert inspect_file(file).family == family
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        ".lora_{A,B}.weight",
+        ".lora_{A,B}.default.weight",
+        ".lora_{down,up}.weight",
+        ".lora.{down,up}.weight",
+        ".lora_linear_layer.{down,up}.weight",
+        "_lora.{down,up}.weight",
+    ],
+)
+def test_what_is_read_as_a_lora_is_a_lora_to_inspect(tmp_path: Path, ending: str) -> None:
+    before, halves, after = re.split("[{}]", ending)
+    module = "transformer.transformer_blocks.0.attn.to_q"
+    shapes = zip(halves.split(","), ((4, 24), (24, 4)), strict=True)
+    weights = {f"{module}{before}{half}{after}": torch.ones(shape) for half, shape in shapes}
+    file = synthetic.write(tmp_path / "x.safetensors", weights, None)
+    assert list(read_lora(file).factors) == ["transformer_blocks.0.attn.to_q"]
+    found = inspect_file(file)
+    assert (found.kind, found.family, found.rank) == ("lora", "flux", 4)
 
 
 def test_gguf_and_fp8(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 from .keys import unflatten
 
-LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.")
 FACTOR = re.compile(
     r"(?P<module>.+?)[._]lora(?:_linear_layer)?"
     r"(?:(?P<ab>_[AB])|[._](?P<du>down|up))(?:\.[^.]+)?(?:\.weight)?"
@@ -47,7 +46,7 @@ _OTHER_KINDS = (
 def other_adapter(keys: Iterable[str]) -> tuple[str, str] | None:
     """What a file is that is an adapter but not a plain LoRA, and the name that shows it."""
     names = list(keys)
-    adapts = any(mark in name for name in names for mark in LORA_MARKS)
+    adapts = is_lora(names)
     for pattern, kind in _OTHER_KINDS:
         for name in names:
             # Whole models have norms too.
@@ -57,12 +56,8 @@ def other_adapter(keys: Iterable[str]) -> tuple[str, str] | None:
 
 
 def is_lora(keys: Iterable[str]) -> bool:
-    """Whether any of these names is a LoRA's."""
-    return any(
-        mark in name or name.endswith(mark[:-1]) or XLABS.fullmatch(name) is not None
-        for name in keys
-        for mark in LORA_MARKS
-    )
+    """Whether any of these names is a LoRA's, as `parse_name` reads it."""
+    return any(FACTOR.fullmatch(name) or XLABS.fullmatch(name) for name in keys)
 
 
 def parse_name(name: str) -> tuple[str, str] | None:
