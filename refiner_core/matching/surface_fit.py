@@ -39,7 +39,7 @@ _PRIOR_COST = 0.0002  # of one squared standard deviation, in agreement
 
 
 @dataclass(frozen=True)
-class Level:
+class FitLevel:
     """One resolution at which the pictures are compared."""
 
     size: int
@@ -54,9 +54,9 @@ class Level:
     """Correlation below which a neighbourhood is rather taken for something else."""
 
 
-COARSE = Level(28, 5, 9, 2, 0.45)
-MIDDLE = Level(56, 4, 9, 3, 0.45)
-FINE = Level(112, 3, 11, 4, 0.55)
+COARSE = FitLevel(28, 5, 9, 2, 0.45)
+MIDDLE = FitLevel(56, 4, 9, 3, 0.45)
+FINE = FitLevel(112, 3, 11, 4, 0.55)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _texture(spread: Tensor) -> Tensor:
     return total / _TOTAL_SHARE
 
 
-def correlation_volume(fixed: Tensor, moving: Tensor, inside: Tensor, level: Level) -> Tensor:
+def correlation_volume(fixed: Tensor, moving: Tensor, inside: Tensor, level: FitLevel) -> Tensor:
     """Correlation of every neighbourhood with `moving` displaced, `dy dx H W` in [-1, 1].
 
     Args:
@@ -159,7 +159,7 @@ def correlation_volume(fixed: Tensor, moving: Tensor, inside: Tensor, level: Lev
 
 
 def fit_bend(
-    volume: Tensor, weight: Tensor, terms: Tensor, half: Tensor, bend: Tensor, level: Level
+    volume: Tensor, weight: Tensor, terms: Tensor, half: Tensor, bend: Tensor, level: FitLevel
 ) -> Tensor:
     """The change of a map's bend, 6 2, that the neighbourhoods vote for.
 
@@ -242,9 +242,9 @@ class SurfaceMatcher:
         self._draft = to_float(draft[..., w.y0 : w.y1, w.x0 : w.x1])
         self._mask = torch.zeros(1, 1, w.extent.height, w.extent.width)
         self._mask[..., box.y0 - w.y0 : box.y1 - w.y0, box.x0 - w.x0 : box.x1 - w.x0] = region.mask
-        self._levels: dict[Level, _Seen] = {}
+        self._levels: dict[FitLevel, _Seen] = {}
 
-    def _level(self, level: Level) -> _Seen:
+    def _level(self, level: FitLevel) -> _Seen:
         if level not in self._levels:
             scale = min(1.0, level.size / self._side)
             size = [max(8, round(n * scale)) for n in self._draft.shape[-2:]]
@@ -256,7 +256,7 @@ class SurfaceMatcher:
             self._levels[level] = _Seen(scale, features, mask[::s, ::s], x[::s, ::s], y[::s, ::s])
         return self._levels[level]
 
-    def _moving(self, surface: SurfaceMap, level: Level) -> tuple[Tensor, Tensor]:
+    def _moving(self, surface: SurfaceMap, level: FitLevel) -> tuple[Tensor, Tensor]:
         """Features of the reference under a map, and where it shows anything."""
         seen = self._level(level)
         zoom = abs(surface.zoom(self.reference)) / seen.scale / self._shrunk
@@ -267,7 +267,7 @@ class SurfaceMatcher:
         inside = 1 - F.max_pool2d(1 - inside, 3, 1, 1)
         return surface_features(view, max(1.5, _LIGHT_SIGMA * level.size)), inside
 
-    def _textures(self, moving: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+    def _textures(self, moving: Tensor, level: FitLevel) -> tuple[Tensor, Tensor]:
         k, s = level.window, level.stride
         fixed = self._level(level).features
         return tuple(  # pyright: ignore[reportReturnType] (two of them)
@@ -309,7 +309,7 @@ class SurfaceMatcher:
         """Geometric mean of the region's sides, px of the draft."""
         return math.sqrt(self.box.extent.width * self.box.extent.height)
 
-    def improve(self, surface: SurfaceMap, level: Level) -> SurfaceMap:
+    def improve(self, surface: SurfaceMap, level: FitLevel) -> SurfaceMap:
         """The map after one fit at a level."""
         seen = self._level(level)
         moving, inside = self._moving(surface, level)
@@ -322,7 +322,7 @@ class SurfaceMatcher:
         change = fit_bend(volume, weight, polynomial(u, v), half, surface.bend, level)
         return surface.bent(change)
 
-    def agreement(self, surface: SurfaceMap, level: Level) -> tuple[float, float]:
+    def agreement(self, surface: SurfaceMap, level: FitLevel) -> tuple[float, float]:
         """How far the pictures agree inside the region and around it, each 0 to 1.
 
         Only correlation beyond what unrelated texture reaches counts, and only where both pictures
@@ -330,7 +330,7 @@ class SurfaceMatcher:
         """
         seen = self._level(level)
         moving, inside = self._moving(surface, level)
-        flat = Level(level.size, 0, level.window, level.stride, level.outlier)
+        flat = FitLevel(level.size, 0, level.window, level.stride, level.outlier)
         found = correlation_volume(seen.features, moving, inside, flat)[0, 0]
         found = ((found - _CHANCE) / (1 - _CHANCE)).clamp_min(0).square()
         own, other = self._textures(moving, level)
