@@ -185,10 +185,11 @@ def prepare_region(
 def _is_searched(task: RegionTask, plan: CropPlan) -> bool:
     """Whether the detail is searched for and laid over the draft at the draft's own resolution.
 
-    In a crop of nearly the draft's size, its own alignment is better on the held-out scenes, which
-    are flat.
+    An outline of a flat detail that fits the model's crop already says exactly where it lies. A box
+    does not, and neither does a reference without a mask.
     """
-    return plan.scale < _SHRUNK or task.reference_masks[0] is None
+    is_box = bool((task.region.mask > 0).all())
+    return is_box or plan.scale < _SHRUNK or task.reference_masks[0] is None
 
 
 def shown_pictures(

@@ -203,8 +203,8 @@ def test_what_is_boxed_is_repaired_and_nothing_else(
 ) -> None:
     comfy = open_comfy(vue=vue)
     node = refine_graph(comfy)[3]
-    drag(comfy, 0, (0.36, 0.3), (0.62, 0.7))
-    drag(comfy, 1, (0.05, 0.05), (0.95, 0.95))
+    drag(comfy, 0, (0.617, 0.34), (0.817, 0.653))
+    drag(comfy, 1, (0.188, 0.181), (0.812, 0.8))
     comfy.shot(f"refine-regions-{'vue' if vue else 'canvas'}")
     entry = comfy.run()
     assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
