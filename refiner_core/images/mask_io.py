@@ -121,6 +121,27 @@ def is_unpainted(mask: Tensor, width: int, height: int) -> bool:
     return size == _UNPAINTED and size != (height, width) and not bool(mask.any())
 
 
+def usable_mask(
+    mask: Tensor | None, width: int, height: int, name: str
+) -> tuple[Tensor | None, Notes]:
+    """A mask with values from 0 to 1, or None if nothing is painted in it, and what was changed.
+
+    Args:
+        mask: B 1 H W of any type, or None; one of another shape is returned as it is.
+        width, height: of the picture it belongs to, in pixels.
+        name: what the mask is to the user.
+
+    Raises:
+        ValueError: it is not clear what the mask means.
+    """
+    if mask is None or mask.ndim != 4:
+        return mask, ()
+    if is_unpainted(mask, width, height):
+        note = f"the {name} is empty and has 64x64 px: nothing is painted, so it is ignored"
+        return None, (note,)
+    return normalize_mask(mask, name)
+
+
 def coverage_notes(mask: Tensor, name: str = "mask") -> Notes:
     """A note about a mask B 1 H W in [0, 1] that marks most of the picture, as inverted masks do."""
     coverage = float((mask > 0).float().mean())

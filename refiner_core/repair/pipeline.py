@@ -29,7 +29,6 @@ from .request import (
     RefineOptions,
     RefineRequest,
     check,
-    check_marked,
     outside_boxes,
     pick,
     region_tasks,
@@ -79,9 +78,7 @@ def refine(
     begun = time.perf_counter()
     request = normalize_request(request)
     n = check(request)
-    engine.recipe.check_references(len(request.references))
     size = Extent(request.draft.shape[-1], request.draft.shape[-2])
-    check_marked(request, size, engine.recipe.buckets)
     watch = Watch(progress)
     images: list[Tensor] = []
     changed: list[Tensor] = []
@@ -90,7 +87,8 @@ def refine(
     for chunk in _chunks(_works(request, n, engine.recipe)):
         images += [works[0].image for works in chunk]
         changed += [_changed(works, size) for works in chunk]
-        notes += _notes(chunk, engine.recipe, request.options)
+        for works in chunk:
+            notes += region_notes([work.planned for work in works], size)
         done += _repair(engine, chunk, request.options, watch, scorer)
     report = _report(engine, request, [r.report for r in done]) | {
         "notes": list(dict.fromkeys(notes)),
@@ -104,22 +102,13 @@ def _works(request: RefineRequest, n: int, recipe: Recipe) -> Iterator[list[Work
     """The regions of every picture, planned."""
     size = Extent(request.draft.shape[-1], request.draft.shape[-2])
     for i in range(n):
-        image, tasks = pick(request.draft, i).clone(), region_tasks(request, i, size)
+        image = pick(request.draft, i).clone()
+        tasks = region_tasks(request, i, size, recipe.buckets)
         stage = Stage("", picture=i, pictures=n, regions=len(tasks), image=image)
         yield [
             Work(image, plan_region(task, size, recipe, request.options), stage._replace(region=r))
             for r, task in enumerate(tasks)
         ]
-
-
-def _notes(chunk: list[list[Work]], recipe: Recipe, options: RefineOptions) -> list[str]:
-    """What is to be said about the regions of some pictures."""
-    notes: list[str] = []
-    for works in chunk:
-        regions = [work.planned.task.region for work in works]
-        size = Extent(works[0].image.shape[-1], works[0].image.shape[-2])
-        notes += region_notes(regions, size, recipe.buckets, options.megapixels)
-    return notes
 
 
 def _chunks(pictures: Iterable[list[Work]]) -> Iterator[list[list[Work]]]:
@@ -162,10 +151,13 @@ def _report(
 ) -> dict[str, Any]:
     """What was done, for JSON."""
     options, recipe = request.options, engine.recipe
-    guidance, cfg = recipe.resolve_guidance(options.guidance)
     size = Extent(request.draft.shape[-1], request.draft.shape[-2])
+    outside: dict[str, int] = {}
+    if request.boxes and request.mask is not None:
+        outside["mask_outside_boxes_px"] = outside_boxes(request, size)
+    guidance, cfg = recipe.resolve_guidance(options.guidance)
     pictures = 1 + max(r["picture"] for r in regions)
-    report: dict[str, Any] = {
+    return {
         "version": __version__,
         "engine": engine.describe(),
         "recipe": recipe.name,
@@ -178,10 +170,8 @@ def _report(
         "peak_memory_mb": _peak_memory(),
         "torch": torch.__version__,
         "python": platform.python_version(),
+        **outside,
     }
-    if request.boxes and request.mask is not None:
-        report["mask_outside_boxes_px"] = outside_boxes(request, size)
-    return report
 
 
 def _changed(works: list[Work], size: Extent) -> Tensor:

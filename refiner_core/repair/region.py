@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..images.crop import crop, crop_mask, stitch_into, uncrop, uncrop_signed
-from ..images.geometry import Box, CropPlan, Extent
+from ..images.geometry import Box, CropPlan, Extent, plan_crop
 from ..images.masks import Region
 from ..images.tensors import check_finite
 from ..interfaces import CleanInput, SamplingJob
@@ -43,6 +43,8 @@ class PlannedRegion:
     """Of the draft's crop."""
     reference_plans: tuple[CropPlan, ...]
     """Of each reference's own crop."""
+    largest_scale: float
+    """Of the crop that shows the region alone: the model sees it no larger."""
 
     @property
     def seen(self) -> Box:
@@ -112,8 +114,9 @@ def plan_region(
     """Where the crops of a region in a picture of that size lie.
 
     Raises:
-        ValueError: an empty reference mask.
+        ValueError: an empty reference mask, or more or fewer references than the recipe takes.
     """
+    recipe.check_references(len(task.references))
     context = recipe.context if options.context is None else options.context
     given = list(zip(task.references, task.reference_masks, strict=True))
     plan, *others = plan_crops(
@@ -123,7 +126,8 @@ def plan_region(
         (context, [1.0 if mask is None else context for _, mask in given]),
         options.megapixels,
     )
-    return PlannedRegion(task, plan, tuple(others))
+    alone = plan_crop(size, task.region.box, recipe.buckets, 1.0, options.megapixels)
+    return PlannedRegion(task, plan, tuple(others), alone.scale)
 
 
 def prepare_region(

@@ -11,7 +11,6 @@ from ..images.boxes import BoxPair, box_regions, reference_box_mask
 from ..images.crop import Blend
 from ..images.geometry import MAX_SIDE, Box, Buckets, Extent, plan_crop
 from ..images.masks import Region, find_regions, whole_region
-from ..images.tensors import check_finite
 
 MAX_CANDIDATES = 64
 _SMALLEST_REFERENCE = 8  # px: less than one token of any recipe
@@ -91,7 +90,7 @@ class RefineRequest:
 
     `draft` N 3 H W in any stored type, N drafts; `references` up to three groups, each M 3 h w (all
     groups of the same M), none where the recipe needs none; `mask` None (everything; see
-    `check_marked`) or K 1 H W; `reference_masks` one per group, None = the whole reference. N, M and
+    `unmarked_size`) or K 1 H W; `reference_masks` one per group, None = the whole reference. N, M and
     K must be equal or 1.
     With `boxes` each pair is a region of its own, repaired from its own box of the first reference;
     the masks then only narrow the boxes down.
@@ -118,11 +117,6 @@ def check(request: RefineRequest) -> int:
     if any(c not in (1, n) for c in counts.values()):
         listed = ", ".join(f"{c} {name}" for name, c in counts.items())
         raise ValueError(f"Batches do not match: {listed}. Give one of each or equally many.")
-    for reference in request.references:
-        check_finite(reference, "reference")
-    for mask in request.reference_masks:
-        if mask is not None:
-            check_finite(mask, "reference mask")
     return n
 
 
@@ -209,15 +203,29 @@ class RegionTask:
     """The detail in each reference, 1 1 h w; None = the whole reference."""
 
 
-def region_tasks(request: RefineRequest, i: int, size: Extent) -> list[RegionTask]:
-    """What is to be repaired in picture `i` of that size, in order."""
+def region_tasks(
+    request: RefineRequest, i: int, size: Extent, buckets: Buckets
+) -> list[RegionTask]:
+    """What is to be repaired in picture `i`, in order.
+
+    Args:
+        size: of the picture.
+        buckets: the sizes that the model works at.
+
+    Raises:
+        ValueError: nothing is marked and the picture is too large to be repaired as a whole
+            (`unmarked_size`), or a mask or box marks nothing.
+    """
     references = tuple(pick(r, i) for r in request.references)
     masks = [None if m is None else pick(m, i) for m in request.reference_masks]
     masks += [None] * (len(references) - len(masks))
     mask = None if request.mask is None else pick(request.mask, i)
     grow = request.options.grow
     if not request.boxes:
-        regions = [whole_region(size)] if mask is None else find_regions(mask, grow_pixels=grow)
+        if mask is None:
+            regions = [_unmarked_region(request, size, buckets)]
+        else:
+            regions = find_regions(mask, grow_pixels=grow)
         return [RegionTask(region, references, tuple(masks)) for region in regions]
     tasks: list[RegionTask] = []
     regions = box_regions(request.boxes, size, mask, grow_pixels=grow)
@@ -258,12 +266,7 @@ def unmarked_size(request: RefineRequest, size: Extent, buckets: Buckets) -> Ext
     return plan.target if plan.scale < _LEAST_SCALE_UNMARKED else None
 
 
-def check_marked(request: RefineRequest, size: Extent, buckets: Buckets) -> None:
-    """Refuse to run a whole large picture through the model because nothing was marked in it.
-
-    Raises:
-        ValueError: neither mask nor boxes, and the picture is too large for that (`unmarked_size`).
-    """
+def _unmarked_region(request: RefineRequest, size: Extent, buckets: Buckets) -> Region:
     target = unmarked_size(request, size, buckets)
     if target is not None:
         raise ValueError(
@@ -272,6 +275,7 @@ def check_marked(request: RefineRequest, size: Extent, buckets: Buckets) -> None
             "tab Regions) or a mask. To repair the whole picture, scale it down first, or raise "
             "megapixels."
         )
+    return whole_region(size)
 
 
 def outside_boxes(request: RefineRequest, size: Extent) -> int:
