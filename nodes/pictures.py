@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
 import uuid
+from pathlib import Path
 from typing import Any
 
 import folder_paths
 from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
 from ..refiner_core.images.previews import to_pillow
+from ..refiner_core.storage.recent_files import RecentFiles, Run
 
 # Longest side of what the page is sent, px: to point at details, and to compare pixel by pixel.
 POINTING, COMPARING = 1024, 4096
+# ComfyUI empties its temp folder only when it starts.
+_WRITTEN = RecentFiles(most_files=1000, most_bytes=2 << 30)
 
 
 def temp_picture(image: Tensor, side: int = COMPARING) -> dict[str, Any]:
@@ -35,10 +39,13 @@ def temp_mask(mask: Tensor, side: int = POINTING) -> dict[str, Any]:
 
 
 def _write(shown: Image.Image, width: int, height: int) -> dict[str, Any]:
-    folder = folder_paths.get_temp_directory()
-    os.makedirs(folder, exist_ok=True)
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
     name = f"omnirefiner_{uuid.uuid4().hex[:16]}.png"
-    shown.save(os.path.join(folder, name), compress_level=1)
+    shown.save(folder / name, compress_level=1)
+    context = get_executing_context()
+    run = Run("", "") if context is None else Run(context.prompt_id, context.node_id)
+    _WRITTEN.add(run, folder / name)
     return {
         "filename": name,
         "subfolder": "",

@@ -14,6 +14,7 @@ from . import (
     dreamsim_speed,
     one_way_speed,
     overhead,
+    queue_load,
     search_gain,
     training_speed,
 )
@@ -28,6 +29,7 @@ BENCHMARKS = (
     ablation,
     comfyui_speed,
     demo_cases,
+    queue_load,
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import write_tiny_models
+from .server import write_tiny_models
 
 SCRIPT = Path(__file__).with_name("count_models.py")
 PHASES = ["vae", "text", "transformer", "vae"]
