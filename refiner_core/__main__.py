@@ -14,6 +14,7 @@ from .commands import (
     data,
     demo,
     evaluate,
+    exit_status,
     inspect,
     merge,
     refine,
@@ -24,7 +25,6 @@ from .commands import (
 )
 
 _COMMANDS = (demo, refine, score, evaluate, inspect, data, train, merge, convert, animate)
-_UNUSABLE_INPUT, _INTERRUPTED = 2, 130  # exit statuses, as of argparse and of shells
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,18 +46,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 on success, 2 if an input cannot be used."""
+    """Run a command and return its exit status (`commands.exit_status`)."""
     _escape_unprintable()
     chosen = parser().parse_args(arguments)
     try:
-        chosen.run(chosen)
+        status = chosen.run(chosen)
     except (ValueError, ModuleNotFoundError, OSError) as e:
         print(f"omnirefiner: {e}", file=sys.stderr)
-        return _UNUSABLE_INPUT
+        return exit_status.UNUSABLE_INPUT
     except KeyboardInterrupt:
         print("omnirefiner: interrupted", file=sys.stderr)
-        return _INTERRUPTED
-    return 0
+        return exit_status.INTERRUPTED
+    return exit_status.DONE if status is None else status
 
 
 def _escape_unprintable() -> None:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from functools import partial
 
+from ..workers.pool import worker_pool
 from .build_settings import Build, check_build, write_config
 from .sample import STAGES
 from .shard_build import Report, build_shard, earlier_files, read_report
 from .shards import MANIFEST, split_of, write_lines
-from .worker_pool import worker_pool
 
 REJECTED = "rejected.jsonl"
 

@@ -6,12 +6,11 @@ All nodes must see the build's folder under the same path (NFS, a cluster file s
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
+from ..workers.ray_cluster import connect
 from .build import Progress
 from .build_settings import Build
 from .shard_build import build_shard
@@ -24,40 +23,6 @@ def _work(build: Build, row: dict[str, Any]) -> dict[str, Any]:
     shard = int(row["item"])
     # Only numbers travel back: the report itself is on the shared disk.
     return {"shard": shard, "kept": build_shard(build, shard)["kept"]}
-
-
-def _connect(address: str) -> None:
-    try:
-        import ray
-    except ImportError as e:
-        raise ModuleNotFoundError(
-            "--ray needs Ray: pip install 'ray[data]' (the pack's extra cluster)."
-        ) from e
-    if ray.is_initialized():
-        return
-    if address not in ("auto", "local"):
-        _check_reachable(address)
-    try:
-        ray.init(None if address == "local" else address, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as e:
-        raise ConnectionError(f"No Ray cluster at {address!r}: {e}") from e
-
-
-def _check_reachable(address: str) -> None:
-    # Ray itself tries for minutes before it gives up, and then ends the process.
-    parts = urlsplit(address if "://" in address else f"//{address}")
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError as e:
-        raise ValueError(f"{address!r} is not an address of a Ray cluster: {e}.") from e
-    if not host or not port:
-        raise ValueError(
-            f"{address!r} is not an address of a Ray cluster; use ray://HOST:PORT, 'auto' or 'local'."
-        )
-    try:
-        socket.create_connection((host, port), timeout=10).close()
-    except OSError as e:
-        raise ConnectionError(f"No Ray cluster at {address!r}: {e}.") from e
 
 
 def ray_runner(address: str) -> Callable[[Build, Sequence[int], int, Progress], None]:
@@ -76,7 +41,7 @@ def _run_on_ray(
 ) -> None:
     if not shards:
         return
-    _connect(address)
+    connect(address)
     import ray
     from ray.data import from_items
     from ray.exceptions import RayError

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.worker_pool import worker_pool
 from ..nano import NANO_WEIGHTS
 from ..recipes.recipe import NANO
 from ..repair.pipeline import refine
 from ..repair.request import RefineOptions, RefineRequest
 from ..scoring.pixels import masked_psnr, masked_ssim
+from ..workers.pool import worker_pool
 from .baselines import PastedReference, pasted_reference
 from .cases import mask_tensor, picture_tensor
 from .held_out_scenes import FIRST_SEED, HeldOutScene, make_scene

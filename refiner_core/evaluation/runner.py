@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ..data.triplets import Triplet, encode_png
-from ..data.worker_pool import worker_pool
 from ..images.image_io import load_picture
 from ..images.tensors import to_dtype, to_float
 from ..interfaces import Engine
@@ -29,6 +28,7 @@ from ..recipes.recipe import NANO
 from ..repair.pipeline import refine
 from ..repair.request import RefineOptions, RefineRequest
 from ..storage.output_files import atomic_path
+from ..workers.pool import worker_pool
 from .baselines import PastedReference, pasted_reference
 from .cases import Cases, open_cases
 from .digests import triplet_digest

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..data.shards import TripletSet
 from ..data.triplets import Triplet
-from ..data.worker_pool import worker_pool
 from ..evaluation.held_out_scenes import make_scene
 from ..images.geometry import Extent
 from ..models.core_engine import CoreEngine
@@ -20,6 +19,7 @@ from ..models.kontext import Conditioning
 from ..nano.reference_blend import ReferenceBlend
 from ..recipes.recipe import NANO, Recipe
 from ..scoring.structural import StructuralScorer
+from ..workers.pool import worker_pool
 from .config import DataSettings
 from .crop_triplet import crop_triplet
 from .dataset import Pixels

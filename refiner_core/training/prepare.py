@@ -23,12 +23,12 @@ from torch import Tensor
 
 from ..data.shards import TripletSet
 from ..data.splits import manifest_hash, split_data
-from ..data.worker_pool import worker_pool
 from ..models.core_engine import TextEncoder
 from ..nano.reference_blend import ReferenceBlend
 from ..recipes.recipe import Recipe
 from ..storage.output_files import atomic_path
 from ..weights.safetensors_io import save_weights
+from ..workers.pool import worker_pool
 from .augment import AugmentedDataset
 from .config import DataSettings
 from .crop_triplet import check_worth, crop_triplet

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from refiner_core.data.worker_pool import worker_pool
 from refiner_core.evaluation.cases import mask_tensor, picture_tensor
 from refiner_core.evaluation.held_out_scenes import FIRST_SEED, make_scene
 from refiner_core.evaluation.metric import MAX_PSNR
@@ -22,6 +21,7 @@ from refiner_core.repair.pipeline import refine
 from refiner_core.repair.request import RefineOptions, RefineRequest
 from refiner_core.scoring.pixels import edge_error, masked_psnr, masked_ssim
 from refiner_core.scoring.structural import StructuralScorer
+from refiner_core.workers.pool import worker_pool
 
 SINGLE, LIGHT = "one run", "one run, half the reference blend"
 BEST, STEPS = "best of N", "one run, as many steps"

@@ -1,0 +1,14 @@
+"""The exit statuses of `omnirefiner`, as docs/command-line.md lists them.
+
+A command returns one of them, or nothing when it did all it was asked to.
+"""
+
+from __future__ import annotations
+
+DONE = 0
+UNUSABLE_INPUT = 2
+"""An option or a file cannot be used, as argparse has it; nothing, or not all, was written."""
+SOME_FAILED = 3
+"""Some of many jobs failed; the others are done."""
+INTERRUPTED = 130
+"""Stopped with Ctrl+C, as shells have it."""
