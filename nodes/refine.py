@@ -293,6 +293,18 @@ def _candidate_inputs() -> list[Any]:
     ]
 
 
+def _mask_batch_input() -> Any:
+    return io.Combo.Input(
+        "mask_batch",
+        options=[TOGETHER, SEPARATE],
+        default=TOGETHER,
+        optional=True,
+        advanced=True,
+        tooltip="What several masks mean for a single draft. together: all of them are "
+        "repaired in one image. separate: each mask makes an image of its own.",
+    )
+
+
 def _options(
     prompt: str,
     steps: int,
@@ -361,15 +373,7 @@ class ReferenceRefine(io.ComfyNode):
                     "box 1 of the reference, box 2 from box 2. A connected mask limits the boxes to "
                     "its shape."
                 ),
-                io.Combo.Input(
-                    "mask_batch",
-                    options=[TOGETHER, SEPARATE],
-                    default=TOGETHER,
-                    optional=True,
-                    advanced=True,
-                    tooltip="What several masks mean for a single draft. together: all of them are "
-                    "repaired in one image. separate: each mask makes an image of its own.",
-                ),
+                _mask_batch_input(),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,

@@ -154,6 +154,51 @@ class CropForRefine(io.ComfyNode):
         )
 
 
+def _conditioning_inputs() -> list[Any]:
+    return [
+        io.Conditioning.Input("positive", tooltip="The conditioning of the encoded prompt."),
+        io.Vae.Input("vae", tooltip="The VAE of the model."),
+        io.Image.Input("draft_crop", tooltip="The crop of the draft from Crop for Refine."),
+        io.Image.Input("reference_crop", tooltip="The crop of the reference from Crop for Refine."),
+        io.Float.Input(
+            "guidance",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            tooltip="The guidance scale. 0 uses the recipe's value.",
+        ),
+        RefineCropSocket.Input(
+            "refine_crop",
+            optional=True,
+            tooltip="The crop from Crop for Refine. Its recipe decides the order and the "
+            "layout of the images. If not connected, omnirefiner is assumed.",
+        ),
+        RefinerSocket.Input(
+            "refiner",
+            optional=True,
+            tooltip="The refiner. Needed by recipes that encode the prompt together with the "
+            "images, which are imagecritic and refineanything.",
+        ),
+        io.String.Input(
+            "prompt",
+            default="",
+            multiline=True,
+            optional=True,
+            tooltip="The prompt for those recipes, which do not use positive. If empty, the "
+            "recipe's own prompt is used.",
+        ),
+        io.Int.Input(
+            "steps",
+            default=0,
+            min=0,
+            max=1000,
+            optional=True,
+            tooltip="The number of steps of sigmas. 0 uses the recipe's value.",
+        ),
+    ]
+
+
 class RefineConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -164,52 +209,7 @@ class RefineConditioning(io.ComfyNode):
             description="Adds the draft and the reference to the conditioning as reference latents, "
             "in the order and layout of the recipe. Use it with any sampler at denoise 1.",
             search_aliases=["reference latent", "kontext two images"],
-            inputs=[
-                io.Conditioning.Input(
-                    "positive", tooltip="The conditioning of the encoded prompt."
-                ),
-                io.Vae.Input("vae", tooltip="The VAE of the model."),
-                io.Image.Input("draft_crop", tooltip="The crop of the draft from Crop for Refine."),
-                io.Image.Input(
-                    "reference_crop", tooltip="The crop of the reference from Crop for Refine."
-                ),
-                io.Float.Input(
-                    "guidance",
-                    default=0.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="The guidance scale. 0 uses the recipe's value.",
-                ),
-                RefineCropSocket.Input(
-                    "refine_crop",
-                    optional=True,
-                    tooltip="The crop from Crop for Refine. Its recipe decides the order and the "
-                    "layout of the images. If not connected, omnirefiner is assumed.",
-                ),
-                RefinerSocket.Input(
-                    "refiner",
-                    optional=True,
-                    tooltip="The refiner. Needed by recipes that encode the prompt together with the "
-                    "images, which are imagecritic and refineanything.",
-                ),
-                io.String.Input(
-                    "prompt",
-                    default="",
-                    multiline=True,
-                    optional=True,
-                    tooltip="The prompt for those recipes, which do not use positive. If empty, the "
-                    "recipe's own prompt is used.",
-                ),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    optional=True,
-                    tooltip="The number of steps of sigmas. 0 uses the recipe's value.",
-                ),
-            ],
+            inputs=_conditioning_inputs(),
             outputs=[
                 io.Conditioning.Output(
                     display_name="positive",
