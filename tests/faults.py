@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from refiner_core.images.filters import blur
 from refiner_core.images.geometry import Extent
 from refiner_core.interfaces import SamplingJob
-from refiner_core.matching.registration import blur
 from refiner_core.recipes.recipe import Recipe
 
 BLOCK, REACH = 64, 40  # px

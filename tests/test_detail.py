@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from refiner_core.images.filters import blur
 from refiner_core.images.geometry import Box, Extent
 from refiner_core.images.masks import Region
 from refiner_core.matching.detail_transfer import transfer_detail
 from refiner_core.matching.find_detail import find_detail
-from refiner_core.matching.registration import blur
 from refiner_core.matching.surface_map import SurfaceMap, box_to_box, warp_surface
 from refiner_core.matching.tone import membrane, relight, rim_of, tone_gain
 
@@ -138,7 +138,7 @@ def _transferred(light: float) -> tuple[Tensor, Tensor, Tensor]:
     broken = truth * (1 - mask) + blur(truth, 3.0) * mask
     found = find_detail(broken, _REGION, reference, _mask(300, 340, Box(110, 100, 230, 190)))
     lit = reference * light
-    picture, _ = transfer_detail(broken, _REGION, lit, found).part(_BOX)
+    picture, _ = transfer_detail(broken, _REGION, lit, found.surface).part(_BOX)
     return truth[..., 50:140, 60:180], broken[..., 50:140, 60:180], picture
 
 
@@ -161,7 +161,7 @@ def test_the_draft_stays_where_the_reference_ends() -> None:
     cut = reference[..., :, 140:]
     surface = true.within(Box(140, 0, 340, 300), Extent(340, 300))
     found = find_detail(truth, _REGION, cut, _mask(300, 200, Box(0, 100, 90, 190)), surface)
-    transfer = transfer_detail(truth, _REGION, cut, found)
+    transfer = transfer_detail(truth, _REGION, cut, found.surface)
     picture, shown = transfer.part(_BOX)
     gone = (shown == 0).expand_as(picture)
     assert 0.1 < float(gone.float().mean()) < 0.6

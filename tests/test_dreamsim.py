@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from refiner_core.__main__ import main
-from refiner_core.matching.registration import blur
+from refiner_core.images.filters import blur
 from refiner_core.scoring.comparison import compare, match_size
 from refiner_core.scoring.dreamsim import cosine_distance
 from refiner_core.scoring.dreamsim_files import load_dreamsim, read_variant, save_dreamsim

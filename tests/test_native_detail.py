@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from refiner_core.evaluation.baselines import PastedReference
-from refiner_core.matching.registration import blur
+from refiner_core.images.filters import blur
 from refiner_core.matching.tone import close_rim
 from refiner_core.nano.nano_engine import load_nano
 from refiner_core.recipes.recipe import NANO
@@ -96,7 +96,8 @@ box = Box(100, 100, 2148, 2148)
 mask = torch.zeros(1, 1, 2300, 2300)
 mask[..., 100:2148, 100:2148] = 1
 region = Region(box, torch.ones(1, 1, 2048, 2048))
-transfer_detail(picture, region, picture, find_detail(picture, region, picture, mask))
+found = find_detail(picture, region, picture, mask)
+transfer_detail(picture, region, picture, found.surface)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 

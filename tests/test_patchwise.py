@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from refiner_core.matching.registration import blur
+from refiner_core.images.filters import blur
 from refiner_core.scoring.dreamsim import VARIANTS, DreamSim, tower_config
 from refiner_core.scoring.dreamsim_scorer import DreamSimScorer
 from refiner_core.scoring.patchwise import PatchScores, patch_scores

@@ -20,7 +20,7 @@ from refiner_core.images.geometry import Box, Extent
 from refiner_core.images.tensors import to_dtype
 from refiner_core.interfaces import SamplingJob, Stage
 from refiner_core.matching.color import match_light
-from refiner_core.matching.registration import warp
+from refiner_core.matching.warping import warp
 from refiner_core.models.core_engine import CoreEngine
 from refiner_core.nano.nano_engine import load_nano
 from refiner_core.nano.reference_blend import ReferenceBlend

@@ -14,7 +14,8 @@ from torch import Tensor
 from refiner_core.evaluation.held_out_scenes import HeldOutScene, make_scene
 from refiner_core.matching import homography as hom
 from refiner_core.matching.alignment import align, apply_alignment
-from refiner_core.matching.registration import correlation, grid, register, warp
+from refiner_core.matching.registration import correlation, register
+from refiner_core.matching.warping import grid, warp
 
 _EYE = torch.eye(3, dtype=torch.float64)
 

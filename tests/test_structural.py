@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from refiner_core.matching.registration import blur
+from refiner_core.images.filters import blur
 from refiner_core.scoring.scorer import check_pair
 from refiner_core.scoring.structural import StructuralScorer
 

@@ -18,12 +18,18 @@ from torch.nn import functional as F
 from ..images.masks import dilate
 from .homography import from_points
 from .outline import is_upright, mask_box_corners, quadrilateral
-from .patch_ncc import Agreement, climb
-from .registration import MotionModel, register, warp
+from .patch_ncc import PatchNcc, hill_climb
+from .registration import MotionModel, pyramid, register
+from .warping import warp
 
 _ACCEPT = 0.15  # weighted correlation of the compared features below which a fit is not believed
-_GREY = 0.5
+_GREY = 0.5  # shown where the reference shows nothing
 _MOST_TURN = 60  # degrees between draft and reference
+_STEP_TURNS = (-30, -24, -18, -12, -6, 6, 12, 18, 24, 30)  # degrees, about as far as a fit reaches
+_STEP_ZOOMS = (1.0, 0.9, 1.1)  # of the masks' sizes: people outline more or less generously
+_LEAST_DEPTH = 0.2  # of the plane at a corner: less and the map nearly folds there
+_AREAS = (0.35, 2.8)  # of the region under the fit against the first guess, to be believed
+_ALIASING = 1.25  # reference pixels per draft pixel above which the reference is averaged down
 _ZOOMS = np.geomspace(0.84, 1.19, 36)  # of one outline against the other
 _FINEST = 192  # px of the shorter side at which the last fit is made
 _RING = 0.3  # of the region's shorter side: how far around it the surface is expected to go on
@@ -31,25 +37,26 @@ _RING = 0.3  # of the region's shorter side: how far around it the surface is ex
 
 @dataclass(frozen=True)
 class Alignment:
-    """What was found.
-
-    `matrix` draft crop -> reference crop in normalised coordinates; `score` correlation over the
-    region; `method` "registered", "outlines" (the masks' corners only) or "boxes" (the masks' place
-    and size only); `turn` degrees and `zoom` of the
-    reference against the draft.
-    """
+    """How the reference's crop lies over the draft's."""
 
     matrix: Tensor
+    """3 3 float64, from the draft's crop to the reference's, both in normalised coordinates."""
     score: float
+    """Correlation over the region, -1 to 1."""
     method: str
+    """"registered", "outlines" (the masks' corners only) or "boxes" (their place and size only)."""
     turn: float
+    """Degrees by which the reference is turned against the draft."""
     zoom: float
+    """Reference pixels per draft pixel, each of its crop."""
 
     def report(self) -> dict[str, float | str]:
         return {
-            "method": self.method, "score": round(self.score, 3),
-            "turn_degrees": round(self.turn, 2), "zoom": round(self.zoom, 3),
-        }  # fmt: skip
+            "method": self.method,
+            "score": round(self.score, 3),
+            "turn_degrees": round(self.turn, 2),
+            "zoom": round(self.zoom, 3),
+        }
 
 
 def _moments(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,8 +129,8 @@ def _starts(mask: Tensor, reference_mask: Tensor) -> list[Tensor]:
 
     by_axes = angle(ref_spread) - angle(spread)
     by_axes = (by_axes + math.pi / 2) % math.pi - math.pi / 2
-    angles = {0.0, by_axes} | {math.radians(d) for d in (-30, -24, -18, -12, -6, 6, 12, 18, 24, 30)}
-    guesses = [turned(a, size * z) for z in (1.0, 0.9, 1.1) for a in sorted(angles, key=abs)]
+    angles = {0.0, by_axes} | {math.radians(d) for d in _STEP_TURNS}
+    guesses = [turned(a, size * z) for z in _STEP_ZOOMS for a in sorted(angles, key=abs)]
     # The masks' own shapes, matched axis by axis: right when both were outlined alike.
     evals, evecs = torch.linalg.eigh(spread)
     ref_evals, ref_evecs = torch.linalg.eigh(ref_spread)
@@ -156,19 +163,20 @@ def _sane(matrix: Tensor, start: Tensor, mask: Tensor) -> bool:
 
     def area(m: Tensor) -> float:
         p = corners @ m.T
-        if bool((p[:, 2] <= 0.2).any()):
+        if bool((p[:, 2] <= _LEAST_DEPTH).any()):
             return 0.0
         q = p[:, :2] / p[:, 2:]
         nxt = q.roll(-1, 0)
         return 0.5 * float((q[:, 0] * nxt[:, 1] - q[:, 1] * nxt[:, 0]).sum())
 
     before, after = area(start), area(matrix)
-    return after > 0 and 0.35 < after / max(before, 1e-9) < 2.8
+    least, most = _AREAS
+    return after > 0 and least < after / max(before, 1e-9) < most
 
 
-def _witnesses(mask: Tensor) -> Tensor:
-    """Where to look, and how much it counts: the broken detail is the worst witness, the unbroken
-    surface around it counts double.
+def _weights(mask: Tensor) -> Tensor:
+    """What each pixel counts: the unbroken surface around the region twice as much as the broken
+    detail in it, and everything else nothing.
     """
     ys, xs = (mask[0, 0] > 0.5).nonzero(as_tuple=True)
     reach = max(2, round(_RING * min(float(ys.max() - ys.min()), float(xs.max() - xs.min()))))
@@ -194,26 +202,26 @@ def align(
     """
     # A thin stroke is faint at the model's size: its strongest pixel counts as whole.
     mask, reference_mask = mask / mask.amax(), reference_mask / reference_mask.amax()
-    weight = _witnesses(mask)
-    agreement = Agreement(draft, reference, weight, _FINEST)
+    weight = _weights(mask)
+    level = pyramid(draft, reference, weight, None, _FINEST, _FINEST)[-1]
+    ncc = PatchNcc(level.fixed, level.moving, level.weights[:, 1:2])
     outlines = _outline_maps(mask, reference_mask)
     if outlines is None:
-        trust, starts = None, _starts(mask, reference_mask)
+        prior, starts = None, _starts(mask, reference_mask)
         found = register(draft, reference, weight, model, starts, guide=(mask, reference_mask))
         start, method = starts[0], "boxes"
         believed = found.score >= _ACCEPT and _sane(found.matrix, start, mask)
     else:
-        start, method = outlines[int(agreement(outlines).argmax())], "outlines"
-        trust = start.numpy()
+        start, method = outlines[int(ncc(outlines).argmax())], "outlines"
+        prior = start.numpy()
         found = register(draft, reference, weight, model, [start], finest=_FINEST, coarsest=_FINEST)
         believed = True
     matrix = start
     if believed:
         guesses = torch.stack([found.matrix, start])
-        guess = guesses[int(agreement(guesses).argmax())].numpy()
-        climbed, _ = climb(
-            agreement, guess, mask_box_corners(mask), (mask.shape[-2], mask.shape[-1]), trust=trust
-        )
+        guess = guesses[int(ncc(guesses).argmax())].numpy()
+        size = (mask.shape[-2], mask.shape[-1])
+        climbed, _ = hill_climb(ncc, guess, mask_box_corners(mask), size, prior=prior)
         if _sane(torch.from_numpy(climbed), start, mask):
             matrix, method = torch.from_numpy(climbed / climbed[2, 2]), "registered"
     turn, zoom = _turn_zoom(matrix, draft, reference)
@@ -227,7 +235,7 @@ def apply_alignment(reference: Tensor, alignment: Alignment, height: int, width:
     not alias.
     """
     shrink = alignment.zoom
-    if shrink > 1.25:
+    if shrink > _ALIASING:
         h, w = reference.shape[-2:]
         size = (max(4, round(h / shrink)), max(4, round(w / shrink)))
         reference = F.interpolate(reference, size, mode="area")

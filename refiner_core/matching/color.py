@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..images.filters import blur
 from ..images.masks import bounds, dilate
-from .registration import blur
 
-_GAIN_LIMITS = (0.6, 1.6)
-_FEWEST_PIXELS = 64
+_GAIN_LIMITS = (0.6, 1.6)  # beyond which the surroundings do not show the same thing
+_FEWEST_PIXELS = 64  # of a ring on which a gain can be measured
+_GAIN_PRIOR = 1e-3  # variance below which the surroundings count as flat
+_LIGHT_SIGMA = 0.012  # of the shorter side: what a small error of the alignment leaves
 _TOLERANCE = 1e-2  # squared difference, summed over channels, that still counts as the same thing
 _WINDOW = 9  # px, side of the neighbourhoods that are compared
 _FLAT = 5e-5  # variance of luminance that counts as none
@@ -23,10 +25,12 @@ _RIM = 0.1  # of the region's shorter side: how far around it light is read
 
 @dataclass(frozen=True)
 class ColorGain:
-    """`result * gain + offset` per channel (3 each), found on the ring outside the region."""
+    """A line per channel that takes a colour cast out: `result * gain + offset`."""
 
     gain: tuple[float, ...]
+    """Per channel, 3."""
     offset: tuple[float, ...]
+    """Per channel, 3, in [-1, 1]."""
 
     def apply(self, image: Tensor, strength: float = 1.0) -> Tensor:
         gain = image.new_tensor(self.gain).reshape(1, -1, 1, 1)
@@ -49,8 +53,7 @@ def measure_gain(result: Tensor, draft: Tensor, ring: Tensor) -> ColorGain | Non
         x = result[:, channel][:, where].double().flatten()
         y = draft[:, channel][:, where].double().flatten()
         dx, dy = x - x.mean(), y - y.mean()
-        prior = 1e-3  # variance below which the surroundings count as flat
-        gain = float((dx * dy).mean() + prior) / float((dx * dx).mean() + prior)
+        gain = float((dx * dy).mean() + _GAIN_PRIOR) / float((dx * dx).mean() + _GAIN_PRIOR)
         gain = min(max(gain, _GAIN_LIMITS[0]), _GAIN_LIMITS[1])
         gains.append(gain)
         offsets.append(float(y.mean() - gain * x.mean()))
@@ -109,7 +112,7 @@ def _light(reference: Tensor, draft: Tensor, mask: Tensor, rounds: int) -> Tenso
     """Offset, gain and gradient by x and y of every channel, 3 4. The pictures are blurred for it:
     light is smooth, and so is what a small error of the alignment leaves.
     """
-    sigma = max(0.5, 0.012 * min(reference.shape[-2:]))
+    sigma = max(0.5, _LIGHT_SIGMA * min(reference.shape[-2:]))
     basis = _columns(blur(reference, sigma)[0])
     aim = blur(draft, sigma)[0].flatten(1).double()
     trust = _LEAST_TRUST + (1 - _LEAST_TRUST) * _likeness(reference, draft) ** 2

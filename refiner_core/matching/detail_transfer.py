@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from ..images.geometry import Box, Extent
 from ..images.masks import Region
 from ..images.tensors import to_float
-from .find_detail import FoundDetail
-from .surface_map import warp_surface
+from .surface_map import SurfaceMap, warp_surface
 from .tone import (
     membrane,
     relight,
@@ -58,19 +57,19 @@ class DetailTransfer:
 
 
 def transfer_detail(
-    image: Tensor, region: Region, reference: Tensor, found: FoundDetail
+    image: Tensor, region: Region, reference: Tensor, surface: SurfaceMap
 ) -> DetailTransfer:
-    """Lay the detail that was found over a region.
+    """Lay the reference's detail over a region.
 
     Args:
         image: the draft, 1 3 H W in any stored type.
         region: what is repaired in it.
         reference: 1 3 h w in any stored type.
-        found: where the detail lies in it.
+        surface: from the draft's pixels to the reference.
     """
     window = _window(region.box, Extent(image.shape[-1], image.shape[-2]))
     draft = to_float(image[..., window.y0 : window.y1, window.x0 : window.x1])
-    view, inside = _aligned(reference, found, window)
+    view, inside = _aligned(reference, surface, window)
     mask = torch.zeros_like(inside)
     b = region.box
     rows, columns = (
@@ -100,23 +99,24 @@ def _window(box: Box, size: Extent) -> Box:
     return grown.intersection(Box(0, 0, *size))
 
 
-def _aligned(reference: Tensor, found: FoundDetail, window: Box) -> tuple[Tensor, Tensor]:
+def _aligned(reference: Tensor, surface: SurfaceMap, window: Box) -> tuple[Tensor, Tensor]:
     """The reference as the window shows it, and where it shows anything."""
-    size = found.reference
-    used = found.surface.reach(window, size)
+    size = Extent(reference.shape[-1], reference.shape[-2])
+    used = surface.reach(window, size)
     m = _REFERENCE_MARGIN
     used = Box(used.x0 - m, used.y0 - m, used.x1 + m, used.y1 + m)
     used = used.intersection(Box(0, 0, *size))
     if min(used.extent) < 2:
         return torch.zeros(1, 3, *window.extent[::-1]), torch.zeros(1, 1, *window.extent[::-1])
     picture = to_float(reference[..., used.y0 : used.y1, used.x0 : used.x1])
-    zoom = abs(found.surface.zoom(size))
+    zoom = abs(surface.zoom(size))
     if zoom > _ALIASING:
         picture = F.interpolate(
             picture, [max(2, round(n / zoom)) for n in picture.shape[-2:]], mode="area"
         )
-    surface = found.surface.within(used, size)
-    view, inside = warp_surface(picture, surface, window, window.extent, "bicubic")
+    view, inside = warp_surface(
+        picture, surface.within(used, size), window, window.extent, "bicubic"
+    )
     return view.clamp(0, 1), inside
 
 

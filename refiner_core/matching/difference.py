@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..images.filters import blur
 from ..images.tensors import to_float
 from .color import match_light
-from .registration import blur, register, warp
+from .registration import register
+from .warping import warp
 
 
 def difference_mask(

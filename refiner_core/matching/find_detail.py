@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from ..images.geometry import Box, Extent
 from ..images.masks import Region, bounds
 from ..images.tensors import to_float
-from .surface_fit import COARSE, FINE, MIDDLE, SurfaceMatcher, surface_features
+from .displacement_votes import surface_features
+from .surface_fit import COARSE, FINE, MIDDLE, SurfaceMatcher
 from .surface_map import SurfaceMap, box_to_box
 
 _TURNS = (0, -10, 10, -20, 20, -30, 30, -42, 42)  # degrees
@@ -36,7 +37,7 @@ _OUTSIDE = 0.15  # of the region's side may lie outside of the reference
 _PLACES = 8  # of the whole reference that are refined
 _FLAT = 0.25  # of the usual texture: what has less resembles nothing
 _LEAST_SEARCHED = 12  # px, shorter side of a place in the reference
-# Agreement inside the region below which the detail counts as not found. Unrelated photographs
+# Patch NCC inside the region below which the detail counts as not found. Unrelated photographs
 # reach 0.035 where all of the reference is searched, and 0.003 between two boxes.
 _SURE = 0.04
 _SURE_WITH_BOXES = 0.008
@@ -48,10 +49,10 @@ class FoundDetail:
 
     surface: SurfaceMap
     """From the draft's pixels to the reference."""
-    agreement: float
-    """Of the pictures inside the region, 0 to 1."""
+    score: float
+    """Patch NCC of the pictures inside the region, 0 to 1."""
     around: float
-    """Of the pictures around the region, 0 to 1."""
+    """Patch NCC of the pictures around the region, 0 to 1."""
     sure: bool
     """Whether that is enough to believe it."""
     searched: bool
@@ -67,7 +68,7 @@ class FoundDetail:
         """For JSON."""
         return {
             "method": "searched" if self.searched else "surface",
-            "score": round(self.agreement, 3),
+            "score": round(self.score, 3),
             "score_around": round(self.around, 3),
             "sure": self.sure,
             "found_at": list(self.box()),
@@ -91,7 +92,7 @@ def find_detail(
         region: what is repaired in it.
         reference: 1 3 h w in any stored type.
         reference_mask: the detail in it, 1 1 h w, above 0 somewhere; None searches all of it.
-        known: another method's result, which is taken where it agrees better.
+        known: another method's result, which is taken where it fits better.
 
     Raises:
         ValueError: the reference mask is empty.
@@ -109,7 +110,7 @@ def find_detail(
     surface = _best(matcher, own)
     if known is not None:
         surface = max((known, surface), key=matcher.quality)
-    inside, around = matcher.agreement(surface, COARSE)
+    inside, around = matcher.patch_ncc(surface, COARSE)
     sure = inside > (_SURE if reference_mask is None else _SURE_WITH_BOXES)
     return FoundDetail(surface, inside, around, sure, reference_mask is None, size)
 
@@ -136,7 +137,7 @@ def _best(matcher: SurfaceMatcher, starts: list[SurfaceMap]) -> SurfaceMap:
     """The best of the maps that the starts lead to."""
 
     def first_look(surface: SurfaceMap) -> float:
-        inside, around = matcher.agreement(surface, COARSE)
+        inside, around = matcher.patch_ncc(surface, COARSE)
         return inside + 0.5 * around - matcher.cost(surface)
 
     coarse = [matcher.improve(start, COARSE) for start in starts]

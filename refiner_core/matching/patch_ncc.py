@@ -1,8 +1,8 @@
-"""How well two pictures agree under a map between them, patch by patch, and climbing to the best.
+"""Patch NCC of two pictures under a homography between them, and a hill climb to its maximum.
 
-Registration by least squares asks every pixel; where the draft is broken most of them lie. Here
-each small neighbourhood is asked on its own (normalised cross-correlation), and only those that
-agree clearly count.
+Registration by least squares believes every pixel, but where the draft is broken most of them are
+wrong. Normalised cross-correlation of small patches, raised to a power, leaves those patches that
+correlate clearly to decide.
 """
 
 from __future__ import annotations
@@ -14,59 +14,67 @@ import torch
 from torch import Tensor
 
 from .homography import apply, from_points
-from .registration import PICTURE_CHANNELS, pyramid, warp
+from .warping import warp
 
-_WINDOW = 7  # px, side of a neighbourhood
-_STRIDE = 2  # px from one neighbourhood to the next
+_WINDOW = 7  # px, side of a patch
+_STRIDE = 2  # px from one patch to the next
 _FLOORS = (0.05, 0.02)  # variance of luminance and of edge orientation that counts as none
-_GROUPS = (slice(0, 1), slice(1, PICTURE_CHANNELS))
-_CLARITY = 3  # power of a neighbourhood's correlation: half agreement counts an eighth
-_AT_ONCE = 24  # maps evaluated in one batch
-_STEPS = (2.0, 1.0, 0.5, 0.25)  # px
-_ROUNDS = 6
+_GROUPS = (slice(0, 1), slice(1, 3))  # channels: luminance, and the orientation of edges
+_POWER = 3  # of a patch's correlation: half of it counts an eighth
+_BATCH = 24  # maps evaluated at once, which bounds the memory
+_STEPS = (2.0, 1.0, 0.5, 0.25)  # px that the corners move at once, one after the other
+_ROUNDS = 6  # at most, per step; a step that no longer helps ends earlier
+_LARGEST_STEP = 1 / 8  # of the region's shorter side: more would fold the box
+_FARTHEST = 25.0  # px², squared distance from the prior beyond which the cost grows no more
 
-# How the corners of a box (clockwise from the top left) move in each way a homography can move them.
+# How the corners of a box (clockwise from the top left) move in each degree of freedom.
 _SIGNS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float64)
 _X, _Y, _XY = _SIGNS[:, 0], _SIGNS[:, 1], _SIGNS[:, 0] * _SIGNS[:, 1]
 _O, _I = np.zeros(4), np.ones(4)
-_WAYS = [
-    np.c_[_I, _O], np.c_[_O, _I], np.c_[_X, _Y], np.c_[-_Y, _X], np.c_[_X, -_Y], np.c_[_Y, _X],
-    np.c_[_XY, _O], np.c_[_O, _XY],
-]  # fmt: skip
+_FREEDOMS = [
+    *(np.c_[_I, _O], np.c_[_O, _I]),  # shifts
+    *(np.c_[_X, _Y], np.c_[-_Y, _X]),  # zoom and turn
+    *(np.c_[_X, -_Y], np.c_[_Y, _X]),  # stretch and shear
+    *(np.c_[_XY, _O], np.c_[_O, _XY]),  # perspective
+]
 
 
 @cache
 def _averaging(n: int) -> Tensor:
-    """Takes the means of the neighbourhoods along an axis of `n` pixels, `ceil(n / stride) n`."""
+    """Takes the means of the patches along an axis of `n` pixels, `ceil(n / stride) n`."""
     centers = torch.arange(0, n, _STRIDE)[:, None]
     near = ((torch.arange(n) - centers).abs() <= _WINDOW // 2).float()
     return near / near.sum(1, keepdim=True)
 
 
 def _local_mean(x: Tensor) -> Tensor:
-    """Means of the neighbourhoods: two products with a band are faster than pooling."""
+    """Means of the patches: two products with a band are faster than pooling."""
     return _averaging(x.shape[-2]) @ x @ _averaging(x.shape[-1]).T
 
 
-class Agreement:
-    """Agreement of `moving` with `fixed` (1 3 h w) where `weight` (1 1 H W of fixed) is not 0.
+class PatchNcc:
+    """Patch NCC of two pictures under many maps.
 
-    Called with maps fixed -> moving (N 3 3, normalised coordinates) it gives N numbers, each the
-    weighted mean over luminance and edge orientation of `max(0, ncc)**3`; what a map reads from
-    outside of `moving` counts 0.
+    Called with maps from `fixed` to `moving` (N 3 3, normalised coordinates) it gives N numbers,
+    each the weighted mean over luminance and edge orientation of `max(0, ncc)**3`. What a map reads
+    from outside of `moving` counts 0.
+
+    Args:
+        fixed, moving: features of the pictures, luminance and edge orientation as (cos 2a, sin 2a),
+            1 3 h w; sizes may differ.
+        weight: of the pixels of `fixed`, 1 1 h w.
     """
 
-    def __init__(self, fixed: Tensor, moving: Tensor, weight: Tensor, finest: int = 192) -> None:
-        level = pyramid(fixed, moving, weight, None, finest, finest)[-1]
-        self.fixed, self.moving = level.fixed, level.moving
-        self.weight = _local_mean(level.weights[:, 1:2])
+    def __init__(self, fixed: Tensor, moving: Tensor, weight: Tensor) -> None:
+        self.fixed, self.moving = fixed, moving
+        self.weight = _local_mean(weight)
         self.mean = _local_mean(self.fixed)
         self.spread = _local_mean(self.fixed * self.fixed) - self.mean**2
 
     def __call__(self, maps: Tensor) -> Tensor:
-        return torch.cat([self._some(part) for part in maps.split(_AT_ONCE)])
+        return torch.cat([self._batch(part) for part in maps.split(_BATCH)])
 
-    def _some(self, maps: Tensor) -> Tensor:
+    def _batch(self, maps: Tensor) -> Tensor:
         h, w = self.fixed.shape[-2:]
         seen, inside = warp(self.moving.expand(len(maps), -1, -1, -1), maps, h, w, "bilinear")
         mean = _local_mean(seen)
@@ -77,38 +85,39 @@ class Agreement:
         for group, floor in zip(_GROUPS, _FLOORS, strict=True):
             a, b, both = (x[:, group].sum(1, keepdim=True) for x in (self.spread, spread, shared))
             ncc = both / ((a.clamp_min(0) + floor) * (b.clamp_min(0) + floor)).sqrt()
-            total += (ncc.clamp_min(0) ** _CLARITY * weight).flatten(1).sum(1)
+            total += (ncc.clamp_min(0) ** _POWER * weight).flatten(1).sum(1)
         return total / self.weight.sum().clamp_min(1e-6)
 
 
-def climb(
-    agreement: Agreement,
+def hill_climb(
+    ncc: PatchNcc,
     start: np.ndarray,
     box: np.ndarray,
     size: tuple[int, int],
     *,
-    trust: np.ndarray | None = None,
-    tether: float = 0.002,
+    prior: np.ndarray | None = None,
+    prior_weight: float = 0.002,
 ) -> tuple[np.ndarray, float]:
-    """The map near `start` that agrees best, by moving a box's corners in steps down to 1/4 px.
+    """The map near `start` of the highest patch NCC, by moving a box's corners in steps down to 1/4 px.
 
     Args:
-        agreement: what is climbed.
+        ncc: what is maximised.
         start: 3x3, fixed -> moving.
         box: corners 4 2 of the region in the fixed picture, normalised.
         size: (height, width) of the fixed picture in px.
-        trust: a map known to be right up to its zoom, or None.
-        tether: what a mean squared corner distance of 1 px from `trust` costs.
+        prior: a map known to be right up to its zoom, or None.
+        prior_weight: what a mean squared corner distance of 1 px from `prior` costs.
 
     Returns:
-        the map and its agreement, the tether's cost taken off.
+        the map and its patch NCC less the cost of its deviation from the prior.
     """
     pixel = np.array([2 / size[1], 2 / size[0]])
 
     def value(maps: list[np.ndarray]) -> np.ndarray:
-        found = agreement(torch.from_numpy(np.stack([m / m[2, 2] for m in maps]))).numpy()
-        if trust is not None:
-            found = found - tether * np.array([_strain(trust, m, box, pixel) for m in maps])
+        found = ncc(torch.from_numpy(np.stack([m / m[2, 2] for m in maps]))).numpy()
+        if prior is not None:
+            off = np.array([_deviation(prior, m, box, pixel) for m in maps])
+            found = found - prior_weight * off
         return found
 
     def moved(displacement: np.ndarray) -> np.ndarray:
@@ -117,14 +126,16 @@ def climb(
     best, most = start, float(value([start])[0])
     least_side = float((np.ptp(box, axis=0) / pixel).min())
     for step in _STEPS:
-        if step > least_side / 8:  # would fold the box
+        if step > _LARGEST_STEP * least_side:
             continue
-        moves = [moved(sign * step * way) for way in _WAYS for sign in (-1, 1)]
+        moves = [moved(sign * step * way) for way in _FREEDOMS for sign in (-1, 1)]
         for _ in range(_ROUNDS):
             single = value([best @ m for m in moves]).reshape(-1, 2)
             helpful = single.max(1) > most
             signs = np.where(single[:, 1] > single[:, 0], step, -step) * helpful
-            joint = sum((s * way for s, way in zip(signs, _WAYS, strict=True)), np.zeros((4, 2)))
+            joint = sum(
+                (s * way for s, way in zip(signs, _FREEDOMS, strict=True)), np.zeros((4, 2))
+            )
             tries = [
                 best @ moves[int(single.argmax())],
                 best @ moved(joint),
@@ -137,9 +148,9 @@ def climb(
     return best, most
 
 
-def _strain(trust: np.ndarray, matrix: np.ndarray, box: np.ndarray, pixel: np.ndarray) -> float:
-    """Mean squared corner distance (px^2, at most 25) of two maps, a zoom between them taken out."""
-    off = (apply(np.linalg.inv(trust) @ matrix, box) - box) / pixel
+def _deviation(prior: np.ndarray, matrix: np.ndarray, box: np.ndarray, pixel: np.ndarray) -> float:
+    """Mean squared corner distance (px², at most 25) of two maps, a zoom between them taken out."""
+    off = (apply(np.linalg.inv(prior) @ matrix, box) - box) / pixel
     arm = (box - box.mean(0)) / pixel
     off = off - (off * arm).sum() / (arm * arm).sum() * arm
-    return min(25.0, float(np.square(off).sum(1).mean()))
+    return min(_FARTHEST, float(np.square(off).sum(1).mean()))

@@ -18,7 +18,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..images.filters import blur, luminance
+from .warping import grid, warp
+
 MotionModel = Literal["shift_zoom", "similarity", "affine", "homography"]
+
+_LEAST_CONTRAST = 0.02  # of full scale, below which a neighbourhood counts as flat
+_EDGE_SIGMA = 0.7  # px, blur before edges are taken: noise has no orientation
+_EDGE_FLOOR = 0.25  # times the mean edge energy: fainter edges count little
+_LIGHT_SIGMA = 0.12  # of the shorter side: wider changes of luminance are light
+_LEAST_LIGHT_SIGMA = 1.5  # px
+_GUIDE_SIGMA = 1.5  # px: a blurred mask pulls from farther away
+_GUIDE_FADING = 0.25  # of the guide's weight from one level to the next finer one
+_GUIDE_SHARE = 0.5  # of the guides' overlap in the choice between maps
+# Gauss-Newton.
+_LEAST_SEEN = 0.2  # of the weight that must fall inside the moving picture
+_GAINS = (0.2, 5.0)  # of the moving picture's contrast, beyond which it is another thing
+_ROBUST = 1.5  # times the residuals' deviation: larger ones lose their say
+_DAMPING = 1e-3  # Levenberg-Marquardt's, at first, in units of the normal matrix's diagonal
+_LEAST_DAMPING = 1e-4
+_MOST_DAMPING = 10  # at which the steps are too short to matter
+_DAMPING_UP, _DAMPING_DOWN = 8, 3  # factors after a step that did harm, or good
+_WORSE = 1.02  # times the lowest cost, above which a step did harm
+_CONVERGED = 1e-4  # change of a parameter: about a hundredth of a pixel at 192 px
 
 _EYE = torch.eye(3, dtype=torch.float64)
 # Generators of each motion model: the derivative of the matrix by each parameter.
@@ -37,60 +59,12 @@ _GENERATORS: dict[str, list[Tensor]] = {
 
 @dataclass(frozen=True)
 class Registration:
-    """`matrix` fixed -> moving (normalised); `score` weighted correlation in [-1, 1] after it."""
+    """What `register` found."""
 
     matrix: Tensor
+    """3 3 float64, from the fixed picture to the moving one, both in normalised coordinates."""
     score: float
-
-
-def grid(height: int, width: int) -> Tensor:
-    """Pixel centres in normalised coordinates, homogeneous, `(H W) 3` float64."""
-    y = (torch.arange(height, dtype=torch.float64) + 0.5) / height * 2 - 1
-    x = (torch.arange(width, dtype=torch.float64) + 0.5) / width * 2 - 1
-    yy, xx = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack([xx, yy, torch.ones_like(xx)], -1).reshape(-1, 3)
-
-
-def warp(
-    image: Tensor, matrix: Tensor, height: int, width: int, mode: str = "bicubic"
-) -> tuple[Tensor, Tensor]:
-    """Resample `image` B C h w into a picture of `height` x `width` (bicubic, edges repeated).
-
-    `matrix` is one 3x3 for all or `B 3 3`.
-
-    Returns:
-        the picture B C H W and a mask B 1 H W, 1 where it was read from inside `image`.
-    """
-    matrix = matrix.expand(len(image), 3, 3)
-    p = grid(height, width) @ matrix.transpose(1, 2)
-    xy = (p[..., :2] / p[..., 2:].clamp_min(1e-6)).reshape(len(image), height, width, 2)
-    xy = xy.to(image)
-    out = F.grid_sample(image, xy, mode, "border", align_corners=False)
-    inside = ((xy.abs() <= 1).all(-1) & (p[..., 2].reshape(xy.shape[:3]) > 0)).to(image)
-    return out, inside[:, None]
-
-
-def luminance(image: Tensor) -> Tensor:
-    """B 3 H W (or B 1 H W) to B 1 H W."""
-    if image.shape[1] == 1:
-        return image
-    weights = image.new_tensor((0.299, 0.587, 0.114)).reshape(1, 3, 1, 1)
-    return (image[:, :3] * weights).sum(1, keepdim=True)
-
-
-def blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur with repeated edges; `sigma` in pixels."""
-    if sigma < 0.15:
-        return x
-    radius = max(1, math.ceil(3 * sigma))
-    k = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
-    k = torch.exp(-0.5 * (k / sigma) ** 2)
-    k = (k / k.sum()).reshape(1, 1, 1, -1)
-    c = x.shape[1]
-    x = F.pad(x, (radius, radius, 0, 0), mode="replicate")
-    x = F.conv2d(x, k.expand(c, 1, 1, -1), groups=c)
-    x = F.pad(x, (0, 0, radius, radius), mode="replicate")
-    return F.conv2d(x, k.transpose(2, 3).expand(c, 1, -1, 1), groups=c)
+    """Weighted correlation of the two under it, -1 to 1."""
 
 
 def _normalised(image: Tensor, sigma: float) -> Tensor:
@@ -98,7 +72,7 @@ def _normalised(image: Tensor, sigma: float) -> Tensor:
     y = luminance(image)
     centred = y - blur(y, sigma)
     contrast = blur(centred * centred, sigma).clamp_min(0).sqrt()
-    return centred / (contrast + 0.02)
+    return centred / (contrast + _LEAST_CONTRAST)
 
 
 def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +84,7 @@ def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 PICTURE_CHANNELS = 3  # channels of `_features`
-_SHARES = (0.6, 1.0, 1.0)
+_SHARES = (0.6, 1.0, 1.0)  # of luminance and the two of orientation, which light leaves alone
 
 
 def _features(image: Tensor, sigma: float) -> Tensor:
@@ -119,10 +93,10 @@ def _features(image: Tensor, sigma: float) -> Tensor:
     is the brighter one: a sign on a dark wall and the same sign on a bright one agree.
     """
     even = _normalised(image, sigma)
-    gx, gy = _gradient(blur(even, 0.7))
+    gx, gy = _gradient(blur(even, _EDGE_SIGMA))
     gx, gy = gx / image.shape[-1], gy / image.shape[-2]
     energy = gx * gx + gy * gy
-    floor = 0.25 * energy.mean((1, 2, 3), keepdim=True) + 1e-6
+    floor = _EDGE_FLOOR * energy.mean((1, 2, 3), keepdim=True) + 1e-6
     orientation = torch.cat([gx * gx - gy * gy, 2 * gx * gy], 1) / (energy + floor)
     return torch.cat([even, blur(orientation, 1.0)], 1)
 
@@ -160,14 +134,18 @@ def _sizes(height: int, width: int, finest: int, coarsest: int) -> list[tuple[in
 
 @dataclass(frozen=True)
 class Level:
-    """One pyramid level: channels of the fixed and the moving picture and each channel's weight
-    map, all at the level's size. The first `PICTURE_CHANNELS` channels are the picture's (see `_features`),
-    the last one, if there is one more, is the guide.
+    """Two pictures at one level of the pyramid.
+
+    The first `PICTURE_CHANNELS` channels are the picture's (see `_features`); one more is the
+    guide's.
     """
 
     fixed: Tensor
+    """Channels of the fixed picture, 1 C h w."""
     moving: Tensor
+    """Channels of the moving picture, 1 C by its own size at this level."""
     weights: Tensor
+    """Of every pixel of the fixed picture's channels, 1 C h w."""
 
 
 def _cost(level: Level, matrix: Tensor) -> tuple[list[Tensor], Tensor] | None:
@@ -182,7 +160,7 @@ def _cost(level: Level, matrix: Tensor) -> tuple[list[Tensor], Tensor] | None:
     weights: list[Tensor] = []
     for c in range(n):
         wt = level.weights[0, c].flatten().double() * seen
-        if wt.sum() < 0.2 * level.weights[0, c].sum():
+        if wt.sum() < _LEAST_SEEN * level.weights[0, c].sum():
             return None
         value, dx, dy = stack[c], stack[n + c], stack[2 * n + c]
         target = level.fixed[0, c].flatten().double()
@@ -191,24 +169,24 @@ def _cost(level: Level, matrix: Tensor) -> tuple[list[Tensor], Tensor] | None:
             value = value - (wt * value).sum() / wt.sum()
             target = target - (wt * target).sum() / wt.sum()
             gain = (wt * value * target).sum() / ((wt * value * value).sum() + 1e-9)
-            gain = gain.clamp(0.2, 5.0)
+            gain = gain.clamp(*_GAINS)
         residual = target - gain * value
         if c < PICTURE_CHANNELS:  # one unit for all channels: the fixed picture's own spread
             spread = ((wt * target * target).sum() / wt.sum()).sqrt() + 1e-3
             residual, gain = residual / spread, gain / spread
-        scale = 1.5 * ((wt * residual * residual).sum() / wt.sum()).sqrt() + 1e-6
+        scale = _ROBUST * ((wt * residual * residual).sum() / wt.sum()).sqrt() + 1e-6
         weights.append(wt / (1 + (residual / scale) ** 2) ** 2 if c < PICTURE_CHANNELS else wt)
         rows.append(torch.stack([residual, gain * dx, gain * dy]))
     return rows, torch.stack(weights)
 
 
 def _refine(level: Level, start: Tensor, generators: list[Tensor], rounds: int) -> Tensor:
-    """Damped Gauss-Newton at one level on `fixed - gain * moving(matrix) - bias`."""
+    """Gauss-Newton with Levenberg and Marquardt's damping on `fixed - gain * moving(matrix) - bias`."""
     h, w = level.fixed.shape[-2:]
     points = grid(h, w)
     moves = [points @ g.T for g in generators]
     matrix = kept = start
-    damping, best = 1e-3, math.inf
+    damping, best = _DAMPING, math.inf
     for _ in range(rounds):
         found = _cost(level, matrix)
         if found is None:
@@ -218,13 +196,17 @@ def _refine(level: Level, start: Tensor, generators: list[Tensor], rounds: int) 
             float((wt * r[0] * r[0]).sum() / wt.sum().clamp_min(1e-9))
             for r, wt in zip(rows, weights, strict=True)
         )
-        if cost > best * 1.02:
-            damping *= 8
+        if cost > best * _WORSE:
+            damping *= _DAMPING_UP
             matrix = kept
-            if damping > 10:
+            if damping > _MOST_DAMPING:
                 break
         else:
-            best, kept, damping = min(best, cost), matrix, max(damping / 3, 1e-4)
+            best, kept, damping = (
+                min(best, cost),
+                matrix,
+                max(damping / _DAMPING_DOWN, _LEAST_DAMPING),
+            )
         p = points @ matrix.T
         z = p[:, 2].clamp_min(1e-6)
         u, v = p[:, 0] / z, p[:, 1] / z
@@ -243,15 +225,19 @@ def _refine(level: Level, start: Tensor, generators: list[Tensor], rounds: int) 
         matrix = matrix + sum(
             (float(a) * g for a, g in zip(delta, generators, strict=True)), torch.zeros_like(_EYE)
         )
-        if float(delta.abs().max()) < 1e-4:  # about a hundredth of a pixel at 192 px
+        if float(delta.abs().max()) < _CONVERGED:
             break
     return kept
 
 
 def pyramid(
-    fixed: Tensor, moving: Tensor, weight: Tensor, guide: tuple[Tensor, Tensor] | None,
-    finest: int, coarsest: int,
-) -> list[Level]:  # fmt: skip
+    fixed: Tensor,
+    moving: Tensor,
+    weight: Tensor,
+    guide: tuple[Tensor, Tensor] | None,
+    finest: int,
+    coarsest: int,
+) -> list[Level]:
     """What is compared at every size, coarse to fine: the shorter side from about `coarsest` to
     `finest` px. Arguments as for `register`.
     """
@@ -261,16 +247,16 @@ def pyramid(
     for depth, (h, w) in enumerate(sizes):
         mh = max(4, round(math.sqrt(h * w / aspect)))
         size = (mh, max(4, round(mh * aspect)))
-        sigma = max(1.5, 0.12 * min(h, w))
+        sigma = max(_LEAST_LIGHT_SIGMA, _LIGHT_SIGMA * min(h, w))
         f = _features(_level(fixed.float(), (h, w)), sigma)
         m = _features(_level(moving.float(), size), sigma)
         share = torch.tensor(_SHARES).reshape(1, PICTURE_CHANNELS, 1, 1)
         weights = _level(weight.float(), (h, w)) * share
         if guide is not None:
             # The guide leads the coarse levels and fades out: a mask is rough, a picture is not.
-            guiding = 1.0 * 0.25**depth
-            f = torch.cat([f, blur(_level(guide[0].float(), (h, w)), 1.5)], 1)
-            m = torch.cat([m, blur(_level(guide[1].float(), size), 1.5)], 1)
+            guiding = _GUIDE_FADING**depth
+            f = torch.cat([f, blur(_level(guide[0].float(), (h, w)), _GUIDE_SIGMA)], 1)
+            m = torch.cat([m, blur(_level(guide[1].float(), size), _GUIDE_SIGMA)], 1)
             weights = torch.cat([weights, torch.full_like(weights[:, :1], guiding)], 1)
         levels.append(Level(f, m, weights))
     return levels
@@ -315,17 +301,28 @@ def register(
     keep: int = 3,
     rounds: int = 12,
 ) -> Registration:
-    """Align `moving` to `fixed`, both `1 C H W`, where `weight` `1 1 H W` (of fixed) is not 0.
+    """Align one picture to another of the same thing.
 
-    `starts` (rough guesses, else the identity) are compared at a coarse level; the `keep` best are
-    refined through the pyramid with growing freedom (similarity first, then `model`), the best of
-    them at the finest level, and the one that fits best is returned.
-    `guide` holds rough masks of the same thing in both pictures, 1 1 H W each: they pull the
-    coarse levels and count in every choice. Coordinates are normalised: sizes may differ.
+    The starts are compared at a coarse level; the best are refined through the pyramid with growing
+    freedom (similarity first, then `model`), the best of them at the finest level.
+
+    Args:
+        fixed, moving: 1 C h w; sizes may differ, as coordinates are normalised.
+        weight: of the pixels of `fixed`, 1 1 h w.
+        model: the freedom of the finest level.
+        starts: rough guesses, 3 3 each; None = the identity.
+        guide: rough masks of the same thing in both pictures, 1 1 h w each, which pull the coarse
+            levels and count in every choice.
+        finest, coarsest: shorter side of the pyramid's levels, in px.
+        keep: starts that are refined.
+        rounds: of Gauss-Newton per level, at most.
+
+    Returns:
+        the map that fits best.
     """
     levels = pyramid(fixed, moving, weight, guide, finest, coarsest)
     starts = starts or [_EYE]
-    share = 0.5 if guide is not None else 0.0
+    share = _GUIDE_SHARE if guide is not None else 0.0
     first = levels[min(1, len(levels) - 1)]
     order = _scores(first, torch.stack(starts), share).argsort(descending=True)[:keep]
     rigid = _GENERATORS["shift_zoom" if model == "shift_zoom" else "similarity"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .registration import blur
+from ..images.filters import blur
 
 _FIELD_SIDE = 256  # px of the longer side at which fields are made
 _TONE_SIGMA = 0.04  # of the region's longer side: narrower differences are detail, not light

@@ -11,7 +11,8 @@ from ..images.crop import ring
 from ..images.geometry import CropPlan
 from ..images.masks import Region
 from ..matching.color import measure_gain, ring_error
-from ..matching.registration import grid, register, warp
+from ..matching.registration import register
+from ..matching.warping import grid, warp
 
 _DRIFT_LEAST = 0.5  # px at the model's size: less is not worth a resampling
 _DRIFT_MOST = 0.06  # of the crop's side: more is not drift but another picture

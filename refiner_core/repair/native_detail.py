@@ -11,7 +11,6 @@ from ..images.tensors import to_float
 from ..matching.detail_transfer import DetailTransfer, transfer_detail
 from ..matching.find_detail import FoundDetail, find_detail
 from ..matching.surface_map import SurfaceMap
-from .model_inputs import align_reference
 from .request import RegionTask
 
 
@@ -20,8 +19,7 @@ def transfer_reference(
     task: RegionTask,
     plan: CropPlan,
     reference_plan: CropPlan,
-    draft: Tensor,
-    region_mask: Tensor,
+    homography: Tensor | None,
 ) -> tuple[DetailTransfer, Tensor, FoundDetail]:
     """Find the detail in the task's first reference and lay it over the region.
 
@@ -30,8 +28,8 @@ def transfer_reference(
         task: the region and its references.
         plan: of the draft's crop.
         reference_plan: of the first reference's crop.
-        draft: the draft's crop, float 1 3 h w.
-        region_mask: the region in that crop, 1 1 h w.
+        homography: 3 3, from the draft's crop to the reference's in normalised coordinates, where
+            one is known: outlines tell it to a fraction of a pixel.
 
     Returns:
         the draft's surroundings with the detail, the same as the model sees them (float 1 3 by the
@@ -39,15 +37,13 @@ def transfer_reference(
     """
     reference, mask = task.references[0], task.reference_masks[0]
     known = None
-    if mask is not None:
-        # The homography between the two crops, which outlines tell to a fraction of a pixel.
-        _, flat = align_reference(reference, mask, draft, region_mask, reference_plan)
+    if homography is not None:
         to_crop = _between(task.region.box, plan.box)
         size = Extent(reference.shape[-1], reference.shape[-2])
         to_reference = _between(reference_plan.box, Box(0, 0, *size))
-        known = SurfaceMap(task.region.box, to_reference @ flat.matrix.double() @ to_crop)
+        known = SurfaceMap(task.region.box, to_reference @ homography.double() @ to_crop)
     found = find_detail(image, task.region, reference, mask, known)
-    transfer = transfer_detail(image, task.region, reference, found)
+    transfer = transfer_detail(image, task.region, reference, found.surface)
     return transfer, _shown(image, transfer, plan), found
 
 

@@ -23,7 +23,7 @@ from ..matching.tone import close_rim
 from ..nano.reference_blend import ReferenceBlend
 from ..recipes.recipe import Recipe
 from .drift_and_color import correct_drift_and_color
-from .model_inputs import crop_reference, plan_crops, reference_box
+from .model_inputs import align_reference, crop_reference, plan_crops, reference_box
 from .native_detail import transfer_reference
 from .request import RefineOptions, RegionTask
 
@@ -153,8 +153,12 @@ def prepare_region(
     crops: list[ReferenceCrop] = []
     transfer, left_alone = None, False
     if aligned and recipe.native_detail and _is_searched(task, plan):
-        own = plans[0]
-        transfer, cut, found = transfer_reference(image, task, plan, own, draft, region_mask)
+        reference, mask, own = given[0]
+        flat = None
+        if mask is not None:
+            _, alignment = align_reference(reference, mask, draft, region_mask, own)
+            flat = alignment.matrix
+        transfer, cut, found = transfer_reference(image, task, plan, own, flat)
         crops.append(ReferenceCrop(*given[0], cut))
         report["references"] = [
             {"crop": list(own.box), "size": str(own.target), "alignment": found.report()}
@@ -162,7 +166,7 @@ def prepare_region(
         left_alone = not found.sure and options.align is None
         if left_alone:
             report["left_alone"] = (
-                f"The detail was not found in the reference (agreement {found.agreement:.3f}), so "
+                f"The detail was not found in the reference (agreement {found.score:.3f}), so "
                 "the draft was left as it is. Mark the detail in the reference, or turn alignment "
                 "on to repair it anyway."
             )

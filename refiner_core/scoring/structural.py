@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..matching.registration import blur
+from ..images.filters import blur
 from .pixels import sobel, structural_similarity
 from .scorer import check_pair, only_inside
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..data.triplets import Triplet
 from ..images.crop import crop, crop_mask
+from ..images.filters import blur
 from ..images.geometry import Box, CropPlan, Extent
 from ..images.masks import Region, bounds
-from ..matching.registration import blur
 from ..recipes.recipe import Recipe
 from ..repair.model_inputs import crop_reference, plan_crop_pair
 from .config import DataSettings
