@@ -71,13 +71,19 @@ def _check(images: Sequence[Tensor], reference: Tensor, masks: Sequence[Tensor])
     if not images:
         raise ValueError("There are no images to choose from.")
     if reference.ndim != 4 or len(reference) != 1:
-        raise ValueError(f"One reference is needed, got {len(reference)}: pick one of the batch.")
+        raise ValueError(
+            f"Pick Best compares with one reference, got a batch of {len(reference)}. Select one of it."
+        )
     check_finite(reference, "reference")
     if len(masks) > 1 and len(masks) != len(images):
-        raise ValueError(f"{len(masks)} masks for {len(images)} images: give one, or as many.")
+        raise ValueError(
+            f"There are {len(masks)} masks for {len(images)} images. Give one for all, or one for each."
+        )
     for i, image in enumerate(images):
         if image.ndim != 4 or image.shape[:2] != (1, 3):
-            raise ValueError(f"Image {i} must be 1 3 H W, got {tuple(image.shape)}.")
+            raise ValueError(
+                f"Image {i} needs 3 channels and no batch, got the shape {tuple(image.shape)}."
+            )
         check_finite(image, f"image {i}")
         mask = masks[min(i, len(masks) - 1)] if masks else image
         if mask.shape[-2:] != image.shape[-2:]:

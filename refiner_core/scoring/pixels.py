@@ -25,13 +25,13 @@ def check_same_size(a: Tensor, b: Tensor, mask: Tensor | None) -> None:
     """
     if a.ndim != 4 or a.shape[1] != 3 or a.shape[-2:] != b.shape[-2:] or b.shape[1] != 3:
         raise ValueError(
-            f"Both pictures must be B 3 H W of the same size, got {tuple(a.shape)} and "
+            f"Both pictures need 3 channels and the same size, got the shapes {tuple(a.shape)} and "
             f"{tuple(b.shape)}. Resize one first."
         )
     if mask is not None and (mask.ndim != 4 or mask.shape[-2:] != a.shape[-2:]):
         raise ValueError(
-            f"The mask must be B 1 H W in the size of the pictures {tuple(a.shape)}, got "
-            f"{tuple(mask.shape)}."
+            f"The mask needs one channel and the size of the pictures, {a.shape[-1]}x{a.shape[-2]}, "
+            f"got the shape {tuple(mask.shape)}."
         )
 
 

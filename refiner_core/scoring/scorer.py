@@ -50,8 +50,8 @@ def check_pictures(a: Tensor, b: Tensor, any_size: bool = False) -> int:
     for name, image in (("first picture", a), ("second picture", b)):
         if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
             raise ValueError(
-                f"The {name} must be float B 3 H W in [0, 1], got {image.dtype} "
-                f"{tuple(image.shape)}."
+                f"The {name} needs 3 channels of floating point values from 0 to 1, got {image.dtype} "
+                f"of the shape {tuple(image.shape)}."
             )
         check_finite(image, name)
     if a.shape[-2:] != b.shape[-2:] and not any_size:
@@ -88,8 +88,8 @@ def _common_batch(a: int, b: int, what: str) -> int:
 def _check_mask(mask: Tensor, like: Tensor) -> Tensor:
     if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[-2:] != like.shape[-2:]:
         raise ValueError(
-            f"The mask must be B 1 {like.shape[-2]} {like.shape[-1]} like the pictures, got "
-            f"{tuple(mask.shape)}."
+            f"The mask needs one channel and the size of the pictures, {like.shape[-1]}x"
+            f"{like.shape[-2]}, got the shape {tuple(mask.shape)}."
         )
     check_finite(mask, "mask")
     empty = (mask.flatten(1).amax(1) <= 0).nonzero().flatten()
