@@ -18,7 +18,7 @@ from refiner_core.data.stages.procedural import (
     ProceduralSelect,
 )
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'omnirefiner[cluster]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
 
 
 @pytest.fixture

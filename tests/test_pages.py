@@ -42,3 +42,12 @@ def test_named_places_exist(page: str) -> None:
 def test_the_readme_is_short() -> None:
     """Everything that does not fit is on a page of its own."""
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) < 150
+
+
+def test_nothing_advises_to_install_a_package_that_is_not_published() -> None:
+    """The pack is installed from a checkout: no package index has `omnirefiner`."""
+    advice = re.compile(r"pip install [^\n&]*?['\" ]omnirefiner\b")
+    files = [p for kind in ("py", "md", "js", "json") for p in ROOT.glob(f"*/**/*.{kind}")]
+    files = [p for p in (*files, *ROOT.glob("*.md")) if not p.is_relative_to(ROOT / "tests")]
+    assert len(files) > 200
+    assert not [str(p) for p in files if advice.search(p.read_text("utf-8"))]

@@ -63,7 +63,7 @@ def draw_curves(runs: Sequence[Path], out: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as e:
         raise ModuleNotFoundError(
-            "Plotting curves needs matplotlib: pip install 'omnirefiner[train]'."
+            "Plotting curves needs matplotlib: pip install matplotlib."
         ) from e
     logs = {run: read_curves(run) for run in runs}
     keys = sorted({key for log in logs.values() for key in log}, key=_place)

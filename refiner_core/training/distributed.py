@@ -88,7 +88,7 @@ def launched_processes(device: torch.device) -> Processes:
         from accelerate import Accelerator
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError(
-            "Training on several processes needs accelerate: pip install 'omnirefiner[train]'."
+            "Training on several processes needs accelerate: pip install accelerate."
         ) from e
     sharding = requested_sharding()
     return Processes(Accelerator(cpu=device.type == "cpu"), sharding)

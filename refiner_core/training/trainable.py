@@ -97,7 +97,7 @@ def all_weights(model: Transformer) -> Trainable:
 
 def _require_peft() -> None:
     if importlib.util.find_spec("peft") is None:
-        raise ModuleNotFoundError("Training a LoRA needs peft: pip install 'omnirefiner[train]'.")
+        raise ModuleNotFoundError("Training a LoRA needs peft: pip install peft.")
 
 
 def add_lora(model: Transformer, rank: int, alpha: float, seed: int = 0) -> Trainable:

@@ -50,7 +50,7 @@ def _photo(placement: Placement) -> Image.Image:
     package, rest = placement.photo.split("/", 1)
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"{package} is not installed: pip install 'omnirefiner[train]'")
+        raise ModuleNotFoundError(f"{package} is not installed: pip install -e '.[train]'")
     path = Path(spec.submodule_search_locations[0]) / rest
     # Through an array: an embedded profile must not travel into the cases.
     return Image.fromarray(np.asarray(Image.open(path).convert("RGB"))).crop(placement.crop)
