@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import comfy.samplers
 import torch
@@ -15,6 +15,7 @@ from ..refiner_core.images.geometry import Extent
 from ..refiner_core.repair.marking import normalize_request
 from ..refiner_core.repair.pipeline import RefineResult, refine
 from ..refiner_core.repair.request import (
+    Paste,
     RefineOptions,
     RefineRequest,
     check,
@@ -293,16 +294,36 @@ def _candidate_inputs() -> list[Any]:
     ]
 
 
-def _mask_batch_input() -> Any:
-    return io.Combo.Input(
-        "mask_batch",
-        options=[TOGETHER, SEPARATE],
-        default=TOGETHER,
-        optional=True,
-        advanced=True,
-        tooltip="What several masks mean for a single draft. together: all of them are "
-        "repaired in one image. separate: each mask makes an image of its own.",
-    )
+def _later_inputs() -> list[Any]:
+    """Inputs of later versions, at the end, so that saved workflows keep their values."""
+    return [
+        io.Combo.Input(
+            "mask_batch",
+            options=[TOGETHER, SEPARATE],
+            default=TOGETHER,
+            optional=True,
+            advanced=True,
+            tooltip="What several masks mean for a single draft. together: all of them are "
+            "repaired in one image. separate: each mask makes an image of its own.",
+        ),
+        io.Combo.Input(
+            "paste",
+            options=list(get_args(Paste)),
+            default="region",
+            optional=True,
+            advanced=True,
+            tooltip="What of the repaired crop is pasted into the draft: the region, or the whole "
+            "crop, including the surroundings that the model saw. Connect paste_mask to choose "
+            "it yourself.",
+        ),
+        io.Mask.Input(
+            "paste_mask",
+            optional=True,
+            tooltip="What of the repaired crop is pasted into the draft, apart from the mask of "
+            "the region that is repaired. It may be smaller or larger than the region, but "
+            "only what lies in the crop is pasted.",
+        ),
+    ]
 
 
 def _options(
@@ -373,7 +394,7 @@ class ReferenceRefine(io.ComfyNode):
                     "box 1 of the reference, box 2 from box 2. A connected mask limits the boxes to "
                     "its shape."
                 ),
-                _mask_batch_input(),
+                *_later_inputs(),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -407,6 +428,7 @@ class ReferenceRefine(io.ComfyNode):
         boxes: str = "",
         scorer: Scorer | None = None,
         mask_batch: str = TOGETHER,
+        paste_mask: Tensor | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
         views = [r for r in (reference, reference_2, reference_3) if r is not None]
@@ -419,6 +441,7 @@ class ReferenceRefine(io.ComfyNode):
             _options(**settings),
             parse_boxes(boxes),
             notes,
+            mask_to_core(paste_mask),
         )
         request = normalize_request(request)
         if mask_batch == TOGETHER:

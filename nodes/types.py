@@ -63,7 +63,7 @@ ScorerSocket = io.Custom("SCORER")  # carries a `refiner_core.scoring.scorer.Sco
 def boxes_input(tooltip: str) -> io.String.Input:
     """The widget `boxes`, drawn by the user and stored as text (see `refiner_core.images.boxes`).
 
-    It is always the last input of a node, so that older workflows keep their values.
+    Inputs that were added later stand behind it, so that older workflows keep their values.
     """
     return io.String.Input(
         "boxes",

@@ -176,6 +176,79 @@ def test_two_regions_are_repaired_apart(nano: CoreEngine) -> None:
     assert_outside_unchanged(result, request.draft)
 
 
+def inverting(**options: Any) -> tuple[Plain, RefineRequest]:
+    """An engine that inverts the crop, and a request whose region is in the picture's middle."""
+    scene = scene_of(4, (320, 240))
+    mask = torch.zeros(1, 1, 240, 320)
+    mask[..., 100:140, 140:180] = 1
+    plain = RefineOptions(align=False, drift=False, color_match=0, feather=0)
+    engine = Plain(spoil=lambda x: 1 - x)
+    return engine, request_of(scene, replace(plain, **options), mask=mask)
+
+
+def changed_box(result: RefineResult, draft: Tensor) -> list[int]:
+    ys, xs = np.nonzero((result.image != draft).any(1)[0].numpy())
+    return [int(v) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)]
+
+
+def test_what_is_pasted_can_be_the_whole_crop() -> None:
+    engine, request = inverting(paste="crop", context=2)
+    result = refine(engine, request)
+    (region,) = result.report["regions"]
+    x0, y0, x1, y1 = region["crop"]
+    assert region["region"] == [140, 100, 180, 140]
+    assert region["pasted"] == region["crop"] == changed_box(result, request.draft)
+    assert result.mask[..., y0:y1, x0:x1].min() == 1
+    assert result.mask.sum() == (x1 - x0) * (y1 - y0)
+    assert_outside_unchanged(result, request.draft)
+
+
+@pytest.mark.parametrize("blend", ["feather", "multiband", "membrane"])
+def test_what_is_pasted_can_have_a_mask_of_its_own(blend: Any) -> None:
+    engine, request = inverting(context=2, blend=blend)
+    paste_mask = torch.zeros(1, 1, 240, 320)
+    paste_mask[..., 90:120, 150:190] = 1  # reaches out of the region, and leaves a part of it out
+    result = refine(engine, replace(request, paste_mask=paste_mask))
+    (region,) = result.report["regions"]
+    assert region["region"] == [140, 100, 180, 140]
+    assert region["pasted"] == changed_box(result, request.draft) == [150, 90, 190, 120]
+    assert torch.equal(result.mask, paste_mask)
+    assert_outside_unchanged(result, request.draft)
+
+
+def test_paste_masks_that_do_not_fit_are_refused() -> None:
+    engine, request = inverting()
+    far = torch.zeros(1, 1, 240, 320)
+    far[..., :8, :8] = 1
+    for paste_mask, match in (
+        (far, r"140, 100, 180, 140"),
+        (torch.ones(1, 1, 24, 32), "32x24.*320x240"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            refine(engine, replace(request, paste_mask=paste_mask))
+    crop = replace(request, options=replace(request.options, paste="crop"))
+    with pytest.raises(ValueError, match="'crop'"):
+        refine(engine, replace(crop, paste_mask=torch.ones(1, 1, 240, 320)))
+
+
+def test_the_whole_crop_of_transferred_detail_keeps_what_is_around_it(nano: CoreEngine) -> None:
+    """The detail is laid over the draft itself: around it, nothing is scaled down and up again."""
+    scene = scene_of(5, (640, 480))
+    options = RefineOptions(steps=STEPS, align=True, paste="crop")
+    request = request_of(scene, options, reference_masks=(None,))
+    result = refine(nano, request)
+    (region,) = result.report["regions"]
+    assert region["scale"] < 1 and "score_around" in region["references"][0]["alignment"]
+    x0, y0, x1, y1 = region["pasted"]
+    rx0, ry0, rx1, ry1 = region["region"]
+    far = torch.zeros(1, 3, 480, 640, dtype=torch.bool)
+    far[..., y0:y1, x0:x1] = True
+    around = 12 + round(0.2 * min(rx1 - rx0, ry1 - ry0))
+    far[..., max(0, ry0 - around) : ry1 + around, max(0, rx0 - around) : rx1 + around] = False
+    assert far.any() and torch.equal(result.image[far], request.draft[far])
+    assert_outside_unchanged(result, request.draft)
+
+
 def test_no_mask_is_the_whole_picture(nano: CoreEngine) -> None:
     scene = scene_of(2, (144, 112))
     result = refine(nano, request_of(scene, mask=None))

@@ -49,6 +49,11 @@ def _add_files(group: Any) -> None:
         "alpha channel)",
     )
     group.add_argument(
+        "--paste-mask",
+        metavar="FILE",
+        help="white is pasted of the repaired crop (default: the region)",
+    )
+    group.add_argument(
         "--resize-mask", action="store_true", help="resize masks to the size of their pictures"
     )
     group.add_argument(
@@ -100,6 +105,12 @@ def _add_repair(group: Any) -> None:
         choices=("feather", "multiband", "membrane"),
         default="feather",
         help="how the repaired crop is blended in (default: feather)",
+    )
+    group.add_argument(
+        "--paste",
+        choices=("region", "crop"),
+        default="region",
+        help="what of the repaired crop is pasted: the region, or all of the crop (default: region)",
     )
     group.add_argument(
         "--color-match",
@@ -194,12 +205,19 @@ def _request(chosen: argparse.Namespace, draft: Picture) -> RefineRequest:
     options = RefineOptions(**{name: getattr(chosen, name) for name in names})
     references, reference_masks, notes = _references(chosen)
     notes = [f"draft {chosen.draft}: {note}" for note in draft.notes] + notes
-    mask = None
-    if chosen.mask:
-        mask, more = _mask(chosen.mask, draft.pixels, chosen.resize_mask, "mask")
+    masks: list[Tensor | None] = []
+    for path, name in ((chosen.mask, "mask"), (chosen.paste_mask, "paste mask")):
+        mask, more = _mask(path, draft.pixels, chosen.resize_mask, name) if path else (None, ())
+        masks.append(mask)
         notes += more
     return RefineRequest(
-        draft.pixels, references, mask, reference_masks, options, notes=tuple(notes)
+        draft.pixels,
+        references,
+        masks[0],
+        reference_masks,
+        options,
+        notes=tuple(notes),
+        paste_mask=masks[1],
     )
 
 

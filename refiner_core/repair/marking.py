@@ -36,11 +36,14 @@ def normalize_request(request: RefineRequest) -> RefineRequest:
         reference_masks.append(own)
         notes += more
     rest = request.reference_masks[len(reference_masks) :]
+    height, width = request.draft.shape[-2:]
+    paste_mask, more = usable_mask(request.paste_mask, width, height, "paste mask")
     return replace(
         request,
         mask=mask,
         reference_masks=(*reference_masks, *rest),
-        notes=(*request.notes, *notes),
+        notes=(*request.notes, *notes, *more),
+        paste_mask=paste_mask,
     )
 
 
@@ -55,6 +58,8 @@ def region_notes(regions: Sequence[PlannedRegion], size: Extent) -> tuple[str, .
     """
     notes: list[str] = []
     for planned in regions:
+        if planned.pasting_note:
+            notes.append(planned.pasting_note)
         region, scale = planned.task.region, planned.largest_scale
         if scale >= _BLURRED:
             continue

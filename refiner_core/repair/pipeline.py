@@ -177,7 +177,7 @@ def _report(
 def _changed(works: list[Work], size: Extent) -> Tensor:
     """What was allowed to change in a picture, 1 1 H W."""
     allowed = _empty_mask(size)
-    for region in (work.planned.task.region for work in works):
+    for region in (work.planned.pasted for work in works):
         b = region.box
         inside = allowed[..., b.y0 : b.y1, b.x0 : b.x1]
         inside.copy_(torch.maximum(inside, (region.mask > 0).float()))

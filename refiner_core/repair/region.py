@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..images.crop import crop, crop_mask, stitch_into, uncrop, uncrop_signed
+from ..images.crop import box_region, crop, crop_mask, stitch_into, uncrop, uncrop_signed
 from ..images.geometry import Box, CropPlan, Extent, plan_crop
-from ..images.masks import Region
-from ..images.tensors import check_finite
+from ..images.masks import Region, bounds
+from ..images.tensors import check_finite, to_float
 from ..interfaces import CleanInput, SamplingJob
 from ..matching.detail_transfer import DetailTransfer
 from ..matching.tone import close_rim
@@ -45,6 +45,8 @@ class PlannedRegion:
     """Of each reference's own crop."""
     largest_scale: float
     """Of the crop that shows the region alone: the model sees it no larger."""
+    pasted: Region
+    """Where the repaired crop is blended in: usually the region itself."""
 
     @property
     def seen(self) -> Box:
@@ -58,6 +60,17 @@ class PlannedRegion:
             min(crop.y0, box.y0 - around),
             max(crop.x1, box.x1 + around),
             max(crop.y1, box.y1 + around),
+        )
+
+    @property
+    def pasting_note(self) -> str | None:
+        """A note if more than the region is pasted, from a crop that the model sees shrunk."""
+        if self.task.region.box.contains(self.pasted.box) or self.plan.scale >= 1:
+            return None
+        return (
+            f"{self.pasted.box.extent} px are pasted, of which the model sees only "
+            f"{self.plan.scale:.0%} of the resolution, so fine detail around the region comes back "
+            "blurred"
         )
 
     @property
@@ -100,6 +113,8 @@ class PreparedRegion:
     """Whether the references lie in the draft's pose and light."""
     blend: ReferenceBlend
     """What goes into the draft and the result of the first reference."""
+    pasted: Region
+    """Where the repaired crop is blended in."""
     report: dict[str, Any]
     """For JSON."""
     transfer: DetailTransfer | None = None
@@ -114,7 +129,8 @@ def plan_region(
     """Where the crops of a region in a picture of that size lie.
 
     Raises:
-        ValueError: an empty reference mask, or more or fewer references than the recipe takes.
+        ValueError: an empty reference mask, a paste mask that marks nothing in the crop, or more or
+            fewer references than the recipe takes.
     """
     recipe.check_references(len(task.references))
     context = recipe.context if options.context is None else options.context
@@ -127,7 +143,26 @@ def plan_region(
         options.megapixels,
     )
     alone = plan_crop(size, task.region.box, recipe.buckets, 1.0, options.megapixels)
-    return PlannedRegion(task, plan, tuple(others), alone.scale)
+    return PlannedRegion(task, plan, tuple(others), alone.scale, _pasted(task, plan))
+
+
+def _pasted(task: RegionTask, plan: CropPlan) -> Region:
+    """Where a repaired crop is blended in: the region, all of the crop, or the paste mask in it."""
+    if task.paste == "region":
+        return task.region
+    i = plan.inside
+    if task.paste == "crop":
+        return box_region(i)
+    assert isinstance(task.paste, Tensor)
+    mask = task.paste[..., i.y0 : i.y1, i.x0 : i.x1].float()
+    box = bounds(mask)
+    if box is None:
+        raise ValueError(
+            f"The paste mask marks nothing in the crop {tuple(i)} of the region "
+            f"{tuple(task.region.box)}. Paint what is to be pasted there, or leave the paste mask out."
+        )
+    cut = mask[..., box.y0 : box.y1, box.x0 : box.x1].contiguous()
+    return Region(box.moved(i.x0, i.y0), cut)
 
 
 def prepare_region(
@@ -149,7 +184,7 @@ def prepare_region(
     plans = planned.reference_plans
     given = list(zip(task.references, task.reference_masks, plans, strict=True))
     aligned = bool(given) and (recipe.align if options.align is None else options.align)
-    report = _plan_report(plan)
+    report = _plan_report(planned)
     crops: list[ReferenceCrop] = []
     transfer, left_alone = None, False
     if aligned and recipe.native_detail and _is_searched(task, plan):
@@ -184,6 +219,7 @@ def prepare_region(
         tuple(crops),
         aligned,
         blend,
+        planned.pasted,
         report,
         transfer,
         left_alone,
@@ -287,41 +323,55 @@ def correct_region(
         color_match=float(usual) if options.color_match is None else options.color_match,
     )
     if options.blend == "membrane" and prepared.transfer is None:
-        corrected = close_rim(corrected, prepared.draft, prepared.mask)
+        mask = prepared.mask
+        if prepared.pasted is not prepared.region:
+            mask = crop_mask(prepared.pasted, prepared.plan)
+        corrected = close_rim(corrected, prepared.draft, mask)
     return corrected, report
 
 
 def stitch_region(
     image: Tensor, prepared: PreparedRegion, result: Tensor, options: RefineOptions
 ) -> None:
-    """Blend the repaired crop, float 1 3 H W, into `image` itself; outside the region it keeps its
-    exact bits, and so does a region that is left alone.
+    """Blend the repaired crop, float 1 3 H W, into `image` itself. Outside of what is pasted it keeps
+    its exact bits, and so does a region that is left alone.
     """
     if prepared.left_alone:
         return
-    patch = _patch(prepared, result)
-    stitch_into(image, patch, prepared.region, feather_pixels=options.feather, blend=options.blend)
+    patch = _patch(image, prepared, result)
+    stitch_into(image, patch, prepared.pasted, feather_pixels=options.feather, blend=options.blend)
 
 
-def _patch(prepared: PreparedRegion, result: Tensor) -> Tensor:
-    """The repaired crop at the draft's resolution, cut to the region's box.
+def _patch(image: Tensor, prepared: PreparedRegion, result: Tensor) -> Tensor:
+    """The repaired crop at the draft's resolution, cut to the box of what is pasted.
 
     Where the detail was transferred at that resolution, only what the model changed of it is scaled
-    up.
+    up, and where it was not, the picture stays as it is.
     """
+    pasted = prepared.pasted
     if prepared.transfer is None:
-        return uncrop(result, prepared.plan, prepared.region)
-    change = result - prepared.references[0].crop
-    change = uncrop_signed(change, prepared.plan, prepared.region)
-    picture, shown = prepared.transfer.part(prepared.region.box)
-    return (picture + shown * change).clamp(0, 1)
+        return uncrop(result, prepared.plan, pasted)
+    b = pasted.box
+    patch = to_float(image[..., b.y0 : b.y1, b.x0 : b.x1]).clone()
+    seen = prepared.transfer.window.intersection(b)
+    if min(seen.extent) <= 0:
+        return patch
+    change = uncrop_signed(result - prepared.references[0].crop, prepared.plan, pasted)
+    rows, columns = slice(seen.y0 - b.y0, seen.y1 - b.y0), slice(seen.x0 - b.x0, seen.x1 - b.x0)
+    picture, shown = prepared.transfer.part(seen)
+    patch[..., rows, columns] = picture + shown * change[..., rows, columns]
+    return patch.clamp(0, 1)
 
 
-def _plan_report(plan: CropPlan) -> dict[str, Any]:
-    return {
+def _plan_report(planned: PlannedRegion) -> dict[str, Any]:
+    plan = planned.plan
+    report: dict[str, Any] = {
         "region": list(plan.region),
         "crop": list(plan.box),
         "bucket": str(plan.target),
         "scale": round(plan.scale, 4),
         "padding": list(plan.padding),
     }
+    if planned.pasted is not planned.task.region:
+        report["pasted"] = list(planned.pasted.box)
+    return report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import get_args
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -15,6 +15,9 @@ from ..images.masks import Region, find_regions, whole_region
 MAX_CANDIDATES = 64
 _SMALLEST_REFERENCE = 8  # px: less than one token of any recipe
 _LEAST_SCALE_UNMARKED = 0.5
+
+# What of a repaired crop is pasted: the region, or all of the crop that lies in the picture.
+Paste = Literal["region", "crop"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class RefineOptions:
     """How firmly sampling is held to the draft outside the region, 0 (free) to 1."""
     blend: Blend = "feather"
     """How the repaired crop is blended in."""
+    paste: Paste = "region"
+    """What of the repaired crop is blended in, unless the request has a paste mask."""
     drift: bool | None = None
     """Whether shift and zoom are taken out; None: the recipe's."""
     color_match: float | None = None
@@ -78,10 +83,10 @@ class RefineOptions:
             raise ValueError(
                 f"keep must be from 1 to the number of candidates ({self.candidates}), got {self.keep}."
             )
-        if self.blend not in get_args(Blend):
-            raise ValueError(
-                f"blend must be one of {', '.join(get_args(Blend))}, got {self.blend!r}."
-            )
+        for name, choices in (("blend", get_args(Blend)), ("paste", get_args(Paste))):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,8 @@ class RefineRequest:
     `unmarked_size`) or K 1 H W; `reference_masks` one per group, None = the whole reference. N, M and
     K must be equal or 1.
     With `boxes` each pair is a region of its own, repaired from its own box of the first reference;
-    the masks then only narrow the boxes down.
+    the masks then only narrow the boxes down. `paste_mask` None or K 1 H W says what of the repaired
+    crops is pasted, in place of the regions.
     """
 
     draft: Tensor
@@ -104,6 +110,7 @@ class RefineRequest:
     boxes: tuple[BoxPair, ...] = ()
     notes: tuple[str, ...] = ()
     """What was changed while the pictures and masks were read, for the report."""
+    paste_mask: Tensor | None = None
 
 
 def check(request: RefineRequest) -> int:
@@ -148,7 +155,19 @@ def _check_shapes(request: RefineRequest) -> dict[str, int]:
     if request.mask is not None:
         counts["masks"] = len(request.mask)
         _same_size(request.mask, draft, "mask", "draft")
+    if request.paste_mask is not None:
+        counts["paste masks"] = len(request.paste_mask)
+        _check_paste_mask(request, request.paste_mask)
     return counts
+
+
+def _check_paste_mask(request: RefineRequest, mask: Tensor) -> None:
+    _same_size(mask, request.draft, "paste mask", "draft")
+    if request.options.paste != "region":
+        raise ValueError(
+            f"paste is {request.options.paste!r}, but there is a paste mask, too. Set paste to "
+            "'region', or leave the paste mask out."
+        )
 
 
 def _check_draft(draft: Tensor) -> None:
@@ -201,6 +220,8 @@ class RegionTask:
     """At most three, each 1 3 h w in any stored type."""
     reference_masks: tuple[Tensor | None, ...]
     """The detail in each reference, 1 1 h w; None = the whole reference."""
+    paste: Paste | Tensor = "region"
+    """What of the repaired crop is pasted; a tensor is a mask of the draft, 1 1 H W."""
 
 
 def region_tasks(
@@ -221,12 +242,13 @@ def region_tasks(
     masks += [None] * (len(references) - len(masks))
     mask = None if request.mask is None else pick(request.mask, i)
     grow = request.options.grow
+    paste = request.options.paste if request.paste_mask is None else pick(request.paste_mask, i)
     if not request.boxes:
         if mask is None:
             regions = [_unmarked_region(request, size, buckets)]
         else:
             regions = find_regions(mask, grow_pixels=grow)
-        return [RegionTask(region, references, tuple(masks)) for region in regions]
+        return [RegionTask(region, references, tuple(masks), paste) for region in regions]
     tasks: list[RegionTask] = []
     regions = box_regions(request.boxes, size, mask, grow_pixels=grow)
     for region, pair in zip(regions, request.boxes, strict=True):
@@ -234,7 +256,7 @@ def region_tasks(
         if pair.reference is not None and references:
             extent = Extent(references[0].shape[-1], references[0].shape[-2])
             own = [reference_box_mask(pair.reference, extent, masks[0]), *masks[1:]]
-        tasks.append(RegionTask(region, references, tuple(own)))
+        tasks.append(RegionTask(region, references, tuple(own), paste))
     return tasks
 
 
@@ -251,9 +273,13 @@ def unite_masks(request: RefineRequest) -> RefineRequest:
     Where drafts or references come in a batch, too, each mask belongs to one of them and stays.
     """
     given = [request.draft, *request.references, *request.reference_masks]
-    if request.mask is None or any(batch is not None and len(batch) > 1 for batch in given):
+    if any(batch is not None and len(batch) > 1 for batch in given):
         return request
-    return replace(request, mask=request.mask.amax(0, keepdim=True))
+    mask, paste_mask = (
+        None if batch is None else batch.amax(0, keepdim=True)
+        for batch in (request.mask, request.paste_mask)
+    )
+    return replace(request, mask=mask, paste_mask=paste_mask)
 
 
 def unmarked_size(request: RefineRequest, size: Extent, buckets: Buckets) -> Extent | None:

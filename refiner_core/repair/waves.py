@@ -19,9 +19,9 @@ def waves(regions: Sequence[PlannedRegion]) -> list[list[int]]:
     for i, later in enumerate(regions):
         number = 0
         for earlier, wave in zip(regions[:i], numbers, strict=True):
-            if _overlap(later.seen, earlier.task.region.box):
+            if _overlap(later.seen, earlier.pasted.box):
                 number = max(number, wave + 1)
-            elif _overlap(earlier.seen, later.task.region.box):
+            elif _overlap(earlier.seen, later.pasted.box):
                 number = max(number, wave)
         numbers.append(number)
     return [[i for i, own in enumerate(numbers) if own == wave] for wave in range(max(numbers) + 1)]

@@ -47,6 +47,27 @@ def test_several_masks_of_one_draft(server: Any, meaning: dict[str, str], images
         assert where == ([True] * 3 if images == 1 else [j == i for j in range(3)])
 
 
+def test_what_is_pasted_is_chosen_apart_from_the_region(server: Any) -> None:
+    draft = pixels(CASES / "logo/draft.png")
+    whole = repair("logo", paste="crop", align_reference="off")
+    entry = server.run(whole)
+    (region,) = json.loads(entry["outputs"]["report"]["text"][0])["regions"]
+    changed = (pixels(server.saved(entry, "save")[0]) != draft).any(-1)
+    x0, y0, x1, y1 = region["crop"]
+    assert region["pasted"] == region["crop"] != region["region"]
+    assert changed[y0:y1, x0:x1].mean() > 0.5 and changed.sum() == changed[y0:y1, x0:x1].sum()
+
+    graph = repair("logo", paste_mask=["half", 0])
+    graph["whole"] = node("SolidMask", value=0.0, width=640, height=427)
+    graph["left"] = node("SolidMask", value=1.0, width=(x0 + x1) // 2, height=427)
+    graph["half"] = node(
+        "MaskComposite", destination=["whole", 0], source=["left", 0], x=0, y=0, operation="add"
+    )
+    entry = server.run(graph)
+    changed = (pixels(server.saved(entry, "save")[0]) != draft).any(-1)
+    assert changed[:, : (x0 + x1) // 2].any() and not changed[:, (x0 + x1) // 2 :].any()
+
+
 def test_a_draft_in_which_nothing_is_marked_is_passed_on_with_a_note(server: Any) -> None:
     graph = repair("logo")
     graph["large"] = node(
