@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from . import __version__
 from .commands import (
     animate,
+    audit,
     convert,
     data,
     demo,
@@ -24,7 +25,7 @@ from .commands import (
     train_nano,
 )
 
-_COMMANDS = (demo, refine, score, evaluate, inspect, data, train, merge, convert, animate)
+_COMMANDS = (demo, refine, score, evaluate, audit, inspect, data, train, merge, convert, animate)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,51 +13,9 @@ import torch
 from refiner_core.evaluation.judge import ORDERS, WEIGHTS, VlmJudge, read_reply, rubric
 from refiner_core.evaluation.metric import EvaluationCase
 from refiner_core.scoring.vlm_client import VlmClient
+from tests.vlm_endpoint import endpoint, said
 
-Answer = Callable[[int, dict[str, Any]], tuple[int, bytes]]
 GOOD = '{"detail": 80, "text": null, "background": 100, "naturalness": 60}'
-
-
-def said(text: Any) -> bytes:
-    return json.dumps({"choices": [{"message": {"content": text}}]}).encode()
-
-
-@contextmanager
-def endpoint(
-    answer: Answer, held: threading.Event | None = None
-) -> Iterator[tuple[str, list[Any]]]:
-    """Serves `answer(number, body)`; with `held`, no answer comes before it is set."""
-    asked: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append((self.path, dict(self.headers), body))
-            if held is not None:
-                held.wait(30)
-            status, data = answer(len(asked) - 1, body)
-            try:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-            except OSError:
-                pass  # whoever asked has left
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", asked
-    finally:
-        if held is not None:
-            held.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def case() -> EvaluationCase:

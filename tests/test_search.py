@@ -23,6 +23,7 @@ from refiner_core.repair.best_of_n import Candidate, Round, rounds, search
 from refiner_core.repair.pipeline import refine
 from refiner_core.repair.request import RefineOptions, RefineRequest
 from refiner_core.sampling import draw_noise
+from refiner_core.scoring.scorer import IncomparableError
 from refiner_core.scoring.structural import StructuralScorer
 from tests.jobs import job_of
 
@@ -305,3 +306,54 @@ def test_bad_options(changes: dict[str, int], message: str) -> None:
 def test_the_weight_free_scorer_is_the_default(nano: CoreEngine, scene: HeldOutScene) -> None:
     result = refine(nano, request_of(scene, replace(FAST, candidates=2)))
     assert result.report["regions"][0]["search"]["scorer"] == StructuralScorer().name
+
+
+class OnlyBright:
+    """Compares only with pictures that have something bright, as a text scorer needs lettering."""
+
+    name = "only bright"
+
+    def __init__(self, least: float) -> None:
+        self.least, self.calls = least, 0
+
+    def distance(self, a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        if float(b.mean()) < self.least:
+            raise IncomparableError(f"nothing is brighter than {self.least}")
+        return (a - b).abs().flatten(1).mean(1)
+
+
+def test_a_draft_that_the_scorer_cannot_compare_is_left_out(
+    nano: CoreEngine, scene: HeldOutScene
+) -> None:
+    scene = replace(scene, draft=scene.target // 8 * 7)  # darker than the reference, in place
+    request = request_of(scene, replace(FAST, align=True, candidates=2))
+    every = refine(nano, request, None, OnlyBright(0.0)).report["regions"][0]["search"]
+    assert every["targets"] == ["reference", "draft"] and "targets_left_out" not in every
+    means = _target_means(nano, request)
+    between = (means[0] + means[1]) / 2
+    found = refine(nano, request, None, OnlyBright(between)).report["regions"][0]["search"]
+    assert found["targets"] == ["reference"]
+    assert str(between) in found["targets_left_out"]["draft"]
+
+
+def _target_means(nano: CoreEngine, request: RefineRequest) -> list[float]:
+    """Of the aligned reference and of the draft, as scorers see them."""
+    seen: list[float] = []
+
+    class Watching(OnlyBright):
+        def distance(self, a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+            seen.append(float(b.mean()))
+            return super().distance(a, b, mask)
+
+    refine(nano, request, None, Watching(0.0))
+    return seen[:2]
+
+
+def test_a_reference_that_the_scorer_cannot_compare_is_refused_before_sampling(
+    nano: CoreEngine, scene: HeldOutScene
+) -> None:
+    scorer = OnlyBright(2.0)
+    with pytest.raises(ValueError, match=r"2\.0"):
+        refine(nano, request_of(scene, replace(FAST, candidates=2)), None, scorer)
+    assert scorer.calls == 1

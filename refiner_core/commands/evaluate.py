@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .model_options import add_model_options, model_arguments
+from .vlm_options import add_vlm_options, vlm_client
 
 if TYPE_CHECKING:
     from ..data.triplets import Triplet
@@ -75,13 +75,10 @@ def _add_metric_options(p: argparse.ArgumentParser) -> None:
     g.add_argument("--dreamsim", metavar="FILE", help="made by `omnirefiner convert dreamsim`")
     g.add_argument("--dinov2", metavar="DIR", help="facebook/dinov2-base or -large, downloaded")
     g.add_argument("--insightface", metavar="DIR", help="holds antelopev2 or buffalo_l")
-    g.add_argument("--vlm", metavar="URL", help="OpenAI-compatible endpoint, http://HOST:PORT/v1")
-    g.add_argument("--vlm-model", default="", metavar="NAME")
-    g.add_argument("--vlm-key", metavar="VARIABLE", help="environment variable with the key")
+    add_vlm_options(g)
     g.add_argument(
         "--vlm-votes", type=int, default=3, metavar="N", help="1 to 6; default: %(default)s"
     )
-    g.add_argument("--vlm-timeout", type=float, default=60, metavar="SECONDS")
 
 
 def _metric_names(text: str) -> list[str]:
@@ -101,13 +98,10 @@ def _path(text: str | None) -> Path | None:
 def _judge(chosen: argparse.Namespace, out: Path) -> Metric:
     from ..evaluation.judge import VlmJudge
     from ..evaluation.metric import MetricUnavailable
-    from ..scoring.vlm_client import VlmClient
 
     if chosen.vlm is None:
         raise MetricUnavailable("VLM: name an OpenAI-compatible endpoint with --vlm URL.")
-    key = os.environ.get(chosen.vlm_key) if chosen.vlm_key else None
-    client = VlmClient(chosen.vlm, chosen.vlm_model, key, chosen.vlm_timeout)
-    return VlmJudge(client, out / "vlm-replies.jsonl", chosen.vlm_votes)
+    return VlmJudge(vlm_client(chosen), out / "vlm-replies.jsonl", chosen.vlm_votes)
 
 
 def _factories(

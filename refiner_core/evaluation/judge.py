@@ -144,5 +144,6 @@ class VlmJudge:
 
     def describe(self) -> dict[str, str]:
         return {
-            "vlm": f"{self.client.model} at {self.client.url}, {self.votes} votes in different orders"
+            "vlm": f"{self.client.model} at {self.client.url}, {self.votes} votes in different orders: "
+            f"{self.client.usage.summary()}"
         }

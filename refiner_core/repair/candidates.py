@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..interfaces import Engine, SamplingJob
-from ..scoring.scorer import Scorer
+from ..scoring.scorer import IncomparableError, Scorer
 from ..scoring.structural import StructuralScorer
 from .best_of_n import Candidate, Score, StepCallback, rounds, search
 from .model_inputs import crop_reference
@@ -29,16 +30,44 @@ def sample_best(
     Args:
         job: the plain run's, which is the first candidate.
         scorer: None = the one without weights.
+
+    Raises:
+        ValueError: the scorer cannot compare anything with the reference.
     """
     scorer = scorer or StructuralScorer()
     targets = prepared.blend.targets(prepared.draft, _goal(prepared), prepared.mask)
+    targets, left_out = _comparable(scorer, targets, prepared.mask)
     candidates = [_candidate(engine, prepared, job, i) for i in range(options.candidates)]
     steps = len(job.sigmas) - 1
     plan = rounds(steps, options.candidates, options.keep, options.prune_at)
     score = _score(prepared, options, scorer, list(targets.values()))
     result = search(engine, job, candidates, plan, score, on_step)
     report = result.report(candidates, steps)
-    return result.picture, {"scorer": scorer.name, "targets": list(targets), **report}
+    described: dict[str, Any] = {"scorer": scorer.name, "targets": list(targets)}
+    if left_out:
+        described["targets_left_out"] = left_out
+    return result.picture, {**described, **report}
+
+
+def _comparable(
+    scorer: Scorer, targets: Mapping[str, Tensor], mask: Tensor
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The targets that the scorer can compare with; and the others, with the reason.
+
+    Before anything is sampled: a draft may show no lettering, for example.
+
+    Raises:
+        ValueError: the reference is one of the others.
+    """
+    left_out: dict[str, str] = {}
+    for name, target in targets.items():
+        try:
+            scorer.distance(target, target, mask)
+        except IncomparableError as e:
+            if name == "reference":
+                raise ValueError(f"The candidates cannot be compared: {e}") from e
+            left_out[name] = str(e)
+    return {k: v for k, v in targets.items() if k not in left_out}, left_out
 
 
 def _goal(prepared: PreparedRegion) -> Tensor:

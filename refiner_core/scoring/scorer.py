@@ -10,6 +10,10 @@ from torch import Tensor
 from ..images.tensors import check_finite
 
 
+class IncomparableError(ValueError):
+    """A picture shows nothing that the scorer could compare, for example no lettering."""
+
+
 class Scorer(Protocol):
     """Measures the distance between pictures."""
 
@@ -28,6 +32,7 @@ class Scorer(Protocol):
 
         Raises:
             ValueError: sizes or batches do not match, a value is not finite, or a mask is empty.
+            IncomparableError: `b` shows nothing that this scorer could compare with.
         """
         ...
 

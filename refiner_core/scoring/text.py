@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..images.masks import bounds
 from ..images.tensors import to_dtype, to_float
-from .scorer import check_pair
+from .scorer import IncomparableError, check_pair
 
 _MIN_SIDE = 640  # px: smaller pictures are enlarged, so that small lettering can be read
 _REMEMBERED = 64  # pictures
@@ -132,7 +132,8 @@ class TextScorer:
         """See `Scorer.distance`.
 
         Raises:
-            ValueError: as there; or no text is read in an item of `b`.
+            ValueError: as there.
+            IncomparableError: no text is read in an item of `b`.
         """
         a, b, mask = check_pair(a, b, mask)
         values = [
@@ -144,7 +145,7 @@ class TextScorer:
     def _one(self, a: Tensor, b: Tensor) -> float:
         wanted = self.reader.read(b)
         if not wanted:
-            raise ValueError(
+            raise IncomparableError(
                 "No text is read in the second picture (the reference), so the text scorer cannot "
                 "compare. Choose another scorer, or mark a region with lettering."
             )
