@@ -12,12 +12,13 @@ _BROWSER = Path(__file__).parent / "browser"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever needs a ComfyUI is marked `comfyui`, and whatever needs a page `browser` as well."""
+    """Whatever needs a ComfyUI is marked `comfyui` and `slow`, whatever needs a page also `browser`."""
     for item in items:
         if _BROWSER in item.path.parents:
             item.add_marker("browser")
         if {_COMFYUI, _BROWSER} & set(item.path.parents):
             item.add_marker("comfyui")
+            item.add_marker("slow")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
