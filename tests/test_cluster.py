@@ -1,7 +1,8 @@
-"""The build on a local Ray gives the same bytes as in one process."""
+"""On a local Ray, a build and repairs give the same bytes as in one process."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from refiner_core.data.stages.procedural import (
     ProceduralPair,
     ProceduralSelect,
 )
+from refiner_core.jobs.job_list import read_jobs
+from refiner_core.jobs.run_jobs import run_jobs
+from refiner_core.repair.request import RefineOptions
+from refiner_core.workers.dispatch import Place
+
+CASE = Path(__file__).parents[1] / "refiner_core" / "demo_cases" / "word"
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
 
@@ -44,6 +51,24 @@ def test_ray_gives_the_same_bytes(local_ray: Any, tmp_path: Path) -> None:
         for n in ("here", "there")
     )
     assert here == there
+
+
+def test_ray_repairs_the_same(local_ray: Any, tmp_path: Path) -> None:
+    files = {r: str(CASE / f"{r}.png") for r in ("draft", "reference", "mask")}
+    lines = [{**files, "id": f"n{i}", "seed": i} for i in range(3)] + [
+        {**files, "id": "gone", "draft": "gone.png"}
+    ]
+    (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    fast = RefineOptions(steps=1, align=False, drift=False)
+    for name, place in (("here", Place(("cpu",))), ("there", Place(ray="local"))):
+        listed = read_jobs(tmp_path / "jobs.jsonl", fast)
+        found = run_jobs(listed, tmp_path / name, {"refiner": "nano"}, place)
+        assert found.repaired == 3 and list(found.failed) == ["gone"]
+    for i in range(3):
+        here, there = ((tmp_path / name / f"n{i}.png").read_bytes() for name in ("here", "there"))
+        assert here == there
+    with pytest.raises(ValueError, match="missing"):
+        run_jobs(listed, tmp_path / "other", {"refiner": "missing"}, Place(ray="local"))
 
 
 @pytest.mark.parametrize(

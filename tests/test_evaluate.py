@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from refiner_core.__main__ import main
-from refiner_core.data.pair_files import PairFiles
+from refiner_core.data.pair_files import PairFiles, unique_ids
 from refiner_core.data.shards import shard_name, write_shard
 from refiner_core.data.triplets import Triplet
-from refiner_core.evaluation.cases import FileCases, open_cases, unique_ids
+from refiner_core.evaluation.cases import FileCases, open_cases
 from refiner_core.evaluation.evaluation_settings import EvaluationSettings, Outcome
 from refiner_core.evaluation.held_out_scenes import HeldOutScene, make_scene
 from refiner_core.evaluation.metric import Column

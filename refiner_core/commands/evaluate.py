@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .model_options import add_model_options, model_arguments
 from .vlm_options import add_vlm_options, vlm_client
+from .workers import add_workers, place
 
 if TYPE_CHECKING:
     from ..data.triplets import Triplet
@@ -30,7 +31,10 @@ def add_parser(commands: Any) -> None:
     p.add_argument("--out", required=True, metavar="DIR", help="an interrupted run is resumed")
     p.add_argument("--split", help="of shards: train, validation, ...; default: all")
     p.add_argument("--count", type=int, metavar="N", help="the first N cases; default: all")
-    p.add_argument("--workers", type=int, default=1, help="processes that repair; default: 1")
+    p.add_argument(
+        "--workers", type=int, default=1, help="processes that repair on --device; default: 1"
+    )
+    add_workers(p)
     p.add_argument(
         "--results", metavar="DIR", help="measure finished repairs DIR/ID.png, run no refiner"
     )
@@ -139,7 +143,7 @@ def _settings(chosen: argparse.Namespace) -> EvaluationSettings:
             raise ValueError(f"--other takes NAME=DIR, got {text!r}.")
         others[name] = Path(folder).expanduser()
     return EvaluationSettings(
-        data=Path(chosen.data),
+        data=Path(chosen.data).absolute(),
         out=Path(chosen.out),
         split=chosen.split,
         count=chosen.count,
@@ -149,7 +153,7 @@ def _settings(chosen: argparse.Namespace) -> EvaluationSettings:
         ),
         results=_path(chosen.results),
         others=others,
-        workers=chosen.workers,
+        place=place(chosen),
     )
 
 

@@ -1,4 +1,4 @@
-"""`omnirefiner refine`: one draft and its reference from files to a file."""
+"""`omnirefiner refine`: one draft and its reference from files to a file, or many."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import exit_status
 from .model_options import add_model_options, model_arguments
+from .progress import ProgressLine, RepairProgress
+from .refine_jobs import add_jobs, check_single, run_list
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..images.image_io import Picture
-    from ..repair.request import RefineRequest
+    from ..jobs.repair_files import RepairFiles
+    from ..repair.request import RefineOptions
 
 
 def add_parser(commands: Any) -> None:
     """Add the command's options."""
-    p = commands.add_parser("refine", help="repair one picture")
+    p = commands.add_parser("refine", help="repair one picture, or many")
     _add_files(p.add_argument_group("pictures"))
+    add_jobs(p.add_argument_group("many pictures"))
     add_model_options(p)
     _add_repair(p.add_argument_group("repair"))
     _add_candidates(p.add_argument_group("best of several candidates"))
@@ -29,11 +31,11 @@ def add_parser(commands: Any) -> None:
 
 
 def _add_files(group: Any) -> None:
-    group.add_argument("--draft", required=True, metavar="FILE", help="the picture to repair")
+    group.add_argument("--draft", metavar="FILE", help="the picture to repair")
     group.add_argument(
         "--reference",
-        required=True,
         action="append",
+        default=[],
         metavar="FILE",
         help="a picture of the correct detail; can be given up to three times",
     )
@@ -57,10 +59,14 @@ def _add_files(group: Any) -> None:
         "--resize-mask", action="store_true", help="resize masks to the size of their pictures"
     )
     group.add_argument(
-        "--out", required=True, metavar="FILE", help="the .png, .tif or lossless .webp to write"
+        "--out",
+        required=True,
+        metavar="FILE|DIR",
+        help="the .png, .tif or lossless .webp to write; with --jobs, the folder",
     )
     group.add_argument("--report", metavar="FILE", help="write a report as JSON")
     group.add_argument("--overwrite", action="store_true", help="replace existing files")
+    group.add_argument("--quiet", action="store_true", help="print only warnings and errors")
 
 
 def _add_repair(group: Any) -> None:
@@ -155,93 +161,55 @@ def _add_candidates(group: Any) -> None:
     )
 
 
-def _mask(path: str, like: Tensor, resize: bool, name: str) -> tuple[Tensor, tuple[str, ...]]:
-    from torch.nn import functional as F
+def _files(chosen: argparse.Namespace) -> RepairFiles:
+    """The files of a single repair."""
+    from ..jobs.repair_files import RepairFiles
 
-    from ..images.mask_io import read_mask
-
-    mask, notes = read_mask(path, name)
-    if mask.shape[-2:] == like.shape[-2:]:
-        return mask, notes
-    if not resize:
-        raise ValueError(
-            f"The {name} {path} is {mask.shape[-1]}x{mask.shape[-2]} but its picture is "
-            f"{like.shape[-1]}x{like.shape[-2]}. Pass --resize-mask to resize it."
-        )
-    return F.interpolate(mask, like.shape[-2:], mode="bilinear", antialias=True), notes
-
-
-def _references(
-    chosen: argparse.Namespace,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...], list[str]]:
-    """References as they are seen, their masks, and notes about both.
-
-    The mask of a reference is its alpha, unless a mask file is given for it.
-    """
-    from ..images.image_io import load_picture
-
-    pictures: list[Tensor] = []
-    masks: list[Tensor | None] = []
-    notes: list[str] = []
-    for number, path in enumerate(chosen.reference):
-        picture, mask = load_picture(path, "reference").as_reference()
-        notes += [f"reference {path}: {note}" for note in picture.notes]
-        if number < len(chosen.reference_mask):
-            file = chosen.reference_mask[number]
-            mask, more = _mask(file, picture.pixels, chosen.resize_mask, "reference mask")
-            notes += more
-        elif mask is not None:
-            notes.append(f"reference {path}: its alpha channel is taken as the reference mask")
-        pictures.append(picture.pixels)
-        masks.append(mask)
-    return tuple(pictures), tuple(masks), notes
-
-
-def _request(chosen: argparse.Namespace, draft: Picture) -> RefineRequest:
-    """The options and the files of the request."""
-    from ..repair.request import RefineOptions, RefineRequest
-
-    names = (f.name for f in fields(RefineOptions))
-    options = RefineOptions(**{name: getattr(chosen, name) for name in names})
-    references, reference_masks, notes = _references(chosen)
-    notes = [f"draft {chosen.draft}: {note}" for note in draft.notes] + notes
-    masks: list[Tensor | None] = []
-    for path, name in ((chosen.mask, "mask"), (chosen.paste_mask, "paste mask")):
-        mask, more = _mask(path, draft.pixels, chosen.resize_mask, name) if path else (None, ())
-        masks.append(mask)
-        notes += more
-    return RefineRequest(
-        draft.pixels,
-        references,
-        masks[0],
-        reference_masks,
-        options,
-        notes=tuple(notes),
-        paste_mask=masks[1],
+    given = {"--draft FILE": chosen.draft, "--reference FILE": chosen.reference}
+    missing = [option for option, value in given.items() if not value]
+    if missing:
+        raise ValueError(f"refine needs {' and '.join(missing)}, or --jobs for many repairs.")
+    mask, paste_mask = (None if p is None else Path(p) for p in (chosen.mask, chosen.paste_mask))
+    return RepairFiles(
+        Path(chosen.draft),
+        tuple(map(Path, chosen.reference)),
+        mask,
+        tuple(map(Path, chosen.reference_mask)),
+        paste_mask,
+        chosen.resize_mask,
     )
 
 
-def run(chosen: argparse.Namespace) -> None:
-    """Repair the picture and write the files.
+def _options(chosen: argparse.Namespace) -> RefineOptions:
+    from ..repair.request import RefineOptions
+
+    names = (f.name for f in fields(RefineOptions))
+    return RefineOptions(**{name: getattr(chosen, name) for name in names})
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Repair the picture, or the pictures of a list, and write the files.
 
     Raises:
         ValueError: any input that cannot be used; nothing is written then.
     """
-    from ..images.image_io import Picture, check_picture_output, load_picture, save_picture
+    return run_list(chosen, _options(chosen)) if chosen.jobs else _run_one(chosen)
+
+
+def _run_one(chosen: argparse.Namespace) -> int:
+    from ..images.image_io import Picture, check_picture_output, save_picture
+    from ..jobs.repair_files import read_request
     from ..load import load_engine
     from ..repair.pipeline import refine
     from ..storage.output_files import atomic_path, check_output
 
+    check_single(chosen)
     out = check_picture_output(chosen.out, chosen.overwrite)
     report = check_output(chosen.report, chosen.overwrite) if chosen.report else None
-    if len(chosen.reference_mask) > len(chosen.reference):
-        raise ValueError(
-            f"{len(chosen.reference_mask)} reference masks for {len(chosen.reference)} references. "
-            "Give at most one for each."
-        )
-    draft = load_picture(chosen.draft, "draft")
-    request = _request(chosen, draft)
-    result = refine(load_engine(**model_arguments(chosen)), request)
+    request, draft = read_request(_files(chosen), _options(chosen))
+    with ProgressLine(chosen.quiet) as line:
+        line.say("loading the refiner")
+        result = refine(load_engine(**model_arguments(chosen)), request, RepairProgress(line))
     save_picture(Picture(result.image, draft.alpha), out, chosen.overwrite)
     if report is not None:
         data = {**result.report, "draft_file": str(chosen.draft)}
@@ -249,4 +217,6 @@ def run(chosen: argparse.Namespace) -> None:
             Path(temporary).write_text(json.dumps(data, indent=2), encoding="utf-8")
     for note in result.report["notes"]:
         print(f"omnirefiner: {note}.", file=sys.stderr)
-    print(f"{out}: {len(result.crops)} region(s) in {result.report['seconds_total']:.1f} s")
+    if not chosen.quiet:
+        print(f"{out}: {len(result.crops)} region(s) in {result.report['seconds_total']:.1f} s")
+    return exit_status.DONE

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,6 +156,18 @@ def find_pairs(folder: Path) -> tuple[PairFiles, ...]:
             "generated_with_degradation.png, or a .jsonl file that lists them)."
         )
     return tuple(pairs)
+
+
+def unique_ids(names: Sequence[str]) -> list[str]:
+    """Names as ids: other characters become "_", and a repeated name gets a number."""
+    ids: list[str] = []
+    for name in names:
+        base = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:90] or "case"
+        chosen, number = base, 2
+        while chosen in ids:
+            chosen, number = f"{base}-{number}", number + 1
+        ids.append(chosen)
+    return ids
 
 
 def find_references(folder: Path) -> tuple[PairFiles, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.pair_files import PairFiles, find_pairs, read_pixels
+from ..data.pair_files import PairFiles, find_pairs, read_pixels, unique_ids
 from ..data.shards import TripletSet
 from ..data.triplets import Triplet, check
 from ..images.mask_io import load_mask
@@ -105,18 +104,6 @@ def _read_mask(path: Path, role: str) -> np.ndarray:
 
 def _resize(array: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def unique_ids(names: Sequence[str]) -> list[str]:
-    """Names as ids: other characters become "_", and a repeated name gets a number."""
-    ids: list[str] = []
-    for name in names:
-        base = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:90] or "case"
-        chosen, number = base, 2
-        while chosen in ids:
-            chosen, number = f"{base}-{number}", number + 1
-        ids.append(chosen)
-    return ids
 
 
 def open_cases(data: Path, split: str | None = None) -> Cases:

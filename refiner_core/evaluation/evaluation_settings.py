@@ -10,6 +10,7 @@ from typing import Any
 from .. import __version__
 from ..nano import resolve_weights
 from ..repair.request import RefineOptions
+from ..workers.dispatch import Place
 from .digests import sha256
 
 # The systems that are compared: rows of the tables.
@@ -35,7 +36,7 @@ class EvaluationSettings:
     results: Path | None = None  # folder of finished repairs <id>.png to measure instead
     # Other systems by name: folders of <id>.png or <id>/refined.png.
     others: Mapping[str, Path] = field(default_factory=dict)
-    workers: int = 1  # processes that repair
+    place: Place = field(default_factory=Place)  # where the repairs are done
 
     def __post_init__(self) -> None:
         taken = {DRAFT, PASTED, ALIGNED, REFINED, "target", "reference"}
@@ -46,10 +47,8 @@ class EvaluationSettings:
                 raise ValueError(f"The results of {name}: the folder {folder} does not exist.")
         if self.results is not None and not self.results.is_dir():
             raise ValueError(f"The results: the folder {self.results} does not exist.")
-        if self.workers < 1 or (self.count is not None and self.count < 1):
-            raise ValueError(
-                f"--workers and --count must be at least 1, got {self.workers} and {self.count}."
-            )
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"--count must be at least 1, got {self.count}.")
 
     @property
     def systems(self) -> list[str]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import platform
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from ..recipes.recipe import NANO
 from ..repair.pipeline import refine
 from ..repair.request import RefineOptions, RefineRequest
 from ..storage.output_files import atomic_path
-from ..workers.pool import worker_pool
 from .baselines import PastedReference, pasted_reference
 from .cases import Cases, open_cases
 from .digests import triplet_digest
@@ -37,17 +36,11 @@ from .metric import EvaluationCase, Metric, Scores
 
 _FILES = {PASTED: "pasted.png", ALIGNED: "aligned.png", REFINED: "refined.png"}
 Log = Callable[[str], None]
-_Job = tuple[EvaluationSettings, Cases, int]
 
 
 def case_seed(seed: int, name: str) -> int:
     """The noise seed of a case, which does not depend on the other cases."""
     return (seed + zlib.crc32(name.encode())) % (1 << 64)
-
-
-@cache
-def _engine(arguments: tuple[tuple[str, Any], ...]) -> Engine:
-    return load_engine(**dict(arguments))
 
 
 def _read_png(path: Path) -> Tensor:
@@ -67,18 +60,23 @@ def _png(image: Tensor) -> bytes:
     return encode_png(image[0].permute(1, 2, 0).contiguous().numpy())
 
 
-def _repair(job: _Job) -> tuple[str, str | None]:
-    """Make one case's pictures; returns its id, and the error if it failed."""
-    settings, cases, index = job
-    name = cases.ids[index]
-    try:
-        _make_pictures(settings, cases.load(index), settings.out / "cases" / name)
-    except (ValueError, OSError) as e:
-        return name, str(e)
-    return name, None
+class _Repairer:
+    """Makes the pictures of cases; the engine is loaded once, and only if it is needed."""
+
+    def __init__(self, settings: EvaluationSettings, cases: Cases, device: str) -> None:
+        self.settings, self.cases = settings, cases
+        model = {**settings.model, "device": device}
+        self.engine = load_engine(**model) if settings.results is None else None
+
+    def __call__(self, index: int) -> None:
+        """Make those of the case number `index`."""
+        folder = self.settings.out / "cases" / self.cases.ids[index]
+        _make_pictures(self.settings, self.engine, self.cases.load(index), folder)
 
 
-def _make_pictures(settings: EvaluationSettings, triplet: Triplet, folder: Path) -> None:
+def _make_pictures(
+    settings: EvaluationSettings, engine: Engine | None, triplet: Triplet, folder: Path
+) -> None:
     case = EvaluationCase.of(triplet)
     _ = case.box  # rejects an empty mask before any work is done
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,8 +92,7 @@ def _make_pictures(settings: EvaluationSettings, triplet: Triplet, folder: Path)
     )
     report: dict[str, Any] = {}
     recipe = NANO
-    if settings.results is None:
-        engine = _engine(tuple(settings.model.items()))
+    if engine is not None:
         recipe = engine.recipe
         result = refine(engine, request)
         _write(folder / _FILES[REFINED], _png(result.image))
@@ -117,24 +114,15 @@ def _repair_all(
         i for i in numbers if not (settings.out / "cases" / cases.ids[i] / "repair.json").is_file()
     ]
     failed: dict[str, str] = {}
-    jobs = [(settings, cases, i) for i in todo]
     if len(todo) < len(numbers):
         log(f"{len(numbers) - len(todo)} of {len(numbers)} cases are already repaired")
-    for done, (name, error) in enumerate(_mapped(jobs, settings.workers), 1):
+    open_worker = partial(_Repairer, replace(settings, out=settings.out.absolute()), cases)
+    for done, finished in enumerate(settings.place.run(open_worker, todo), 1):
+        name, error = cases.ids[todo[finished.index]], finished.error
         log(f"repaired {done}/{len(todo)}: {name}" + ("" if error is None else f" FAILED: {error}"))
         if error is not None:
             failed[name] = error
     return failed
-
-
-def _mapped(
-    jobs: list[tuple[EvaluationSettings, Cases, int]], workers: int
-) -> Iterator[tuple[str, str | None]]:
-    if workers == 1 or len(jobs) < 2:
-        yield from map(_repair, jobs)
-        return
-    with worker_pool(min(workers, len(jobs))) as pool:
-        yield from pool.map(_repair, jobs)
 
 
 def _results(settings: EvaluationSettings, case: EvaluationCase) -> dict[str, Tensor]:

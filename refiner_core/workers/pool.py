@@ -14,12 +14,13 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _start_worker() -> None:
+def start_worker(threads: int = 1) -> None:
+    """Prepare this worker process: it ends with its parent and computes on so many threads."""
     # A killed parent closes nothing: its workers would wait for the next job forever.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:
@@ -29,5 +30,5 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
     an OpenMP pool whose threads it does not have, and its first tensor operation hangs.
     """
     return ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker
     )
