@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .data_stages import STAGES, add_stage_options, chosen_stages
+from .data_stages import STAGES, add_stage_options, chosen_own_files, chosen_stages
 from .progress import show_progress
 
 
@@ -83,14 +83,18 @@ def run_build(chosen: argparse.Namespace) -> None:
     """Build what is missing and print what the data set holds."""
     from ..data.build import REJECTED, run_build, run_locally
     from ..data.build_settings import Build
+    from ..data.credits import write_credits
 
     wanted = chosen.stage or STAGES
     if chosen.source and not chosen.stage:
         raise ValueError("--from names the build to start from: add --stage for what runs again.")
     out = Path(chosen.out)
+    own, found = chosen_own_files(chosen)
+    for line in found:
+        print(line)
     build = Build(
         out=out,
-        stages=chosen_stages(chosen, wanted),
+        stages=chosen_stages(chosen, wanted, own),
         count=chosen.count,
         seed=chosen.seed,
         shard_size=chosen.shard or (16 if chosen.pair_workflow or chosen.degrade_workflow else 64),
@@ -103,6 +107,8 @@ def run_build(chosen: argparse.Namespace) -> None:
 
         run = ray_runner(chosen.ray)
     counts = run_build(build, chosen.workers, show_progress, run)
+    if own.files():
+        write_credits(out, [f for files in own.files().values() for f in files])
     if not counts["kept"]:
         raise ValueError(f"{out}: no sample was kept; the reasons are in {out / REJECTED}.")
     splits = [f"{n} {k}" for k, n in counts.items() if k not in _COUNTS]

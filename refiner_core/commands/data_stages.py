@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..data.own_files import OwnFiles
     from ..data.pair_files import PairFiles
     from ..data.sample import BuildStage
     from ..data.stages.generated import CachedWorkflow
@@ -91,6 +92,18 @@ def _add_procedural_options(p: argparse.ArgumentParser) -> None:
     g.add_argument("--flat", action="store_true", help="no bent surfaces")
     g.add_argument("--detail", choices=("word", "logo", "pattern"), help="only this kind")
     g.add_argument("--outline-masks", action="store_true", help="no boxes and ellipses as masks")
+    for option, used_for in (
+        ("--photos", "photographs (PNG, JPEG, ...) for the backgrounds"),
+        ("--fonts", "fonts (.ttf, .otf, .ttc) for words, in every script that they can write"),
+        ("--artwork", "emblems and drawings (.png with alpha, .svg) for logos"),
+    ):
+        g.add_argument(
+            option,
+            action="append",
+            default=[],
+            metavar="DIR",
+            help=f"a folder of your own {used_for}, instead of the built-in ones; repeatable",
+        )
 
 
 def _add_select_options(p: argparse.ArgumentParser) -> None:
@@ -114,7 +127,22 @@ def _add_select_options(p: argparse.ArgumentParser) -> None:
     select.add_argument("--vlm-key-env", metavar="NAME", help="environment variable with the key")
 
 
-def chosen_stages(chosen: argparse.Namespace, wanted: Sequence[str]) -> tuple[BuildStage, ...]:
+def chosen_own_files(chosen: argparse.Namespace) -> tuple[OwnFiles, list[str]]:
+    """The user's own photographs, fonts and artwork, and a line about each kind.
+
+    Raises:
+        ValueError: a folder has nothing that can be used.
+        ModuleNotFoundError: a package that fonts or SVG files need is not installed.
+    """
+    from ..data.own_files import find_own_files
+
+    kinds = ([Path(d) for d in dirs] for dirs in (chosen.photos, chosen.fonts, chosen.artwork))
+    return find_own_files(*kinds, held_out=chosen.held_out)
+
+
+def chosen_stages(
+    chosen: argparse.Namespace, wanted: Sequence[str], own: OwnFiles
+) -> tuple[BuildStage, ...]:
     """The stages to run, configured by the options.
 
     Raises:
@@ -122,7 +150,7 @@ def chosen_stages(chosen: argparse.Namespace, wanted: Sequence[str]) -> tuple[Bu
     """
     _check(chosen, wanted)
     if not chosen.pairs and not chosen.pair_workflow:
-        return tuple(s for s in _procedural_stages(chosen) if s.name in wanted)
+        return tuple(s for s in _procedural_stages(chosen, own) if s.name in wanted)
     from ..data.pair_files import find_pairs, find_references
 
     if chosen.pairs:
@@ -147,6 +175,7 @@ def _required(path: str | None, option: str) -> Path:
 def _check(chosen: argparse.Namespace, wanted: Sequence[str]) -> None:
     real = bool(chosen.pairs or chosen.pair_workflow)
     procedural_only = chosen.square or chosen.flat or chosen.detail or chosen.outline_masks
+    own = chosen.photos or chosen.fonts or chosen.artwork
     conflicts = [
         (chosen.pairs and chosen.pair_workflow, "--pairs and --pair-workflow exclude each other"),
         (
@@ -165,6 +194,7 @@ def _check(chosen: argparse.Namespace, wanted: Sequence[str]) -> None:
             real and procedural_only,
             "--square, --flat, --detail and --outline-masks are for procedural pairs",
         ),
+        (real and own, "--photos, --fonts and --artwork are for procedural pairs"),
         (chosen.vlm and not chosen.vlm_model, "--vlm needs --vlm-model"),
         (not 0 <= chosen.identity <= 1, f"--identity must be 0 to 1, got {chosen.identity}"),
         (
@@ -177,7 +207,7 @@ def _check(chosen: argparse.Namespace, wanted: Sequence[str]) -> None:
             raise ValueError(f"{message}.")
 
 
-def _procedural_stages(chosen: argparse.Namespace) -> tuple[BuildStage, ...]:
+def _procedural_stages(chosen: argparse.Namespace, own: OwnFiles) -> tuple[BuildStage, ...]:
     from ..data.stages.procedural import (
         ProceduralDegrade,
         ProceduralMask,
@@ -186,7 +216,7 @@ def _procedural_stages(chosen: argparse.Namespace) -> tuple[BuildStage, ...]:
     )
 
     pair = ProceduralPair(
-        chosen.size or 512, chosen.square, chosen.detail, chosen.held_out, chosen.flat
+        chosen.size or 512, chosen.square, chosen.detail, chosen.held_out, chosen.flat, own
     )
     degrade: BuildStage = ProceduralDegrade(pair, chosen.identity)
     if chosen.degrade_workflow:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from ..matching import homography as hom
+from .credits import OwnFile
 from .textures import Texture
 
 _SUPERSAMPLE = 2
@@ -125,6 +126,7 @@ class SurfaceView:
     defocus: float  # standard deviation of the blur, in pixels
     grain: float  # standard deviation of the noise, in values of 255
     grain_seed: int
+    photo: OwnFile | None = None  # of the user's own: the one that the background shows
 
 
 def _window(view: SurfaceView) -> tuple[int, int, int, int]:

@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 
 from ..matching import homography as hom
-from .photographs import draw_background
+from .credits import OwnFile
+from .own_files import OwnFiles
+from .photographs import draw_background, draw_own_background
 from .render import Bend, Light, Projection, SurfaceView, draw_pose, project
 from .textures import Texture
 
@@ -102,7 +104,7 @@ def draw_view(
     """
     calm = 0.55 if clean else 1.0
     pose = draw_pose(rng, texture, canvas, fill, max_angle=0.35 * calm, jitter=0.06 * calm)
-    background = draw_background(rng, canvas, held_out)
+    background, photo = _draw_background(rng, texture.style.own, canvas, held_out)
     light = _draw_light(rng, background, pose, texture)
     return SurfaceView(
         surface=texture.image.size,
@@ -115,4 +117,14 @@ def draw_view(
         defocus=float(rng.uniform(0, 0.8)) * calm,
         grain=float(rng.uniform(0, 2.5)) * calm,
         grain_seed=int(rng.integers(1 << 31)),
+        photo=photo,
     )
+
+
+def _draw_background(
+    rng: np.random.Generator, own: OwnFiles, canvas: tuple[int, int], held_out: bool
+) -> tuple[Image.Image, OwnFile | None]:
+    if not own.photos:
+        return draw_background(rng, canvas, held_out), None
+    photos = own.held_out_photos if held_out and own.held_out_photos else own.photos
+    return draw_own_background(rng, canvas, photos)

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
+
+from .artwork import load_artwork
+from .credits import OwnFile
+from .fonts import Font, bundled_fonts, load_font
+from .own_files import NO_FILES, OwnFiles
+from .scripts import LATIN, letters, misspell, random_word
 
 KINDS = ("word", "logo", "pattern")
-_CONSONANTS, _VOWELS = "BCDFGHKLMNPRSTVWZ", "AEIOU"
+_LATIN_SHARE = 0.5
 _MIN_CONTRAST = 60.0  # of 255, luminance of detail against material: less is not a detail
 
 
@@ -29,6 +33,7 @@ class Texture:
     kind: str  # one of `KINDS`
     label: str  # the word, or the name of the logo or pattern
     style: TextureStyle
+    artwork: OwnFile | None = None  # of the user's own: the one that the logo is
 
 
 @dataclass(frozen=True)
@@ -39,78 +44,69 @@ class TextureStyle:
     material: Image.Image  # the surface without the detail, RGB
     ink: tuple[int, int, int]
     second_ink: tuple[int, int, int]
-    font: str | None  # its file; None = Pillow's own
+    font: Font | None  # None = Pillow's own
     font_share: float  # height of letters as a share of the surface
     kind: str  # one of `KINDS`
+    script: str = LATIN  # of words and letters
+    own: OwnFiles = NO_FILES  # what else can be drawn in its place
 
 
-@cache
-def font_files() -> tuple[str, ...]:
-    """Paths of the scalable fonts of the training extra's `font-*` packages, or none.
+def draw_texture(
+    rng: np.random.Generator, height: int, kind: str | None = None, own: OwnFiles = NO_FILES
+) -> Texture:
+    """Draw a random surface `height` pixels high carrying one detail of `kind` (random if None).
 
-    Without them Pillow's own bundled font is used, so drawing works on a bare install.
+    Raises:
+        ValueError: a file of the user's `own` cannot be read.
     """
-    try:
-        from fonts import ttf  # type: ignore[import-not-found]
-    except ImportError:
-        return ()
-    found = [p for p in vars(ttf).values() if isinstance(p, str) and p.endswith((".ttf", ".otf"))]
-    # Hairline weights vanish at the few pixels that a stroke has here.
-    usable = (p for p in set(found) if not any(w in p for w in ("Thin", "Light", "Amatic")))
-    return tuple(sorted(p for p in usable if Path(p).is_file()))
-
-
-def random_word(rng: np.random.Generator) -> str:
-    """Three to eight pronounceable letters, sometimes lower case, sometimes with digits."""
-    n = int(rng.integers(3, 9))
-    first = int(rng.integers(2))
-    letters = [str(rng.choice(list(_VOWELS if (i + first) % 2 else _CONSONANTS))) for i in range(n)]
-    word = "".join(letters)
-    style = rng.random()
-    if style < 0.25:
-        return word.capitalize()
-    if style < 0.35:
-        return word.lower()
-    if style < 0.5:
-        return word[: max(2, n - 2)] + str(rng.integers(10, 100))
-    return word
-
-
-def draw_texture(rng: np.random.Generator, height: int, kind: str | None = None) -> Texture:
-    """Draw a random surface `height` pixels high carrying one detail of `kind` (random if None)."""
     kind = kind or str(rng.choice(KINDS, p=(0.5, 0.3, 0.2)))
     aspect = rng.uniform(1.8, 3.6) if kind == "word" else rng.uniform(0.8, 1.4)
     size = (max(16, round(height * aspect)), height)
     material, base = _material(rng, size)
+    ink, second_ink = _ink(rng, base), _ink(rng, base)
+    script = _draw_script(rng, own)
     style = TextureStyle(
         size=size,
         material=material,
-        ink=_ink(rng, base),
-        second_ink=_ink(rng, base),
-        font=str(rng.choice(font_files())) if font_files() else None,
+        ink=ink,
+        second_ink=second_ink,
+        font=_draw_font(rng, own, script),
         font_share=float(rng.uniform(0.45, 0.72)),
         kind=kind,
+        script=script,
+        own=own,
     )
     return _with_detail(rng, style)
 
 
+def _draw_script(rng: np.random.Generator, own: OwnFiles) -> str:
+    """A script that the fonts can write: Latin about as often as all others together."""
+    if not own.fonts:
+        return LATIN
+    others = [s for s in own.scripts if s != LATIN]
+    if not others or (LATIN in own.scripts and rng.random() < _LATIN_SHARE):
+        return LATIN
+    return others[int(rng.integers(len(others)))]
+
+
+def _draw_font(rng: np.random.Generator, own: OwnFiles, script: str) -> Font | None:
+    """A font that has every letter of the script, or None where no font files are there."""
+    if own.fonts:
+        able = own.fonts_of(script)
+        return able[int(rng.integers(len(able)))]
+    return Font(str(rng.choice(bundled_fonts()))) if bundled_fonts() else None
+
+
 def alternative(rng: np.random.Generator, texture: Texture) -> Texture:
     """The same surface with another detail of the same kind, sometimes only partly different."""
-    if texture.kind == "word" and rng.random() < 0.6:
-        return _with_detail(rng, texture.style, _misspell(rng, texture.label))
     style = texture.style
-    if rng.random() < 0.3 and font_files():
-        style = replace(style, font=str(rng.choice(font_files())))
-    return _with_detail(rng, style)
-
-
-def _misspell(rng: np.random.Generator, word: str) -> str:
-    letters = list(word)
-    for _ in range(int(rng.integers(1, max(2, len(letters) // 2) + 1))):
-        i = int(rng.integers(len(letters)))
-        letters[i] = str(rng.choice(list(_CONSONANTS + _VOWELS)))
-    wrong = "".join(letters)
-    return wrong if wrong != word else word[::-1]
+    if texture.kind == "word" and rng.random() < 0.6:
+        return _with_detail(rng, style, misspell(rng, texture.label, style.script))
+    if rng.random() < 0.3 and style.font:
+        style = replace(style, font=_draw_font(rng, style.own, style.script))
+    if texture.artwork and len(style.own.artwork) > 1:
+        return _with_artwork(rng, style, texture.artwork)
+    return _with_detail(rng, style if not texture.artwork else replace(style, own=NO_FILES))
 
 
 def _material(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Image.Image, np.ndarray]:
@@ -154,8 +150,10 @@ def _with_detail(
 ) -> Texture:
     image = style.material.copy()
     if style.kind == "word":
-        label = label or random_word(rng)
+        label = label or random_word(rng, style.script)
         box = _draw_word(image, style, label)
+    elif style.kind == "logo" and style.own.artwork:
+        return _with_artwork(rng, style)
     elif style.kind == "logo":
         label = label or f"logo-{int(rng.integers(1 << 30))}"
         box = _draw_logo(image, style, np.random.default_rng(_stable_seed(label)))
@@ -165,13 +163,20 @@ def _with_detail(
     return Texture(image, box, style.kind, label, style)
 
 
+def _with_artwork(
+    rng: np.random.Generator, style: TextureStyle, instead_of: OwnFile | None = None
+) -> Texture:
+    """The surface with artwork of the user's own, other than `instead_of`."""
+    choice = [f for f in style.own.artwork if f != instead_of]
+    file = choice[int(rng.integers(len(choice)))]
+    image = style.material.copy()
+    box = _draw_artwork(image, style, file)
+    # Icon themes hold one drawing in many sizes, under one name: they are one identity.
+    return Texture(image, box, style.kind, f"artwork-{file.path.stem}", style, file)
+
+
 def _stable_seed(label: str) -> int:
     return int.from_bytes(label.encode()[-8:], "little") % (1 << 32)
-
-
-def load_font(path: str | None, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font at `path`, or Pillow's bundled one when `path` is None."""
-    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
 
 
 def _draw_word(image: Image.Image, style: TextureStyle, word: str) -> tuple[int, int, int, int]:
@@ -228,9 +233,9 @@ def _draw_logo(
         ]
         draw.polygon(star, fill=style.ink)
     elif shape < 0.6:
-        letters = "".join(rng.choice(list(_CONSONANTS + _VOWELS), int(rng.integers(1, 3))))
-        font = load_font(style.font, max(6, int(inner * (1.5 if len(letters) == 1 else 1.0))))
-        draw.text((cx, cy), letters, fill=style.ink, font=font, anchor="mm")
+        text = "".join(rng.choice(list(letters(style.script)), int(rng.integers(1, 3))))
+        font = load_font(style.font, max(6, int(inner * (1.5 if len(text) == 1 else 1.0))))
+        draw.text((cx, cy), text, fill=style.ink, font=font, anchor="mm")
     elif shape < 0.8:
         for i in range(int(rng.integers(2, 5))):
             start = math.degrees(turn) + i * 97
@@ -249,6 +254,37 @@ def _draw_logo(
             draw.rectangle((cx - half, y, cx + half, y + inner * 0.2), fill=style.ink)
     pad = 0.04 * r
     return int(cx - r - pad), int(cy - r - pad), int(cx + r + pad), int(cy + r + pad)
+
+
+def _draw_artwork(
+    image: Image.Image, style: TextureStyle, file: OwnFile
+) -> tuple[int, int, int, int]:
+    """The drawing in the middle, on a light or dark plate where the surface would hide it."""
+    side = round(0.8 * min(image.size))
+    drawing = load_artwork(file.path, (side, side))
+    x, y = (image.width - drawing.width) // 2, (image.height - drawing.height) // 2
+    pad = max(1, side // 24)
+    box = (x - pad, y - pad, x + drawing.width + pad, y + drawing.height + pad)
+    if _hidden(drawing, image.crop((x, y, x + drawing.width, y + drawing.height))):
+        shade = 245 if _luminance(_mean_color(drawing)) < 128 else 24
+        plate = (box[0], box[1], box[2] - 1, box[3] - 1)
+        ImageDraw.Draw(image).rounded_rectangle(plate, 2 * pad, fill=(shade, shade, shade))
+    image.paste(drawing, (x, y), drawing)
+    return box
+
+
+def _mean_color(drawing: Image.Image) -> np.ndarray:
+    pixels = np.asarray(drawing, np.float32)
+    share = pixels[..., 3:] / 255
+    return (pixels[..., :3] * share).sum((0, 1)) / max(1.0, float(share.sum()))
+
+
+def _hidden(drawing: Image.Image, surface: Image.Image) -> bool:
+    """Whether a drawing hardly differs from the surface under it."""
+    pixels, under = np.asarray(drawing, np.float32), np.asarray(surface, np.float32)
+    share = pixels[..., 3] / 255
+    apart = np.abs(pixels[..., :3] - under).mean(-1)
+    return float((apart * share).sum()) < _MIN_CONTRAST * max(1.0, float(share.sum()))
 
 
 def _draw_pattern(

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from refiner_core.data.fonts import bundled_fonts
 from refiner_core.data.render import Light
-from refiner_core.data.textures import font_files
 from refiner_core.matching import homography as hom
 
 Quad = tuple[tuple[float, float], tuple[float, float], tuple[float, float], tuple[float, float]]
@@ -77,7 +77,7 @@ def _render(
 
 
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    for path in font_files():
+    for path in bundled_fonts():
         if Path(path).stem == name:
             return ImageFont.truetype(path, size)
     return ImageFont.load_default(size)

@@ -13,7 +13,9 @@ from PIL import Image, ImageDraw
 
 from ...matching import homography as hom
 from ..corruptions import CORRUPTIONS
+from ..credits import credits_of
 from ..degrade import degrade_box
+from ..own_files import NO_FILES, OwnFiles
 from ..render import Projection, SurfaceView, render, render_mask
 from ..sample import RejectedError, Sample, split_of_identity
 from ..scene import Scene, draw_canvas, draw_view
@@ -23,6 +25,7 @@ from .drafts import paste_inside, with_draft, with_right_draft
 
 SOURCE = "procedural"
 LICENCE = "drawn; backgrounds from scikit-image and scikit-learn (public domain, CC0, CC BY)"
+OWN_LICENCE = "drawn with the builder's own files: see credits"
 _KIND_SHARES = (0.5, 0.3, 0.2)
 _KIND_NAMES = {"word": "lettering", "logo": "logo", "pattern": "pattern"}
 
@@ -37,12 +40,14 @@ class ProceduralPair:
     # Share of identities that go to "validation", with backgrounds that training never sees.
     held_out: float = 0.05
     flat: bool = False  # never bend the surface
+    own: OwnFiles = NO_FILES  # photographs, fonts and artwork instead of what comes built in
     name: str = field(default="pair", init=False)
     version: str = field(default="procedural/1", init=False)
 
     def settings(self) -> dict[str, Any]:
         names = ("side", "square", "kind", "held_out", *(("flat",) if self.flat else ()))
-        return {name: getattr(self, name) for name in names}
+        own = {"own": self.own.settings()} if self.own.files() else {}
+        return {name: getattr(self, name) for name in names} | own
 
     def draw_scene(self, sample: Sample) -> Scene:
         """The scene of a sample; the same seed gives the same scene."""
@@ -50,7 +55,7 @@ class ProceduralPair:
         canvas = draw_canvas(rng, self.side, self.square)
         kind = self.kind or str(rng.choice(KINDS, p=_KIND_SHARES))
         fill = float(rng.uniform(0.45, 0.8) if kind == "word" else rng.uniform(0.35, 0.65))
-        texture = draw_texture(rng, max(32, round(0.8 * fill * min(canvas))), kind)
+        texture = draw_texture(rng, max(32, round(0.8 * fill * min(canvas))), kind, self.own)
         held_out = split_of_identity(identity_of(texture), self.held_out) == "validation"
         target = draw_view(rng, texture, canvas, fill, held_out, clean=False, flat=self.flat)
         other = draw_canvas(rng, round(self.side * rng.uniform(0.6, 1.0)), self.square)
@@ -71,8 +76,9 @@ class ProceduralPair:
             label=texture.label,
             identity=identity_of(texture),
             source=SOURCE,
-            licence=LICENCE,
+            licence=OWN_LICENCE if self.own.files() else LICENCE,
             bend=scene.target.bend.kind,
+            **_credits(scene),
         )
         return replace(
             sample,
@@ -82,6 +88,20 @@ class ProceduralPair:
             info=info,
             scene=scene,
         )
+
+
+def _credits(scene: Scene) -> dict[str, Any]:
+    """The user's own files in reference and target, as an entry of the sample's info."""
+    texture = scene.texture
+    lettered = texture.style.font if texture.kind == "word" else None
+    files = (
+        scene.target.photo,
+        scene.reference.photo,
+        lettered.file if lettered else None,
+        texture.artwork,
+    )
+    named = credits_of(files)
+    return {"credits": named} if named else {}
 
 
 def identity_of(texture: Texture) -> str:
