@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from ..refiner_core.images.image_io import Picture
+from ..refiner_core.images.mask_io import usable_mask
+from ..refiner_core.images.tensors import composite
 
-_CHANNELS_WITH_ALPHA = 4
+CHANNELS_WITH_ALPHA = 4
 
 
 def to_core(image: Tensor) -> Tensor:
@@ -21,16 +23,28 @@ def to_core(image: Tensor) -> Tensor:
     return color.movedim(-1, 1)
 
 
+def opaque_to_core(image: Tensor) -> Tensor:
+    """IMAGE `B H W C` -> `B 3 H W` over white, for images that are only looked at.
+
+    Raises:
+        ValueError: another shape.
+    """
+    pixels = to_core(image)
+    if image.shape[-1] == CHANNELS_WITH_ALPHA:
+        pixels = composite(pixels, image[..., 3:].movedim(-1, 1))
+    return pixels.cpu()
+
+
 def composited_to_core(image: Tensor) -> tuple[Tensor, Tensor | None]:
     """IMAGE `B H W C` -> `B 3 H W` over white, and its alpha as a mask `B 1 H W` or None.
 
-    References and images to compare are read like this, so that they look as they are shown.
+    References are read like this, so that they look as they are shown.
 
     Raises:
         ValueError: another shape, or every pixel is transparent.
     """
     pixels = to_core(image).cpu()
-    if image.shape[-1] != _CHANNELS_WITH_ALPHA:
+    if image.shape[-1] != CHANNELS_WITH_ALPHA:
         return pixels, None
     alpha = image[..., 3:].movedim(-1, 1).cpu()
     picture, mask = Picture(pixels, alpha).as_reference()
@@ -57,7 +71,7 @@ def references_to_core(
 
 
 def _check_image(image: Tensor) -> None:
-    if image.ndim != 4 or image.shape[-1] not in (1, 3, _CHANNELS_WITH_ALPHA):
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, CHANNELS_WITH_ALPHA):
         raise ValueError(
             f"An IMAGE needs the shape (batch, height, width, channels) with 1, 3 or 4 channels, got "
             f"{tuple(image.shape)}."
@@ -67,7 +81,7 @@ def _check_image(image: Tensor) -> None:
 def from_core(image: Tensor, like: Tensor | None = None) -> Tensor:
     """`B 3 H W` -> IMAGE `B H W C`, with the alpha of `like` (an IMAGE) if it has one."""
     out = image.movedim(1, -1).contiguous()
-    if like is None or like.shape[-1] != _CHANNELS_WITH_ALPHA:
+    if like is None or like.shape[-1] != CHANNELS_WITH_ALPHA:
         return out
     alpha = like[..., 3:].expand(len(out), *like.shape[1:3], like.shape[-1] - 3)
     return torch.cat([out, alpha.to(out)], -1)
@@ -90,6 +104,17 @@ def mask_to_core(mask: Tensor | None) -> Tensor | None:
     if mask.ndim != 4 or mask.shape[1] != 1:
         raise ValueError(f"A MASK needs the shape (batch, height, width), got {tuple(mask.shape)}.")
     return mask.float().cpu()
+
+
+def usable_mask_to_core(
+    mask: Tensor | None, image: Tensor, name: str = "mask"
+) -> tuple[Tensor | None, tuple[str, ...]]:
+    """A MASK of an image `B C H W` -> `B 1 H W` in [0, 1], None if nothing is painted, and notes.
+
+    Raises:
+        ValueError: another shape, or it is not clear what the mask means.
+    """
+    return usable_mask(mask_to_core(mask), image.shape[-1], image.shape[-2], name)
 
 
 def mask_from_core(mask: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..refiner_core.images.boxes import format_boxes, parse_boxes
 from ..refiner_core.images.geometry import Extent
 from ..refiner_core.repair.mask_building import MaskOptions, build_mask, grown_boxes, reference_mask
-from .layout import mask_from_core, mask_to_core, to_core
-from .pictures import show_inputs, temp_mask
+from .layout import mask_from_core, to_core, usable_mask_to_core
+from .pictures import show_inputs, show_text, temp_mask
 from .types import CATEGORY, boxes_input
 
 
@@ -144,15 +144,16 @@ class MaskBuilder(io.ComfyNode):
         reference: Tensor | None = None,
         boxes: str = "",
     ) -> io.NodeOutput:
-        picture, given = to_core(image).cpu()[:1], mask_to_core(mask)
+        picture = to_core(image).cpu()[:1]
+        given, notes = usable_mask_to_core(mask, picture)
         other = None if compare_with is None else to_core(compare_with).cpu()[:1]
         detail = other if reference is None else to_core(reference).cpu()[:1]
         shown = show_inputs(cls, picture, detail)
         pairs = parse_boxes(boxes)
         options = MaskOptions(threshold, align, grow, fill_holes, smallest, invert)
-        painted = (
-            None if given is None else given.amax(0, keepdim=True)
-        )  # of detectors: all objects
+        show_text(cls, "\n".join(notes))
+        # Detectors make a mask for each object.
+        painted = None if given is None else given.amax(0, keepdim=True)
         built = build_mask(picture, painted, other, pairs, options)
         of_reference = None
         if reference is not None:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..refiner_core.repair.pick_best import pick_best
 from ..refiner_core.scoring.scorer import Scorer
-from .layout import mask_to_core, to_core
+from .layout import mask_to_core, opaque_to_core
+from .loaded_files import read_references
+from .pictures import show_text
 from .types import SCORING, ScorerSocket
 
 
@@ -95,6 +97,7 @@ class PickBest(io.ComfyNode):
                     display_name="report", tooltip="The distance of every image as JSON text."
                 ),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -109,19 +112,25 @@ class PickBest(io.ComfyNode):
         scorer: list[Scorer] | None = None,
     ) -> io.NodeOutput:
         singles = [image for batch in images for image in batch.split(1)]
+        given = _only(reference_mask, "reference mask") if reference_mask else None
+        (view,), (detail,), notes = read_references(
+            cls, {"reference": _only(reference, "reference")}, given
+        )
         ranking = pick_best(
-            [to_core(image).cpu() for image in singles],
-            to_core(_only(reference, "reference")).cpu(),
+            [opaque_to_core(image) for image in singles],
+            view,
             _masks(mask),
-            mask_to_core(_only(reference_mask, "reference mask") if reference_mask else None),
+            detail,
             scorer=scorer[0] if scorer else None,
             align=align[0],
         )
-        report = {
+        report: dict[str, Any] = {
             "scorer": ranking.scorer,
             "order": ranking.order,
             "distances": [round(d, 6) for d in ranking.distances],
+            "notes": [*notes, *ranking.notes],
         }
+        show_text(cls, "\n".join(report["notes"]))
         chosen = ranking.order[: keep[0]]
         best = [singles[i] for i in chosen]
         if len({image.shape for image in best}) == 1:

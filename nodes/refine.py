@@ -24,8 +24,9 @@ from ..refiner_core.repair.request import (
 )
 from ..refiner_core.scoring.scorer import Scorer
 from .engine import OWN_SAMPLER, RECIPE_SCHEDULE, ComfyEngine
-from .layout import from_core, mask_from_core, mask_to_core, references_to_core, to_core
+from .layout import from_core, mask_from_core, mask_to_core, to_core
 from .live import LiveView
+from .loaded_files import read_references
 from .nano import load_nano_refiner
 from .pictures import show_inputs, show_text, temp_picture
 from .types import CATEGORY, Refiner, RefinerSocket, ScorerSocket, boxes_input
@@ -396,7 +397,7 @@ class ReferenceRefine(io.ComfyNode):
                 ),
                 *_later_inputs(),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The repaired draft."),
@@ -431,8 +432,8 @@ class ReferenceRefine(io.ComfyNode):
         paste_mask: Tensor | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        views = [r for r in (reference, reference_2, reference_3) if r is not None]
-        references, masks, notes = references_to_core(views, reference_mask)
+        views = {"reference": reference, "reference_2": reference_2, "reference_3": reference_3}
+        references, masks, notes = read_references(cls, views, reference_mask)
         request = RefineRequest(
             to_core(draft).cpu(),
             references,
@@ -446,7 +447,7 @@ class ReferenceRefine(io.ComfyNode):
         request = normalize_request(request)
         if mask_batch == TOGETHER:
             request = unite_masks(request)
-        shown = show_inputs(cls, request.draft, request.references[0] if views else None)
+        shown = show_inputs(cls, request.draft, request.references[0] if references else None)
         engine = ComfyEngine(refiner or load_nano_refiner(), sampler, scheduler)
         check(request)
         size = Extent(draft.shape[2], draft.shape[1])

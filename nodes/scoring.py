@@ -14,7 +14,6 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..refiner_core.images.tensors import composite
 from ..refiner_core.scoring.comparison import SIZE_POLICIES, SizePolicy, compare
 from ..refiner_core.scoring.dreamsim import DreamSim
 from ..refiner_core.scoring.dreamsim_files import load_dreamsim
@@ -24,7 +23,9 @@ from ..refiner_core.scoring.heatmap import draw_heat
 from ..refiner_core.scoring.scorer import MapScorer
 from ..refiner_core.scoring.structural import StructuralScorer
 from ..refiner_core.scoring.text import TextScorer
-from .layout import from_core, mask_to_core, to_core
+from .layout import from_core, opaque_to_core, usable_mask_to_core
+from .loaded_files import with_alpha
+from .pictures import show_text
 from .types import SCORING, ScorerSocket
 
 FOLDER = "dreamsim"
@@ -64,14 +65,6 @@ class ManagedDreamSim(DreamSimScorer):
     def heatmap(self, a: Tensor, b: Tensor) -> Tensor:
         self._load()
         return super().heatmap(a, b)
-
-
-def _opaque(image: Tensor) -> Tensor:
-    """IMAGE -> `B 3 H W`; the fourth channel of an image with alpha composites it over white."""
-    pixels = to_core(image)
-    if image.shape[-1] > 3:
-        pixels = composite(pixels, image[..., 3:4].movedim(-1, 1))
-    return pixels.cpu()
 
 
 def _missing(name: str) -> str:
@@ -255,6 +248,7 @@ class DreamSimScore(io.ComfyNode):
                 ),
                 io.String.Output(display_name="text", tooltip="The distances as text."),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -280,12 +274,15 @@ class DreamSimScore(io.ComfyNode):
             bar.update_absolute(done, total)
             mm.throw_exception_if_processing_interrupted()
 
-        a, b = _opaque(image_a), _opaque(image_b)
+        a = opaque_to_core(with_alpha(cls, "image_a", image_a))
+        b = opaque_to_core(with_alpha(cls, "image_b", image_b))
+        area, notes = usable_mask_to_core(mask, a)
+        show_text(cls, "\n".join(notes))
         result = compare(
             scorer or load_scorer(metric, precision),
             a,
             b,
-            mask_to_core(mask),
+            area,
             sizes=sizes,
             heatmap=True,
             progress=progress,

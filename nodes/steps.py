@@ -31,7 +31,8 @@ from ..refiner_core.repair.request import (
 )
 from .conditioning import EncodedText, condition, encode_text
 from .engine import check_layout, decode_latent, encode_image
-from .layout import from_core, mask_from_core, mask_to_core, references_to_core, to_core
+from .layout import from_core, mask_from_core, mask_to_core, to_core
+from .loaded_files import read_references
 from .types import STEPS, RefineCrop, RefineCropSocket, Refiner, RefinerSocket
 
 
@@ -111,6 +112,7 @@ class CropForRefine(io.ComfyNode):
                     tooltip="The draft and the position of the crop, for Stitch (OmniRefiner).",
                 ),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -132,7 +134,7 @@ class CropForRefine(io.ComfyNode):
             )
         chosen = get_recipe(recipe)
         options = RefineOptions(context=context, megapixels=megapixels or None, grow=grow)
-        references, masks, notes = references_to_core([reference], reference_mask)
+        references, masks, notes = read_references(cls, {"reference": reference}, reference_mask)
         request = normalize_request(
             RefineRequest(
                 to_core(draft).cpu(), references, mask_to_core(mask), masks, options, notes=notes

@@ -310,6 +310,21 @@ def test_unpainted_masks_are_no_masks(nano: CoreEngine) -> None:
     assert [note for note in found.report["notes"] if "64x64" in note]
 
 
+def test_a_reference_of_one_color_is_noted(nano: CoreEngine) -> None:
+    """As the hidden color of a transparent file whose alpha was lost on the way."""
+    request = request_of(scene_of(3))
+    black = torch.zeros_like(request.references[0])
+    black[..., :2, :] = 255  # outside its mask
+    for references, masks, noted in (
+        ((black,), request.reference_masks, True),
+        ((black,), (None,), False),
+        ((torch.zeros_like(black),), (None,), True),
+    ):
+        changed = replace(request, references=references, reference_masks=masks)
+        notes = refine(nano, changed).report["notes"]
+        assert [n for n in notes if "(0, 0, 0)" in n] == (notes if noted else [])
+
+
 def test_the_seed_decides(nano: CoreEngine) -> None:
     request = request_of(scene_of(3))
     runs = [refine(nano, replace(request, options=replace(FAST, seed=s))) for s in (5, 5, 6)]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..images.crop import crop, crop_mask
 from ..images.geometry import Extent
+from ..images.mask_io import usable_mask
 from ..images.tensors import check_finite
 from ..recipes.recipe import OMNIREFINER
 from ..scoring.scorer import Scorer
@@ -31,6 +32,8 @@ class Ranking:
     """Of each picture to the reference, 0 is equal."""
     scorer: str
     """Name of what measured it."""
+    notes: tuple[str, ...] = ()
+    """What was changed in the masks."""
 
 
 @torch.inference_mode()
@@ -55,19 +58,22 @@ def pick_best(
             only cropped and scaled to the picture's.
 
     Raises:
-        ValueError: sizes that do not fit, an empty mask or NaN, with the values and the fix.
+        ValueError: sizes that do not fit, an empty mask or NaN, or a mask whose meaning is not clear,
+            with the values and the fix.
     """
-    _check(images, reference, masks)
+    _check(images, reference)
+    regions, notes = _usable(images, masks)
+    height, width = reference.shape[-2:]
+    reference_mask, more = usable_mask(reference_mask, width, height, "reference mask")
     scorer = scorer or StructuralScorer()
     distances = []
     for i, image in enumerate(images):
-        own = masks[min(i, len(masks) - 1)] if masks else None
-        distances.append(_distance(scorer, image, reference, own, reference_mask, align))
+        distances.append(_distance(scorer, image, reference, regions[i], reference_mask, align))
     order = sorted(range(len(images)), key=lambda i: distances[i])
-    return Ranking(order, distances, scorer.name)
+    return Ranking(order, distances, scorer.name, tuple(dict.fromkeys((*notes, *more))))
 
 
-def _check(images: Sequence[Tensor], reference: Tensor, masks: Sequence[Tensor]) -> None:
+def _check(images: Sequence[Tensor], reference: Tensor) -> None:
     if not images:
         raise ValueError("There are no images to choose from.")
     if reference.ndim != 4 or len(reference) != 1:
@@ -75,23 +81,32 @@ def _check(images: Sequence[Tensor], reference: Tensor, masks: Sequence[Tensor])
             f"Pick Best compares with one reference, got a batch of {len(reference)}. Select one of it."
         )
     check_finite(reference, "reference")
-    if len(masks) > 1 and len(masks) != len(images):
-        raise ValueError(
-            f"There are {len(masks)} masks for {len(images)} images. Give one for all, or one for each."
-        )
     for i, image in enumerate(images):
         if image.ndim != 4 or image.shape[:2] != (1, 3):
-            raise ValueError(
-                f"Image {i} needs 3 channels and no batch, got the shape {tuple(image.shape)}."
-            )
+            raise ValueError(f"Image {i} must be 1 3 H W, got {tuple(image.shape)}.")
         check_finite(image, f"image {i}")
-        mask = masks[min(i, len(masks) - 1)] if masks else image
-        if mask.shape[-2:] != image.shape[-2:]:
+
+
+def _usable(
+    images: Sequence[Tensor], masks: Sequence[Tensor]
+) -> tuple[list[Tensor | None], list[str]]:
+    """The mask of each image, None for all of it, and what was changed in them."""
+    if len(masks) > 1 and len(masks) != len(images):
+        raise ValueError(f"{len(masks)} masks for {len(images)} images: give one, or as many.")
+    regions: list[Tensor | None] = []
+    notes: list[str] = []
+    for i, image in enumerate(images):
+        own = masks[min(i, len(masks) - 1)] if masks else None
+        mask, more = usable_mask(own, image.shape[-1], image.shape[-2], "mask")
+        if mask is not None and mask.shape[-2:] != image.shape[-2:]:
             raise ValueError(
                 f"The mask is {mask.shape[-1]}x{mask.shape[-2]} but image {i} is "
                 f"{image.shape[-1]}x{image.shape[-2]}. Resize the mask first, or give every image its "
                 "own."
             )
+        regions.append(mask)
+        notes += more
+    return regions, notes
 
 
 def _distance(

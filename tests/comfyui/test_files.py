@@ -11,7 +11,7 @@ import numpy as np
 import png
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -123,6 +123,44 @@ def test_an_unpainted_mask_is_no_mask(server: Any) -> None:
     assert (pixels(server.saved(entry, "save")[0]) == without).all()
     (note,) = json.loads(entry["outputs"]["report"]["text"][0])["notes"]
     assert "64x64" in note
+
+
+@pytest.mark.parametrize("wired", [False, True], ids=["image", "image and mask"])
+def test_load_image_reads_a_transparent_reference_as_it_is_seen(server: Any, wired: bool) -> None:
+    """Its IMAGE shows the hidden color of transparent pixels, and its MASK marks those."""
+    folder = server.base / "input"
+    letters = Image.new("RGBA", (256, 256), (0, 0, 0, 0))
+    ImageDraw.Draw(letters).rectangle((64, 96, 192, 160), fill=(20, 20, 40, 255))
+    letters.save(folder / "wordmark.png")
+    graph = repair(steps=2)
+    graph["image"] = node("LoadImage", image="wordmark.png")
+    graph["crop"] = node("OmniRefiner_CropForRefine", draft=["case", 0], reference=["image", 0],
+        mask=["case", 2], recipe="omnirefiner", context=1.5, megapixels=0.0, grow=0)  # fmt: skip
+    graph["shown"] = node("SaveImage", images=["crop", 1], filename_prefix="reference")
+    for name in ("refine", "crop"):
+        graph[name]["inputs"] |= {"reference": ["image", 0], "reference_mask": ["image", 1]}
+        if not wired:
+            del graph[name]["inputs"]["reference_mask"]
+    entry = server.run(graph)
+    notes = json.loads(entry["outputs"]["report"]["text"][0])["notes"]
+    assert [n for n in notes if "over white" in n]
+    assert any("reference_mask" in n for n in notes) == wired
+    shown = pixels(server.saved(entry, "shown")[0])
+    assert shown.max() > 250 and shown.min() < 30
+    region = json.loads(entry["outputs"]["report"]["text"][0])["regions"][0]
+    x0, y0, x1, y1 = region["references"][0]["crop"]
+    assert (x1 - x0) * (y1 - y0) < 256 * 256  # framed by the letters
+    score = {
+        "letters": node("LoadImage", image="wordmark.png"),
+        "white": node("LoadImage", image="on_white.png"),
+        "score": node("OmniRefiner_DreamSimScore", image_a=["letters", 0], image_b=["white", 0],
+            metric="MS-SSIM + edges (no weights)", precision="float32", sizes="refuse", heat_scale=0.0),
+        "distance": node("PreviewAny", source=["score", 0]),
+    }  # fmt: skip
+    white = Image.new("RGBA", letters.size, "white")
+    Image.alpha_composite(white, letters).convert("RGB").save(folder / "on_white.png")
+    entry = server.run(score)
+    assert float(entry["outputs"]["distance"]["text"][0]) == pytest.approx(0, abs=1e-6)
 
 
 def test_transparent_images(server: Any) -> None:
