@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -104,6 +106,30 @@ def mask_to_core(mask: Tensor | None) -> Tensor | None:
     if mask.ndim != 4 or mask.shape[1] != 1:
         raise ValueError(f"A MASK needs the shape (batch, height, width), got {tuple(mask.shape)}.")
     return mask.float().cpu()
+
+
+def segs_to_core(segs: Any, width: int, height: int) -> Tensor:
+    """SEGS of detectors, as ComfyUI Impact Pack defines them -> one mask of all segments, 1 1 H W.
+
+    They are `((height, width), [segment])`. Each segment has a `cropped_mask` (h w, NumPy or Torch)
+    and the `crop_region` (x0, y0, x1, y1) in px where that mask lies.
+
+    Raises:
+        ValueError: they belong to an image of another size than `width` x `height`.
+    """
+    (own_height, own_width), segments = segs
+    if (own_width, own_height) != (width, height):
+        raise ValueError(
+            f"The SEGS belong to an image of {own_width}x{own_height}, but the image is "
+            f"{width}x{height}. Detect in the image that is connected here."
+        )
+    mask = torch.zeros(1, 1, height, width)
+    for segment in segments:
+        x0, y0, x1, y1 = (int(v) for v in segment.crop_region)
+        part = torch.as_tensor(segment.cropped_mask).float().reshape(1, 1, y1 - y0, x1 - x0)
+        inside = mask[..., y0:y1, x0:x1]
+        inside.copy_(torch.maximum(inside, part.cpu()))
+    return mask
 
 
 def usable_mask_to_core(

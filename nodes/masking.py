@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..refiner_core.images.boxes import format_boxes, parse_boxes
 from ..refiner_core.images.geometry import Extent
 from ..refiner_core.repair.mask_building import MaskOptions, build_mask, grown_boxes, reference_mask
-from .layout import mask_from_core, to_core, usable_mask_to_core
+from .layout import mask_from_core, segs_to_core, to_core, usable_mask_to_core
 from .pictures import show_inputs, show_text, temp_mask
-from .types import CATEGORY, boxes_input
+from .types import CATEGORY, SegsSocket, boxes_input
 
 
 def _image_inputs() -> list[Any]:
@@ -80,6 +81,29 @@ def _mask_inputs() -> list[Any]:
     ]
 
 
+def _painted(
+    mask: Tensor | None, segs: Any, image: Tensor
+) -> tuple[Tensor | None, tuple[str, ...]]:
+    """All masks of the batch and all segments as one mask 1 1 H W, and notes; None if there is none.
+
+    Args:
+        image: B 3 H W.
+    """
+    given, notes = usable_mask_to_core(mask, image)
+    height, width = image.shape[-2:]
+    parts = [] if given is None else [given.amax(0, keepdim=True)]
+    if segs is not None:
+        parts.append(segs_to_core(segs, width, height))
+        if not segs[1]:
+            notes += ("the SEGS are empty: the detector found nothing",)
+    if len({part.shape for part in parts}) > 1:
+        raise ValueError(
+            f"The mask is {parts[0].shape[-1]}x{parts[0].shape[-2]} but the image is "
+            f"{width}x{height}. Resize the mask first."
+        )
+    return (torch.cat(parts).amax(0, keepdim=True) if parts else None), notes
+
+
 class MaskBuilder(io.ComfyNode):
     # Sends the mask to the page even if the result comes from ComfyUI's cache. As an entry of the
     # schema it would be an error in versions of ComfyUI that do not know it.
@@ -100,6 +124,7 @@ class MaskBuilder(io.ComfyNode):
                 "region",
                 "box mask",
                 "mask from difference",
+                "segs to mask",
                 "grow mask",
                 "clean mask",
             ],
@@ -109,6 +134,12 @@ class MaskBuilder(io.ComfyNode):
                 boxes_input(
                     "Boxes drawn in the node around the details. Box 1 of the image belongs to box 1 "
                     "of the reference, box 2 to box 2."
+                ),
+                SegsSocket.Input(
+                    "segs",
+                    optional=True,
+                    tooltip="Detections of other packs, such as those of ComfyUI Impact Pack. The "
+                    "masks of all segments are added to the mask.",
                 ),
             ],
             outputs=[
@@ -143,17 +174,16 @@ class MaskBuilder(io.ComfyNode):
         compare_with: Tensor | None = None,
         reference: Tensor | None = None,
         boxes: str = "",
+        segs: Any = None,
     ) -> io.NodeOutput:
         picture = to_core(image).cpu()[:1]
-        given, notes = usable_mask_to_core(mask, picture)
+        painted, notes = _painted(mask, segs, picture)
         other = None if compare_with is None else to_core(compare_with).cpu()[:1]
         detail = other if reference is None else to_core(reference).cpu()[:1]
         shown = show_inputs(cls, picture, detail)
         pairs = parse_boxes(boxes)
         options = MaskOptions(threshold, align, grow, fill_holes, smallest, invert)
         show_text(cls, "\n".join(notes))
-        # Detectors make a mask for each object.
-        painted = None if given is None else given.amax(0, keepdim=True)
         built = build_mask(picture, painted, other, pairs, options)
         of_reference = None
         if reference is not None:

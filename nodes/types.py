@@ -57,6 +57,7 @@ class RefineCrop:
 
 RefinerSocket = io.Custom("REFINER")
 RefineCropSocket = io.Custom("REFINE_CROP")
+SegsSocket = io.Custom("SEGS")  # detections of ComfyUI Impact Pack and others
 ScorerSocket = io.Custom("SCORER")  # carries a `refiner_core.scoring.scorer.Scorer`
 
 

@@ -63,6 +63,15 @@ KLEIN_FILES = (
     "several reference images, but not for repairs. If it changes too little, describe the repair in "
     "*prompt*."
 )
+SAM = {"ckpt_name": "sam3.1_multiplex_fp16.safetensors"}
+SAM_FILES = (
+    f"{file_list(SAM)}\n\nWrite what the detail is called into the text field, in English and in a few "
+    "words. *SAM3 Detect* finds it in the draft and in the reference, and *Mask Builder* grows the mask "
+    "in the draft by two pixels. If it finds too much or too little, change its *threshold*. With nano "
+    "the reference may also do without a mask: the detail is then searched for in all of it.\n\n"
+    "Masks of other packs, for example GroundingDINO, CLIPSeg or BiRefNet, are connected in the same way. "
+    "Detections of ComfyUI Impact Pack go to *segs* of *Mask Builder*."
+)
 UNET = {"unet_name": KONTEXT["diffusion_model"]}
 CLIP = {"clip_name1": KONTEXT["clip_l"], "clip_name2": KONTEXT["t5xxl"], "type": "flux"}
 VAE = {"vae_name": KONTEXT["vae"]}
@@ -288,6 +297,34 @@ EXAMPLES = [
             (4, 0, 6, "clip"),
             (6, 0, 2, "refiner"),
             *MASKED[1:],
+        ],
+        runs=False,
+    ),
+    Example(
+        "Find the detail by its name (SAM3)",
+        "## Find the detail by its name\n" + SAM_FILES,
+        [
+            load(),
+            case("logo"),
+            refine(x=1280),
+            save(x=1900),
+            node("CheckpointLoaderSimple", 20, 570, 360, 110, **SAM),
+            node("CLIPTextEncode", 20, 740, 360, 120, text="round badge"),
+            node("SAM3_Detect", 440, 60, 320, 230),
+            node("SAM3_Detect", 440, 360, 320, 230),
+            node("OmniRefiner_MaskBuilder", 820, 60, 400, 560, grow=2),
+        ],
+        [
+            *PLAIN,
+            (4, 1, 5, "clip"),
+            *((4, 0, detector, "model") for detector in (6, 7)),
+            *((5, 0, detector, "conditioning") for detector in (6, 7)),
+            (1, 0, 6, "image"),
+            (1, 1, 7, "image"),
+            (1, 0, 8, "image"),
+            (6, 0, 8, "mask"),
+            (8, 0, 2, "mask"),
+            (7, 0, 2, "reference_mask"),
         ],
         runs=False,
     ),

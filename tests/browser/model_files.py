@@ -122,6 +122,11 @@ FILES = {
             f"{_KLEIN}/text_encoders/qwen_3_4b.safetensors",
         ),
         ModelFile(
+            "sam3.1_multiplex_fp16.safetensors",
+            "checkpoints",
+            "Comfy-Org/sam3.1/resolve/main/checkpoints/sam3.1_multiplex_fp16.safetensors",
+        ),
+        ModelFile(
             "flux2-vae.safetensors",
             "vae",
             "Comfy-Org/flux2-dev/resolve/main/split_files/vae/flux2-vae.safetensors",
