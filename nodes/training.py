@@ -33,6 +33,7 @@ from ..refiner_core.training.settings import build, merged
 from ..refiner_core.training.tracker import Tracker
 from ..refiner_core.training.train import Interruption, train
 from ..refiner_core.training.trainable import Trainable
+from ..refiner_core.training.triplet_folder import shards_of
 from ..refiner_core.weights.lora import save_lora, split_pairs
 from .conditioning import encode_prompt
 from .engine import ComfyEngine
@@ -125,6 +126,11 @@ def _free_path(name: str) -> Path:
     return path
 
 
+def _run_folder(name: str) -> Path:
+    """Where the data and the state of a training are kept."""
+    return Path(folder_paths.get_output_directory()) / "omnirefiner-training" / name
+
+
 def _check_name(name: str) -> str:
     if not name.strip() or Path(name).name != name or name.startswith("."):
         raise ValueError(f"lora_name must be a file name without a folder, got {name!r}.")
@@ -201,7 +207,7 @@ class _Training:
 
     def __init__(self, refiner: Refiner, folder: Path, config: SftConfig, name: str) -> None:
         self.refiner, self.config, self.name, self.folder = refiner, config, name, folder
-        self.out = Path(folder_paths.get_output_directory()) / "omnirefiner-training" / name
+        self.out = _run_folder(name)
         self.encoder = _Encoder(refiner, refiner.model.model)
         self.data = prepare_datasets(
             self.encoder,
@@ -286,8 +292,9 @@ def _inputs() -> list[Any]:
         io.String.Input(
             "folder",
             default="triplets",
-            tooltip="The folder with the training triplets as omnirefiner data build writes them: a "
-            "folder inside ComfyUI's input folder, or a full path.",
+            tooltip="The folder with the training triplets: one folder for each, with the images draft, "
+            "reference, target and mask, or shards from omnirefiner data build. It is a folder inside "
+            "ComfyUI's input folder, or a full path.",
         ),
         io.String.Input(
             "lora_name",
@@ -377,7 +384,7 @@ class TrainRefiner(io.ComfyNode):
     ) -> io.NodeOutput:
         name = _check_name(lora_name)
         _check_recipe(refiner.recipe)
-        path = input_folder(folder)
+        path = shards_of(input_folder(folder), _run_folder(name) / "triplets")
         chosen = {"steps": steps, "rank": rank, "rate": learning_rate, "batch": batch, "seed": seed}
         config = _settings(refiner, chosen, preview_every, len(TripletSet(path)))
         lora, picture = _Training(refiner, path, config, name).run()

@@ -139,7 +139,11 @@ def find_shards(folder: Path, split: str | None = None) -> list[Path]:
         # Names of unfinished files begin with a dot.
         names = sorted(p.name for p in folder.glob("*.tar") if not p.name.startswith("."))
     if not names:
-        raise ValueError(f"{folder} holds no triplets: there are no shards (*.tar) in it.")
+        raise ValueError(
+            f"{folder} holds no triplets: there are no shards (*.tar) in it. To make shards of folders "
+            "with the pictures draft, reference, target and mask: `omnirefiner data build --pairs "
+            f"{folder} --masks given --given-drafts --count N --out DIR`."
+        )
     chosen = [n for n in names if split is None or split_of(n) == split]
     if not chosen:
         splits = ", ".join(sorted({split_of(n) for n in names}))

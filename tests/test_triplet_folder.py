@@ -1,0 +1,53 @@
+"""Folders of pictures as training data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refiner_core.data.shards import TripletSet, find_shards
+from refiner_core.evaluation.held_out_scenes import make_scene
+from refiner_core.training.triplet_folder import shards_of
+
+ROLES = ("draft", "reference", "target", "mask", "reference_mask")
+
+
+def write_folders(folder: Path, count: int = 3) -> None:
+    for i in range(count):
+        scene = make_scene(i, (80, 64), (0.4, 0.6))
+        own = folder / f"case {i}"
+        own.mkdir(parents=True)
+        for role in ROLES:
+            Image.fromarray(getattr(scene, role)).save(own / f"{role}.png")
+
+
+def test_folders_of_pictures_become_shards_once(tmp_path: Path) -> None:
+    write_folders(tmp_path / "data")
+    made = shards_of(tmp_path / "data", tmp_path / "cache")
+    triplets = TripletSet(made)
+    assert len(triplets) == 3 and shards_of(made, tmp_path / "cache") == made
+    scene = make_scene(0, (80, 64), (0.4, 0.6))
+    for role in ROLES:
+        assert np.array_equal(getattr(triplets[0], role), getattr(scene, role)), role
+    (shard,) = find_shards(made)
+    written = shard.stat().st_mtime_ns
+    assert shards_of(tmp_path / "data", tmp_path / "cache") == made
+    assert shard.stat().st_mtime_ns == written
+    Image.new("RGB", (80, 64)).save(tmp_path / "data/case 1/draft.png")
+    assert shards_of(tmp_path / "data", tmp_path / "cache") != made
+
+
+def test_folders_that_are_no_triplets_are_refused(tmp_path: Path) -> None:
+    write_folders(tmp_path / "data")
+    (tmp_path / "data/case 2/target.png").unlink()
+    with pytest.raises(ValueError, match="2.*target"):
+        shards_of(tmp_path / "data", tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*/*.jsonl"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty"):
+        shards_of(tmp_path / "empty", tmp_path / "cache")
+    with pytest.raises(ValueError, match="--given-drafts"):
+        find_shards(tmp_path / "empty")
