@@ -64,6 +64,12 @@ def test_an_unrelated_reference_leaves_the_draft_alone_unless_alignment_is_asked
     forced = refine(PastedReference(NANO), replace(request, options=RefineOptions(align=True)))
     assert not torch.equal(forced.image, request.draft)
     assert "left_alone" not in forced.report["regions"][0]
+    assert "agreement" in forced.report["regions"][0]["poor_match"]
+    for result in (left, forced):
+        (mismatch,) = result.report["mismatches"]
+        assert mismatch in result.report["notes"] and mismatch.startswith("region 1: ")
+    found = refine(PastedReference(NANO), _case()[0])
+    assert found.report["mismatches"] == [] and "poor_match" not in found.report["regions"][0]
 
 
 def test_the_report_says_where_the_detail_was_found() -> None:

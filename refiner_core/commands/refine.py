@@ -66,6 +66,12 @@ def _add_files(group: Any) -> None:
     )
     group.add_argument("--report", metavar="FILE", help="write a report as JSON")
     group.add_argument("--overwrite", action="store_true", help="replace existing files")
+    group.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit with status 4 if a reference does not match its region, or hardly; the results are "
+        "written in any case",
+    )
     group.add_argument("--quiet", action="store_true", help="print only warnings and errors")
 
 
@@ -217,6 +223,9 @@ def _run_one(chosen: argparse.Namespace) -> int:
             Path(temporary).write_text(json.dumps(data, indent=2), encoding="utf-8")
     for note in result.report["notes"]:
         print(f"omnirefiner: {note}.", file=sys.stderr)
+    mismatches = len(result.report["mismatches"])
     if not chosen.quiet:
-        print(f"{out}: {len(result.crops)} region(s) in {result.report['seconds_total']:.1f} s")
-    return exit_status.DONE
+        poor = f", {mismatches} of them without a good match" if mismatches else ""
+        seconds = result.report["seconds_total"]
+        print(f"{out}: {len(result.crops)} region(s){poor} in {seconds:.1f} s")
+    return exit_status.POOR_MATCH if chosen.strict and mismatches else exit_status.DONE

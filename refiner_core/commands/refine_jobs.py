@@ -41,6 +41,11 @@ def _check_list(chosen: argparse.Namespace) -> None:
         if getattr(chosen, option):
             name = option.replace("_", "-")
             raise ValueError(f"--{name} is for a single repair; with --jobs the list names files.")
+    if chosen.strict:
+        raise ValueError(
+            "--strict is for a single repair; with --jobs the reports in --out list poor matches as "
+            "mismatches."
+        )
 
 
 class _Teller:

@@ -23,6 +23,9 @@ from .registration import MotionModel, pyramid, register
 from .warping import warp
 
 _ACCEPT = 0.15  # weighted correlation of the compared features below which a fit is not believed
+# The same of an aligned reference below which it probably shows something else than the region. Of
+# strongly degraded but right pairs it is mostly higher, of unrelated ones mostly lower.
+POOR_AGREEMENT = 0.1
 _GREY = 0.5  # shown where the reference shows nothing
 _MOST_TURN = 60  # degrees between draft and reference
 _STEP_TURNS = (-30, -24, -18, -12, -6, 6, 12, 18, 24, 30)  # degrees, about as far as a fit reaches

@@ -90,8 +90,10 @@ def refine(
         for works in chunk:
             notes += region_notes([work.planned for work in works], size)
         done += _repair(engine, chunk, request.options, watch, scorer)
+    mismatches = _mismatches([r.report for r in done])
     report = _report(engine, request, [r.report for r in done]) | {
-        "notes": list(dict.fromkeys(notes)),
+        "notes": list(dict.fromkeys((*notes, *mismatches))),
+        "mismatches": mismatches,
         "seconds": {k: round(v, 4) for k, v in watch.seconds.items()},
         "seconds_total": round(time.perf_counter() - begun, 4),
     }
@@ -144,6 +146,21 @@ def _repair(
         ):
             done[work.stage.picture, work.stage.region] = repaired
     return [done[key] for key in sorted(done)]
+
+
+def _mismatches(regions: list[dict[str, Any]]) -> list[str]:
+    """What is to be said of regions whose reference does not show them, or hardly."""
+    out: list[str] = []
+    numbers: dict[int, int] = {}
+    pictures = 1 + max(r["picture"] for r in regions)
+    for region in regions:
+        picture = region["picture"]
+        numbers[picture] = number = numbers.get(picture, 0) + 1
+        text = region.get("left_alone") or region.get("poor_match")
+        if text:
+            place = f"image {picture + 1}, region {number}" if pictures > 1 else f"region {number}"
+            out.append(f"{place}: {text.removesuffix('.')}")
+    return out
 
 
 def _report(

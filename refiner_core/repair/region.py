@@ -18,6 +18,7 @@ from ..images.geometry import Box, CropPlan, Extent, plan_crop
 from ..images.masks import Region, bounds
 from ..images.tensors import check_finite, to_float
 from ..interfaces import CleanInput, SamplingJob
+from ..matching.alignment import POOR_AGREEMENT
 from ..matching.detail_transfer import DetailTransfer
 from ..matching.tone import close_rim
 from ..nano.reference_blend import ReferenceBlend
@@ -209,6 +210,7 @@ def prepare_region(
         cut, done = crop_reference(reference, mask, draft, region_mask, own, aligned=aligned)
         crops.append(ReferenceCrop(reference, mask, own, cut))
         report.setdefault("references", []).append(done)
+    report |= {} if left_alone else _poor_match(report)
     blend = ReferenceBlend.of(recipe, aligned=aligned)
     return PreparedRegion(
         recipe,
@@ -224,6 +226,18 @@ def prepare_region(
         transfer,
         left_alone,
     )
+
+
+def _poor_match(report: dict[str, Any]) -> dict[str, str]:
+    """What is to be said of a region whose first reference hardly agrees with it."""
+    alignment = next((r.get("alignment") for r in report.get("references", [])), None)
+    if alignment is None or alignment.get("sure", alignment["score"] >= POOR_AGREEMENT):
+        return {}
+    text = (
+        f"The reference hardly matches the region (agreement {alignment['score']:.3f}). Check that "
+        "both are marked on the same detail."
+    )
+    return {"poor_match": text}
 
 
 def _is_searched(task: RegionTask, plan: CropPlan) -> bool:

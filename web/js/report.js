@@ -49,7 +49,6 @@ function regionRows(region) {
     [say("crop"), `${boxText(region.crop)} → ${times(region.bucket)} (× ${region.scale})`],
     [say("drift"), driftText(region.drift)],
   ];
-  if (region.left_alone) rows.push([say("leftAlone"), region.left_alone]);
   if (region.color) rows.push([say("colour"), `× ${region.color.gain.join(", ")}`]);
   for (const [i, reference] of (region.references ?? []).entries()) {
     const how = reference.alignment ? ` · ${alignedText(reference.alignment)}` : "";
@@ -99,7 +98,13 @@ export function reportSections(report) {
     title: `${say("region")} ${i + 1}`,
     rows: [...regionRows(region), ...candidateRows(region)],
   }));
-  return [{ title: say("run"), rows: general.filter((r) => r[1]) }, ...regions];
+  /** @type {Row[]} */
+  const notes = (report.notes ?? []).map((/** @type {string} */ note, /** @type {number} */ i) => [
+    String(i + 1),
+    note,
+  ]);
+  const noted = notes.length ? [{ title: say("notes"), rows: notes }] : [];
+  return [...noted, { title: say("run"), rows: general.filter((r) => r[1]) }, ...regions];
 }
 
 /** @param {any} report */
