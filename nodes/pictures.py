@@ -15,7 +15,7 @@ from server import PromptServer
 from torch import Tensor
 
 from ..refiner_core.images.previews import to_pillow
-from ..refiner_core.storage.recent_files import RecentFiles, Run
+from ..refiner_core.storage.recent_files import NodeRun, RecentFiles
 
 # Longest side of what the page is sent, px: to point at details, and to compare pixel by pixel.
 POINTING, COMPARING = 1024, 4096
@@ -44,7 +44,7 @@ def _write(shown: Image.Image, width: int, height: int) -> dict[str, Any]:
     name = f"omnirefiner_{uuid.uuid4().hex[:16]}.png"
     shown.save(folder / name, compress_level=1)
     context = get_executing_context()
-    run = Run("", "") if context is None else Run(context.prompt_id, context.node_id)
+    run = NodeRun("", "") if context is None else NodeRun(context.prompt_id, context.node_id)
     _WRITTEN.add(run, folder / name)
     return {
         "filename": name,

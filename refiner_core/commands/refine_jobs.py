@@ -13,9 +13,9 @@ from .progress import ProgressLine
 from .workers import add_workers, place
 
 if TYPE_CHECKING:
-    from ..jobs.run_jobs import Repaired, Summary
+    from ..jobs.run_jobs import RepairedJob, Summary
     from ..repair.request import RefineOptions
-    from ..workers.dispatch import Finished
+    from ..workers.items import Finished
 
 
 def add_jobs(group: Any) -> None:
@@ -54,7 +54,7 @@ class _Teller:
     def __init__(self, line: ProgressLine) -> None:
         self.line = line
 
-    def __call__(self, job: str, finished: Finished[Repaired], summary: Summary) -> None:
+    def __call__(self, job: str, finished: Finished[RepairedJob], summary: Summary) -> None:
         notes = [] if finished.result is None else list(finished.result.notes)
         if finished.error is not None:
             notes = [f"FAILED: {finished.error}"]

@@ -13,15 +13,16 @@ from ..images.image_io import Picture
 from ..interfaces import Engine
 from ..load import load_engine
 from ..repair.pipeline import refine
-from ..workers.dispatch import Finished, Place
+from ..workers.dispatch import Place
+from ..workers.items import Finished
 from .job_list import Job, JobList
 from .repair_files import read_request
 from .results import SUMMARY, Results, write_json
 
 
 @dataclass(frozen=True)
-class Repaired:
-    """What is told of a finished job."""
+class RepairedJob:
+    """What is reported of a finished job."""
 
     regions: int
     seconds: float
@@ -52,19 +53,19 @@ class Summary:
         return self.finished_before + self.repaired + len(self.failed)
 
 
-# Told after every job: its id, what became of it, and the summary so far.
-OnFinished = Callable[[str, Finished[Repaired], Summary], None]
+# Called after every job: its id, what became of it, and the summary so far.
+OnFinished = Callable[[str, Finished[RepairedJob], Summary], None]
 
 
-def _repair(engine: Engine, results: Results, job: Job) -> Repaired:
+def _repair(engine: Engine, results: Results, job: Job) -> RepairedJob:
     request, draft = read_request(job.files, job.options)
     result = refine(engine, request)
     results.write(job, Picture(result.image, draft.alpha), result.report)
     seconds, notes = result.report["seconds_total"], result.report["notes"]
-    return Repaired(len(result.crops), seconds, tuple(notes))
+    return RepairedJob(len(result.crops), seconds, tuple(notes))
 
 
-def _open(results: Results, device: str) -> Callable[[Job], Repaired]:
+def _open(results: Results, device: str) -> Callable[[Job], RepairedJob]:
     return partial(_repair, load_engine(**{**results.model, "device": device}), results)
 
 
@@ -74,7 +75,7 @@ def run_jobs(
     model: Mapping[str, Any],
     place: Place,
     overwrite: bool = False,
-    tell: OnFinished = lambda job, finished, summary: None,
+    report: OnFinished = lambda job, finished, summary: None,
 ) -> Summary:
     """Repair what is not repaired yet, and write OUT/ID.png, OUT/ID.json and OUT/summary.json.
 
@@ -84,7 +85,7 @@ def run_jobs(
         model: arguments of `load_engine`; the device is the worker's.
         place: where the work is done.
         overwrite: whether pictures that other settings made are replaced.
-        tell: called after every job.
+        report: called after every job.
 
     Raises:
         ValueError: other settings' pictures are in the way, or the refiner cannot be loaded.
@@ -102,14 +103,14 @@ def run_jobs(
             summary.seconds = time.perf_counter() - begun
             if finished.error is not None:
                 write_json(out / SUMMARY, vars(summary))
-            tell(todo[finished.index].id, finished, summary)
+            report(todo[finished.index].id, finished, summary)
     finally:
         summary.seconds = time.perf_counter() - begun
         write_json(out / SUMMARY, vars(summary))
     return summary
 
 
-def _count(summary: Summary, name: str, finished: Finished[Repaired]) -> None:
+def _count(summary: Summary, name: str, finished: Finished[RepairedJob]) -> None:
     if finished.error is not None:
         summary.failed[name] = finished.error
         if finished.traceback:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Run(NamedTuple):
+class NodeRun(NamedTuple):
     """One execution of one node, which may write several files."""
 
     prompt: str
@@ -23,9 +23,9 @@ class RecentFiles:
 
     def __init__(self, most_files: int, most_bytes: int) -> None:
         self.most_files, self.most_bytes = most_files, most_bytes
-        self._runs: OrderedDict[Run, list[tuple[Path, int]]] = OrderedDict()
+        self._runs: OrderedDict[NodeRun, list[tuple[Path, int]]] = OrderedDict()
 
-    def add(self, run: Run, path: Path) -> None:
+    def add(self, run: NodeRun, path: Path) -> None:
         """Note a file that was written, and delete the oldest if there are too many."""
         self._runs.setdefault(run, []).append((path, path.stat().st_size))
         sizes = [size for files in self._runs.values() for _, size in files]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from .dispatch import Finished, Item, OpenWorker, Result, attempt
+from .items import Finished, Item, OpenWorker, Result, attempt
 from .ray_cluster import connect
 
 
-class _Worker:
+class _Actor:
     """What an actor runs. One that Ray starts anew opens everything again."""
 
     def __init__(self, open_worker: OpenWorker[Any, Any], device: str, threads: int | None) -> None:
@@ -44,7 +44,7 @@ def _actors(open_worker: OpenWorker[Any, Any], device: str, count: int) -> list[
         raise ConnectionError(f"The Ray cluster has no GPU for --device {device}.")
     where = {"num_gpus": 1} if gpus else {"num_cpus": 1}
     free = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    make = cast(Any, ray.remote(max_restarts=-1, max_task_retries=1, **where)(_Worker))
+    make = cast(Any, ray.remote(max_restarts=-1, max_task_retries=1, **where)(_Actor))
     own = "cuda" if gpus else "cpu"  # an actor sees only the GPU that Ray gave it
     return [make.remote(open_worker, own, None if gpus else 1) for _ in range(min(count, free))]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
-from .dispatch import Finished, Item, OpenWorker, Result, attempt, shared_threads
+from .items import Finished, Item, OpenWorker, Result, attempt, shared_threads
 from .pool import start_worker
 
 
@@ -30,7 +30,7 @@ def _serve(
         connection.send(attempt(work, index, item))
 
 
-class _Worker:
+class _WorkerProcess:
     """A worker process, and the item that it works on."""
 
     def __init__(self, open_worker: OpenWorker[Any, Any], device: str, threads: int) -> None:
@@ -90,7 +90,7 @@ def run_in_processes(
     devices = devices[: len(items)]
     threads = shared_threads(len(devices))
     waiting, left = deque(enumerate(items)), len(items)
-    workers = [_Worker(open_worker, device, threads) for device in devices]
+    workers = [_WorkerProcess(open_worker, device, threads) for device in devices]
     try:
         while left:
             ready = wait([w.connection for w in workers])
@@ -105,7 +105,7 @@ def run_in_processes(
                 workers.remove(worker)
                 worker.stop()
                 if waiting:
-                    workers.append(_Worker(open_worker, worker.device, threads))
+                    workers.append(_WorkerProcess(open_worker, worker.device, threads))
     finally:
         for worker in workers:
             worker.stop()
