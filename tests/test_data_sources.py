@@ -251,7 +251,7 @@ def test_placeholders_keep_their_type(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not JSON"),
+        ("{", "JSON"),
         ("[]", "not in API format"),
         ("{}", "not in API format"),
         ('{"nodes": [], "links": []}', r"editor's format.*Export \(API\)"),

@@ -25,6 +25,7 @@ from PIL import Image
 from ..images.image_io import load_picture
 from ..images.mask_io import load_mask
 from ..images.tensors import to_dtype, to_float
+from ..storage.text_files import parse_object, read_object, read_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _OWN = {n: n for n in ("reference", "target", "draft", "mask", "reference_mask")}
@@ -60,13 +61,8 @@ def _find_picture(folder: Path, stem: str) -> Path | None:
 def _read_folder(folder: Path, names: Mapping[str, str]) -> PairFiles:
     pictures = {role: _find_picture(folder, stem) for role, stem in names.items()}
     prompt, info = folder / "prompt.txt", folder / "info.json"
-    text = prompt.read_text(encoding="utf-8").strip() if prompt.is_file() else ""
-    known: dict[str, Any] = {}
-    if info.is_file():
-        try:
-            known = dict(json.loads(info.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as e:
-            raise ValueError(f"{info} is not a JSON object: {e}.") from e
+    text = read_text(prompt).strip() if prompt.is_file() else ""
+    known = read_object(info, "description") if info.is_file() else {}
     files = {role: path for role, path in pictures.items() if path}
     return PairFiles(folder.name, files, text, known, critic=names is _CRITIC)
 
@@ -110,11 +106,11 @@ def read_listing(path: Path) -> tuple[PairFiles, ...]:
         ValueError: the file is empty, or a line is not of that form; names it.
     """
     pairs: list[PairFiles] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = parse_object(line, "it")
             files = {k: path.parent / entry[n] for k, n in _LISTED.items()}
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,9 +18,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, overload
 
 from ..storage.output_files import atomic_path
+from ..storage.text_files import parse_object
 from .triplets import Triplet, check, check_id, decode, encode, mask_box
 
 MANIFEST = "manifest.jsonl"
+_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar")
+_LARGEST_MEMBER = 1 << 30  # bytes; a picture of 16384x16384 px has less
 
 
 def shard_name(split: str, number: int) -> str:
@@ -95,18 +99,15 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines.
+    """Read JSON objects, one per line.
 
     Raises:
-        ValueError: a line is not JSON; names file and line.
+        ValueError: a line is not a JSON object; names file and line.
     """
     records = []
-    with path.open(encoding="utf-8") as stream:
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
-            try:
-                records.append(json.loads(line))
-            except ValueError as e:
-                raise ValueError(f"{path}, line {number} is damaged: {e}") from e
+            records.append(parse_object(line, f"{path}, line {number}"))
     return records
 
 
@@ -122,7 +123,13 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
             f"{folder} has no {MANIFEST}: the build is not finished (run `omnirefiner data build` "
             "with the same --out again), or this is not a data set."
         )
-    return read_lines(path)
+    entries = read_lines(path)
+    for number, entry in enumerate(entries, 1):
+        shard = entry.get("shard")
+        if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
+            raise ValueError(f"{path}, line {number}: {shard!r} is not the name of a shard.")
+        check_id(entry.get("id", ""))
+    return entries
 
 
 def find_shards(folder: Path, split: str | None = None) -> list[Path]:
@@ -183,12 +190,22 @@ def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def _member(tar: tarfile.TarFile, header: tarfile.TarInfo) -> bytes:
+    _check_member(header)
     stream = tar.extractfile(header)
     assert stream is not None, "only files are read"
     data = stream.read()
     if len(data) != header.size:
         raise tarfile.ReadError(f"{header.name} has {len(data)} of {header.size} bytes")
     return data
+
+
+def _check_member(header: tarfile.TarInfo) -> None:
+    """Refuse members that would take far more memory than the shard has bytes."""
+    if header.issparse() or header.size > _LARGEST_MEMBER:
+        raise tarfile.ReadError(
+            f"{header.name} has {header.size} bytes{' (sparse)' * header.issparse()}, but at most "
+            f"{_LARGEST_MEMBER} are read"
+        )
 
 
 def read_shard(path: Path) -> Iterator[Triplet]:
@@ -268,6 +285,9 @@ class TripletSet(Sequence[Triplet]):
             try:
                 with tarfile.open(path, "r:") as tar:
                     for header in tar:
+                        if not header.isfile():
+                            continue
+                        _check_member(header)
                         key, _, extension = Path(header.name).name.partition(".")
                         offsets.setdefault(key, {})[extension] = (header.offset_data, header.size)
             except (tarfile.TarError, OSError) as e:

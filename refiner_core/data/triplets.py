@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..images.image_io import DECODING_ERRORS
+from ..storage.text_files import parse_object
+
 PICTURES = ("draft", "reference", "target", "mask", "reference_mask")
 _OPTIONAL = ("target", "reference_mask")
 _MASKS = ("mask", "reference_mask")
@@ -80,7 +83,7 @@ def check_id(name: str) -> str:
     Raises:
         ValueError: it is empty, too long, or has characters other than letters, digits, "-", "_".
     """
-    if not _ID.fullmatch(name):
+    if not isinstance(name, str) or not _ID.fullmatch(name):
         raise ValueError(f"{name!r} is not a valid id: use up to 100 letters, digits, '-' and '_'.")
     return name
 
@@ -109,7 +112,7 @@ def decode_png(data: bytes, mask: bool) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.array(image.convert("L" if mask else "RGB"))
-    except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as e:
+    except DECODING_ERRORS as e:
         raise ValueError(f"it is not a complete picture ({e})") from e
 
 
@@ -172,13 +175,11 @@ def decode_record(name: str, data: bytes | None) -> dict[str, Any]:
     """
     if data is None:
         raise ValueError(f"{name}.json is missing")
-    try:
-        record = json.loads(data)
-    except ValueError as e:
-        raise ValueError(f"{name}.json is damaged: {e}") from e
-    if not isinstance(record, dict):
-        raise ValueError(f"{name}.json is damaged: it is not a JSON object")
-    return {"prompt": "", "info": {}, "crc32": {}} | record
+    record = {"prompt": "", "info": {}, "crc32": {}} | parse_object(data, f"{name}.json")
+    for key, kind in (("prompt", str), ("info", dict), ("crc32", dict)):
+        if not isinstance(record[key], kind):
+            raise ValueError(f"{name}.json is damaged: {key} is {record[key]!r}")
+    return record
 
 
 def decode(name: str, members: Mapping[str, bytes]) -> Triplet:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..storage.text_files import parse_json, read_text
+
 _PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
 
 Value = str | int | float
@@ -74,10 +76,7 @@ def load_workflow(path: Path, known: Mapping[str, str], needed: tuple[str, ...])
     Raises:
         ValueError: the file is not an API-format workflow, or a placeholder is missing or unknown.
     """
-    try:
-        graph = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as e:
-        raise ValueError(f"The workflow {path} is not JSON: {e}.") from e
+    graph = parse_json(read_text(path), f"The workflow {path}")
     _check_api_format(path, graph)
     inputs = [node["inputs"] for node in graph.values()]
     names = {m for text in _strings(inputs) for m in _PLACEHOLDER.findall(text)}
@@ -118,6 +117,6 @@ def _is_node(node: Any) -> bool:
 def titles(graph: Mapping[str, Any]) -> dict[str, str]:
     """Node id to title in lower case, or the class of a node without a title."""
     return {
-        key: str(node.get("_meta", {}).get("title", node["class_type"])).strip().lower()
+        key: str((node.get("_meta") or {}).get("title", node["class_type"])).strip().lower()
         for key, node in graph.items()
     }

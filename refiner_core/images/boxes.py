@@ -154,6 +154,8 @@ def parse_boxes(text: str | None) -> tuple[BoxPair, ...]:
         entries = json.loads(text)
     except json.JSONDecodeError as e:
         raise ValueError(f"boxes is not valid JSON: {e.msg} at character {e.pos}.") from None
+    except RecursionError:
+        raise ValueError(f"boxes must be a list of pairs like {EXAMPLE}.") from None
     if not isinstance(entries, list):
         raise ValueError(
             f"boxes must be a list of pairs like {EXAMPLE}, got a {type(entries).__name__}."

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
+import zlib
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,22 @@ _WRITERS_16_BIT = {".png": write_png_16_bit, ".tif": write_tiff_16_bit, ".tiff":
 _MANY_FRAMES = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")
 _EXACT_MODES = ("RGB", "L", "1", "P")  # those whose colors are the same in RGB
 _EXIF_ORIENTATION = 0x0112
+# As what Pillow and the decoders under it report damage.
+DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True)
@@ -104,9 +122,9 @@ def load_picture(path: str | Path, name: str = "picture") -> Picture:
         raise ValueError(f"The {name} {path} does not exist or is not a file.")
     with _reading(path, name), Image.open(path) as image:
         if max(image.size) > MAX_SIDE:
-            raise ValueError(
-                f"The {name} {path} is {image.width}x{image.height} px, but the longest side that "
-                f"is supported is {MAX_SIDE} px. Scale it down first."
+            raise UnsupportedPictureError(
+                f"it is {image.width}x{image.height} px, but the longest side that is supported is "
+                f"{MAX_SIDE} px. Scale it down first"
             )
         deep = read_16_bit(image, path)  # first: asking a PNG for its EXIF data decodes it
         notes = _frame_notes(image)
@@ -126,7 +144,7 @@ def _reading(path: Path, name: str) -> Generator[None, None, None]:
         raise ValueError(f"The {name} {path} is not a picture that can be read.") from e
     except UnsupportedPictureError as e:
         raise ValueError(f"The {name} {path} cannot be read: {e}.") from e
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
+    except DECODING_ERRORS as e:
         raise ValueError(f"The {name} {path} is damaged or cut off: {e}.") from e
     finally:
         Image.MAX_IMAGE_PIXELS = limit
@@ -209,7 +227,7 @@ def _to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
         )
         assert converted is not None
         return converted, f"converted from {title} to sRGB"
-    except (ImageCms.PyCMSError, OSError) as e:
+    except (ImageCms.PyCMSError, OSError, TypeError) as e:
         return image, f"color profile ignored ({e})"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from ..storage.text_files import read_object
 from ..weights.safetensors_io import read_folder, read_weights
 from ..weights.transformer import fill
 
@@ -153,7 +153,7 @@ def _folder_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"The VAE folder {folder} has no config.json.")
-    config: dict[str, Any] = json.loads(file.read_text())
+    config = read_object(file, "configuration")
     if config.get("_class_name") != AutoencoderKL.__name__:
         raise ValueError(f"{folder} holds a {config.get('_class_name')}, not an AutoencoderKL.")
     return {k: v for k, v in config.items() if not k.startswith("_")}

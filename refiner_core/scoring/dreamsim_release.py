@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pickle
 import stat
 import tempfile
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..storage.checksums import sha256
+from ..storage.text_files import read_object
 from ..weights.safetensors_io import read_weights
 from .dreamsim import VARIANTS, Family, Variant
 from .dreamsim_files import save_dreamsim
@@ -294,15 +294,17 @@ def _merge_adapter(state: dict[str, Tensor], adapter: Path, sources: Sources) ->
 
 
 def _lora_scale(adapter: Path) -> float:
-    try:
-        config = json.loads((adapter / "adapter_config.json").read_text())
-    except ValueError as e:
-        raise ValueError(f"{adapter.name}/adapter_config.json is damaged: {e}.") from e
+    config = read_object(adapter / "adapter_config.json", "configuration")
     unknown = ("use_rslora", "use_dora", "fan_in_fan_out", "alpha_pattern", "rank_pattern")
     strange = [k for k in unknown if config.get(k)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or strange:
         raise ValueError(f"{adapter.name} is a LoRA of an unknown kind: {strange or config}.")
-    return config["lora_alpha"] / config["r"]
+    alpha, rank = config.get("lora_alpha"), config.get("r")
+    if not isinstance(alpha, (int, float)) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(
+            f"{adapter.name} has lora_alpha {alpha!r} and r {rank!r}, not two numbers."
+        )
+    return alpha / rank
 
 
 def _adapter_weights(adapter: Path, sources: Sources) -> dict[str, Tensor]:

@@ -35,6 +35,53 @@ def read_text(path: Path) -> str:
         ) from e
 
 
+def parse_json(text: str | bytes, source: str) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: the text, as bytes in UTF-8, UTF-16 or UTF-32.
+        source: where it comes from, for errors: "The manifest X, line 3".
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{source} is not valid JSON: {e}.") from e
+
+
+def parse_object(text: str | bytes, source: str) -> dict[str, Any]:
+    """The names and values of a JSON object; see `parse_json`.
+
+    Raises:
+        ValueError: it is not JSON, or another value than an object.
+    """
+    value = parse_json(text, source)
+    if not isinstance(value, dict):
+        raise ValueError(f"{source} must be a JSON object, got {_few(value)}.")
+    return cast(dict[str, Any], value)
+
+
+def _few(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The names and values of a JSON file.
+
+    Args:
+        path: the file.
+        what: what the file is to the user, for errors ("configuration", "boxes file").
+
+    Raises:
+        ValueError: the file is not a JSON object, or not text.
+        OSError: it cannot be read.
+    """
+    return parse_object(read_text(path), f"The {what} {path}")
+
+
 def read_table(path: Path, what: str, largest: int = 1 << 20) -> dict[str, Any]:
     """The named values in a JSON or TOML file.
 

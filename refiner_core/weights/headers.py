@@ -5,16 +5,21 @@ Safetensors (an 8-byte length, then JSON) and GGUF (version 2 and 3) are read; n
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-_MOST = 200 << 20  # bytes of header that are believed
+from ..storage.text_files import parse_object
+
+_MOST_BYTES = 100 << 20  # of a header, which is also the limit of the safetensors library
+_MOST_ENTRIES = 1_000_000  # tensors, values or items of a list
+_MOST_SIDES = 8
+_MOST_NESTED = 4  # lists in lists
 _LFS_POINTER = b"version https://git-lfs"
-# GGUF's value types: struct format by number; 8 is a string, 9 an array.
+_STRING, _LIST = 8, 9  # GGUF's value types; those of numbers with their struct formats:
 _SCALARS = {
     0: "B",
     1: "b",
@@ -103,7 +108,7 @@ def read_any_header(path: str | Path) -> Header:
                 header, whole = _gguf(f, path)
             except struct.error as e:
                 raise ValueError(
-                    f"{path} ({size} bytes) is GGUF but cut off. Download it again."
+                    f"{path} ({size} bytes) is GGUF but cut off or damaged ({e}). Download it again."
                 ) from e
             _check_whole(path, size, whole)
             return header
@@ -116,23 +121,46 @@ def _safetensors(f: BinaryIO, path: Path, start: bytes, size: int) -> Header:
             f"{path} ({size} bytes) is a Git LFS pointer, not the weights. Download the file itself, "
             "for example with git lfs pull."
         )
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MOST
-    if not 2 <= length < _MOST:
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 2 <= length <= _MOST_BYTES:
         raise ValueError(
             f"{path} ({size} bytes) is neither safetensors nor GGUF. A pickle (.pt, .ckpt, .bin) is "
             "not opened; a page saved instead of the file begins like this too."
         )
-    text = f.read(length)
-    try:
-        table: dict[str, Any] = json.loads(text)
-        metadata = table.pop("__metadata__", {})
-        shapes = {k: tuple(v["shape"]) for k, v in table.items()}
-        types = {k: str(v["dtype"]) for k, v in table.items()}
-        end = max((v["data_offsets"][1] for v in table.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{path} ({size} bytes) has no readable safetensors header.") from e
+    _check_whole(path, size, 8 + length)
+    source = f"The safetensors header of {path} ({size} bytes)"
+    table = parse_object(f.read(length), source)
+    metadata = table.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{source} is damaged: its metadata is not a table.")
+    for name, entry in table.items():
+        if not _is_entry(entry):
+            raise ValueError(f"{source} is damaged: {name[:80]!r} has no shape, dtype or offsets.")
+    shapes = {k: tuple(v["shape"]) for k, v in table.items()}
+    types = {k: v["dtype"] for k, v in table.items()}
+    end = max((v["data_offsets"][1] for v in table.values()), default=0)
     _check_whole(path, size, 8 + length + end)
-    return Header(path, "safetensors", shapes, types, metadata)
+    return Header(path, "safetensors", shapes, types, cast(dict[str, Any], metadata))
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a value is what a safetensors header says of a tensor."""
+    if not isinstance(entry, dict):
+        return False
+    table = cast(dict[str, Any], entry)
+    offsets = table.get("data_offsets")
+    return (
+        isinstance(table.get("dtype"), str)
+        and _are_sizes(table.get("shape"))
+        and _are_sizes(offsets)
+        and len(cast(list[int], offsets)) == 2
+    )
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in cast(list[Any], values)
+    )
 
 
 def _check_whole(path: Path, size: int, whole: int) -> None:
@@ -148,22 +176,42 @@ def _unpack(f: BinaryIO, form: str) -> Any:
     return struct.unpack("<" + form, f.read(size))[0]
 
 
+def _count(f: BinaryIO, form: str, most: int) -> int:
+    """A number of things that follow in the file.
+
+    Raises:
+        struct.error: it is more than any real file has.
+    """
+    count: int = _unpack(f, form)
+    if count > most or f.tell() > _MOST_BYTES:
+        raise struct.error(f"{count} is more than {most}")
+    return count
+
+
 def _string(f: BinaryIO) -> str:
-    length = _unpack(f, "Q")
-    if length > _MOST:
-        raise struct.error("length")
-    return f.read(length).decode("utf-8", "replace")
+    data = f.read(_count(f, "Q", _MOST_BYTES))
+    return data.decode("utf-8", "replace")
 
 
-def _value(f: BinaryIO, kind: int) -> Any:
-    if kind == 8:
+def _value(f: BinaryIO, kind: int, depth: int = 0) -> Any:
+    """A value of the metadata; of a list only its length, as vocabularies have 100,000s of words."""
+    if kind == _LIST and depth < _MOST_NESTED:
+        return _skip_list(f, depth)
+    if kind == _STRING:
         return _string(f)
-    if kind == 9:
-        inner, count = _unpack(f, "I"), _unpack(f, "Q")
-        return [_value(f, inner) for _ in range(count)]
     if kind not in _SCALARS:
         raise struct.error(f"value type {kind}")
     return _unpack(f, _SCALARS[kind])
+
+
+def _skip_list(f: BinaryIO, depth: int) -> int:
+    inner, count = _unpack(f, "I"), _count(f, "Q", _MOST_ENTRIES)
+    if inner in _SCALARS:
+        f.seek(count * struct.calcsize("<" + _SCALARS[inner]), os.SEEK_CUR)
+        return count
+    for _ in range(count):
+        _value(f, inner, depth + 1)
+    return count
 
 
 def _gguf(f: BinaryIO, path: Path) -> tuple[Header, int]:
@@ -172,7 +220,7 @@ def _gguf(f: BinaryIO, path: Path) -> tuple[Header, int]:
     version = _unpack(f, "I")
     if version not in (2, 3):
         raise ValueError(f"{path} is GGUF version {version}; 2 and 3 can be read.")
-    tensors, values = _unpack(f, "Q"), _unpack(f, "Q")
+    tensors, values = (_count(f, "Q", _MOST_ENTRIES) for _ in range(2))
     metadata: dict[str, Any] = {}
     for _ in range(values):
         name = _string(f)
@@ -182,7 +230,7 @@ def _gguf(f: BinaryIO, path: Path) -> tuple[Header, int]:
     end = 0
     for _ in range(tensors):
         name = _string(f)
-        sides = [_unpack(f, "Q") for _ in range(_unpack(f, "I"))]
+        sides = [_unpack(f, "Q") for _ in range(_count(f, "I", _MOST_SIDES))]
         kind = _unpack(f, "I")
         start = _unpack(f, "Q")
         numbers, size = _BLOCKS.get(kind, (1, 0))
@@ -190,7 +238,9 @@ def _gguf(f: BinaryIO, path: Path) -> tuple[Header, int]:
         shapes[name] = tuple(reversed(sides))
         types[name] = _GGML.get(kind, f"type {kind}")
     # The data begins at the next multiple of the alignment.
-    alignment = int(metadata.get("general.alignment", 32))
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError(f"{path} is damaged: its alignment is {alignment!r}.")
     whole = -(-f.tell() // alignment) * alignment + end
     return Header(path, "gguf", shapes, types, metadata), whole
 

@@ -210,8 +210,9 @@ def _known_base(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFi
     )
     if not flux or entry is None or any(k.startswith("distilled_guidance") for k in names):
         return None
-    if entry[-1] != 64:
-        what = f"FLUX.1 with {entry[-1]} inputs a token (Fill, Canny or Depth)"
+    if entry[-1:] != (64,):
+        inputs = entry[-1] if entry else "no"
+        what = f"FLUX.1 with {inputs} inputs a token (Fill, Canny or Depth)"
         return _made(header, "base", what, family="flux")
     recipes = ("omnirefiner", "imagecritic", "kontext")
     what = "FLUX.1, Kontext or [dev] (the two have the same names and shapes)"
@@ -301,7 +302,7 @@ def architecture(keys: Mapping[str, object]) -> str:
 
 
 def _imagecritic_lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
-    rank = next(s[0] for k, s in keys.items() if k.endswith(".down.weight"))
+    rank = next((s[0] for k, s in keys.items() if k.endswith(".down.weight") and s), None)
     return _made(
         header,
         "lora",
@@ -317,7 +318,7 @@ def _imagecritic_lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> We
 
 def _lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
     downs = {k: s for k, s in keys.items() if (parse_name(k) or ("", ""))[1] == "a"}
-    rank = max((s[0] for s in downs.values()), default=0)
+    rank = max((s[0] for s in downs.values() if s), default=0)
     alpha = _alpha(header)
     family, base = lora_base(keys)
     broken = _mismatch(keys)
@@ -357,6 +358,9 @@ def _mismatch(keys: Mapping[str, tuple[int, ...]]) -> str | None:
     for module, pair in pairs.items():
         if len(pair) < 2:
             return f"half of {module} is missing"
+        flat = [shape for shape in pair.values() if len(shape) < 2]
+        if flat:
+            return f"a factor of {module} with the shape {list(flat[0])}, which is no matrix"
         if pair["a"][0] != pair["b"][1]:
             return f"ranks {pair['a'][0]} and {pair['b'][1]} of {module}"
     return None

@@ -122,6 +122,7 @@ def _factors(
     if missing:
         names = {"a": "lora_A (down)", "b": "lora_B (up)"}
         raise ValueError(f"The LoRA {path} lacks {names[missing[0]]} of {module}.")
+    _check_factors(path, module, parts)
     a, b = parts["a"].flatten(1), parts["b"].flatten(1)
     if b.shape[1] != len(a):
         raise ValueError(
@@ -139,6 +140,20 @@ def _factors(
         (target, Factor(a, swap_halves(part) if target == SWAPPED else part, scale))
         for target, part in zip(targets, rows, strict=True)
     ]
+
+
+def _check_factors(path: Path, module: str, parts: Mapping[str, Tensor]) -> None:
+    """Refuse factors that are no matrices, an alpha that is no number, and NaN or infinity."""
+    for name, tensor in parts.items():
+        shape = "x".join(map(str, tensor.shape)) or "a single number"
+        fits = tensor.numel() == 1 if name == "alpha" else tensor.ndim >= 2 and tensor.numel() > 0
+        if not fits:
+            kind = "alpha" if name == "alpha" else f"{name.upper()}"
+            raise ValueError(
+                f"The LoRA {path} is broken: of {module}, {kind} has the shape {shape}."
+            )
+        if not bool(torch.isfinite(tensor.float()).all()):
+            raise ValueError(f"The LoRA {path} is broken: {module} has values that are not finite.")
 
 
 def split_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:

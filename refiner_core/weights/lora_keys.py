@@ -110,5 +110,5 @@ def metadata_alphas(metadata: Mapping[str, Any]) -> tuple[float | None, dict[str
             {str(k): float(v) for k, v in pattern.items()},
             stabilized,
         )
-    except (ValueError, AttributeError, TypeError) as e:
+    except (ValueError, AttributeError, TypeError, RecursionError) as e:
         raise ValueError(f"its lora_adapter_metadata cannot be read ({e})") from e

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..storage.output_files import atomic_path
+from ..storage.text_files import parse_object, read_object
 
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _FP8 = {
@@ -110,7 +110,7 @@ def read_weights(
     path = check_weights_path(path, what)
     with _reading(path, what) as f:
         names = list(f.keys())
-        formats = _formats(f, names)
+        formats = _formats(f, names, path)
         present = set(names)
         out: dict[str, Tensor] = {}
         mapped: list[str] = []
@@ -138,18 +138,23 @@ def read_weights(
     return out
 
 
-def _formats(f: Any, names: Sequence[str]) -> dict[str, str]:
+def _formats(f: Any, names: Sequence[str], path: Path) -> dict[str, str]:
     """Module -> quantisation, from ComfyUI's `comfy_quant` tensors or the file's metadata."""
-    found: dict[str, str] = {}
     metadata: dict[str, str] = f.metadata() or {}
-    listed: dict[str, Any] = json.loads(metadata.get("_quantization_metadata", "{}"))
-    for module, entry in listed.get("layers", {}).items():
-        found[module] = str(entry.get("format"))
+    text = metadata.get("_quantization_metadata", "{}")
+    listed = parse_object(text, f"{path}: its _quantization_metadata").get("layers", {})
+    entries: dict[str, Any] = dict(listed) if isinstance(listed, dict) else {}
     for name in names:
         if name.endswith(".comfy_quant"):
-            entry = json.loads(bytes(f.get_tensor(name).tolist()))
-            found[name.removesuffix(".comfy_quant")] = str(entry.get("format"))
-    return found
+            stored: Tensor = f.get_tensor(name)
+            if stored.dtype != torch.uint8 or stored.ndim != 1:
+                raise ValueError(f"{path}: {name} must be text, got {stored.dtype} {stored.shape}.")
+            entry = parse_object(bytes(stored.tolist()), f"{path}: {name}")
+            entries[name.removesuffix(".comfy_quant")] = entry
+    odd = next((k for k, v in entries.items() if not isinstance(v, dict)), None)
+    if odd is not None:
+        raise ValueError(f"{path}: the quantization of {odd} is not a table: {entries[odd]!r}.")
+    return {module: str(entry.get("format")) for module, entry in entries.items()}
 
 
 def _check_format(path: Path, name: str, tensor: Tensor, layout: str | None) -> None:
@@ -164,12 +169,12 @@ def _check_format(path: Path, name: str, tensor: Tensor, layout: str | None) -> 
 
 
 def _unscale(path: Path, name: str, tensor: Tensor, scale: Tensor, layout: str | None) -> Tensor:
-    if tensor.dtype == torch.uint8 and layout is not None:
+    if tensor.dtype == torch.uint8 and layout in _FP8:
         tensor = tensor.view(_FP8[layout])  # older writers stored the bytes
     scale = scale.float()
     if scale.numel() == 1:
         return tensor.float() * scale.reshape(())
-    if scale.numel() == len(tensor):
+    if tensor.ndim and scale.numel() == len(tensor):
         return tensor.float() * scale.reshape(-1, *([1] * (tensor.ndim - 1)))
     raise ValueError(
         f"{path}: the scale of {name} has {tuple(scale.shape)} numbers for a weight of "
@@ -185,8 +190,7 @@ def folder_files(folder: Path, what: str) -> list[Path]:
     """
     index = sorted(folder.glob("*.safetensors.index.json"))
     if index:
-        table: dict[str, str] = json.loads(index[0].read_text())["weight_map"]
-        files = [folder / name for name in sorted(set(table.values()))]
+        files = [folder / name for name in _indexed_files(index[0])]
         lost = [f.name for f in files if not f.is_file()]
         if lost:
             raise ValueError(f"The {what} {folder} lacks {len(lost)} of its files: {lost[0]}, ...")
@@ -197,6 +201,24 @@ def folder_files(folder: Path, what: str) -> list[Path]:
         hint = f" ({pickles[0]} is a pickle: convert it)" if pickles else ""
         raise ValueError(f"The {what} {folder} holds no .safetensors file{hint}.")
     return files[:1]  # others are variants (fp16, ema) of the same weights
+
+
+def _indexed_files(index: Path) -> list[str]:
+    """The names of the files that an index lists.
+
+    Raises:
+        ValueError: it lists none, or something else than files of its own folder.
+    """
+    table = read_object(index, "index").get("weight_map")
+    listed = list(cast(dict[str, Any], table).values()) if isinstance(table, dict) else [table]
+    names = {n for n in listed if isinstance(n, str) and n and Path(n).name == n}
+    odd = [n for n in listed if not isinstance(n, str) or n not in names]
+    if odd or not names:
+        raise ValueError(
+            f"The index {index} must list files of its own folder under weight_map, got "
+            f"{odd[0] if odd else None!r}."
+        )
+    return sorted(names)
 
 
 def read_folder(folder: Path, dtype: torch.dtype | None, what: str) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ transformer is named for what it is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from ..storage.text_files import read_object
 from .inspection import architecture
 from .keys import bfl_to_diffusers, diffusers_to_bfl, is_bfl, strip_prefix
 from .safetensors_io import fill, folder_files, read_folder, read_header, read_weights
@@ -117,7 +117,7 @@ def transformer_folder(folder: str | Path) -> Path:
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Tensor]]:
     folder = transformer_folder(folder)
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    config = read_object(folder / "config.json", "configuration")
     kind = config.get("_class_name")
     if kind != "FluxTransformer2DModel":
         raise ValueError(f"{folder} holds a {kind}, not a FluxTransformer2DModel (FLUX.1).")

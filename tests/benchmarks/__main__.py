@@ -12,6 +12,7 @@ from . import (
     data_speed,
     demo_cases,
     dreamsim_speed,
+    fuzz,
     one_way_speed,
     overhead,
     queue_load,
@@ -30,6 +31,7 @@ BENCHMARKS = (
     comfyui_speed,
     demo_cases,
     queue_load,
+    fuzz,
 )
 
 

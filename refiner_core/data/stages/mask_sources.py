@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from ...storage.text_files import read_object
 from ..pair_files import PairFiles, fit_to, read_alpha, read_mask
 from ..sample import RejectedError, Sample
 from ..triplets import mask_box
@@ -119,6 +119,14 @@ class AlphaMask:
 Boxes = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
 
 
+def _are_four_numbers(box: Any) -> bool:
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in box)
+    )
+
+
 def load_boxes(path: Path) -> Boxes:
     """A detector's boxes: `{"<pair>": {"target": [[x0, y0, x1, y1], ...], "reference": [...]}}`.
 
@@ -127,14 +135,7 @@ def load_boxes(path: Path) -> Boxes:
     Raises:
         ValueError: the file is not of that form; names the pair and the box.
     """
-    try:
-        boxes = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise ValueError(f"The boxes file {path} is not JSON: {e}.") from e
-    if not isinstance(boxes, dict):
-        raise ValueError(
-            f"The boxes file {path} must hold a JSON object that maps the name of each pair to its boxes."
-        )
+    boxes = read_object(path, "boxes file")
     for name, pictures in boxes.items():
         for role, listed in pictures.items() if isinstance(pictures, dict) else [("?", None)]:
             if role not in ("target", "reference") or not isinstance(listed, list):
@@ -142,7 +143,7 @@ def load_boxes(path: Path) -> Boxes:
                     f'{path}: {name} must have lists of boxes under "target" and optionally "reference".'
                 )
             for box in listed:
-                x0, y0, x1, y1 = box if len(box) == 4 else (0, 0, 0, 0)
+                x0, y0, x1, y1 = box if _are_four_numbers(box) else (0, 0, 0, 0)
                 if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
                     raise ValueError(
                         f"{path}: {name}, {role}: {box} is not a box x0 y0 x1 y1 in fractions, 0 to 1."
