@@ -92,6 +92,9 @@ def run_in_processes(
     waiting, left = deque(enumerate(items)), len(items)
     workers = [_WorkerProcess(open_worker, device, threads) for device in devices]
     try:
+        for worker in workers:
+            worker.answer()  # that it is open: one that cannot be ends the run before it starts
+            worker.give(*waiting.popleft())
         while left:
             ready = wait([w.connection for w in workers])
             for worker in [w for w in workers if w.connection in ready]:
