@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import uuid
 from pathlib import Path
@@ -69,13 +70,17 @@ def tell_page(node: type[io.ComfyNode], event: str, data: dict[str, Any]) -> Non
 
 
 def show_text(node: type[io.ComfyNode], text: str) -> None:
-    """Show a note below a node that is running, and write it to the log; nothing if it is empty."""
+    """Show a note below a node that is running, and write it to the log; nothing if it is empty.
+
+    ComfyUI's page takes the note as HTML, in which names of files and recipes must stay text.
+    """
     if not text:
         return
     logging.warning("%s", text)
     server = getattr(PromptServer, "instance", None)
     if server is not None and node.hidden is not None:
-        server.send_progress_text(text, node.hidden.unique_id, server.client_id)
+        shown = html.escape(text, quote=False)
+        server.send_progress_text(shown, node.hidden.unique_id, server.client_id)
 
 
 def show_inputs(

@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 from server import PromptServer
 
 from ..refiner_core.images.geometry import Extent
+from ..refiner_core.images.image_io import DECODING_ERRORS
 from ..refiner_core.images.previews import fitted, to_pillow
 from ..refiner_core.recipes.recipe import RECIPES
 from .example import NAMES, example_case
@@ -21,6 +22,7 @@ from .pictures import POINTING
 
 _FOLDERS = {"input", "output", "temp"}
 _CASE_PICTURES = {"draft", "reference", "target"}
+_DECODING = asyncio.Semaphore(2)  # pictures at a time: a large one takes hundreds of megabytes
 
 
 def add_routes() -> None:
@@ -55,10 +57,11 @@ async def _picture(request: web.Request) -> web.Response:
         if case in NAMES and name in _CASE_PICTURES:
             data, size = await asyncio.to_thread(_of_case, case, name)
         elif path is not None and os.path.isfile(path):
-            data, size = await asyncio.to_thread(_scaled, path)
+            async with _DECODING:
+                data, size = await asyncio.to_thread(_scaled, path)
         else:
             return web.json_response({"error": "The image was not found."}, status=404)
-    except (OSError, Image.DecompressionBombError) as e:
+    except DECODING_ERRORS as e:
         return web.json_response({"error": f"The image cannot be read: {e}"}, status=415)
     headers = {"X-Picture-Size": str(size), "Cache-Control": "no-cache"}
     return web.Response(body=data, content_type="image/jpeg", headers=headers)
@@ -67,7 +70,7 @@ async def _picture(request: web.Request) -> web.Response:
 def _path(query: Any) -> str | None:
     """The file that a query names, or None if it is outside ComfyUI's folders."""
     kind, filename = query.get("type", "input"), query.get("filename", "")
-    if kind not in _FOLDERS or not filename:
+    if kind not in _FOLDERS or not filename or "\0" in "".join(query.values()):
         return None
     folder = os.path.realpath(folder_paths.get_directory_by_type(kind))
     path = os.path.realpath(os.path.join(folder, query.get("subfolder", ""), filename))
