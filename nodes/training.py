@@ -23,6 +23,8 @@ from ..refiner_core.data.shards import TripletSet
 from ..refiner_core.data.splits import manifest_hash
 from ..refiner_core.models.kontext import Conditioning
 from ..refiner_core.recipes.recipe import NANO, Recipe
+from ..refiner_core.storage.file_names import check_name
+from ..refiner_core.storage.output_files import atomic_path
 from ..refiner_core.training.config import SFT_PRESETS, SftConfig
 from ..refiner_core.training.distributed import Processes
 from ..refiner_core.training.export import describe
@@ -132,9 +134,7 @@ def _run_folder(name: str) -> Path:
 
 
 def _check_name(name: str) -> str:
-    if not name.strip() or Path(name).name != name or name.startswith("."):
-        raise ValueError(f"lora_name must be a file name without a folder, got {name!r}.")
-    return name.removesuffix(".safetensors")
+    return check_name(name.removesuffix(".safetensors"), "lora_name")
 
 
 def _check_recipe(recipe: Recipe) -> None:
@@ -250,7 +250,9 @@ class _Training:
             interruption = _NodeInterruption(session.processes)
             made = train(self.config, session, progress=progress, interruption=interruption)
         path = _free_path(self.name)
-        shutil.move(made, path)
+        with atomic_path(path) as temporary:  # the folder may be on another disk
+            shutil.copyfile(made, temporary)
+        made.unlink()
         (self.out / CHECKPOINT).unlink(missing_ok=True)
         assert progress.pixels is not None, "the last step is validated"
         return path, progress.pixels

@@ -53,12 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = chosen.run(chosen)
     except (ValueError, ModuleNotFoundError, OSError) as e:
-        print(f"omnirefiner: {e}", file=sys.stderr)
+        print(f"omnirefiner: {_in_words(e)}", file=sys.stderr)
         return exit_status.UNUSABLE_INPUT
     except KeyboardInterrupt:
         print("omnirefiner: interrupted", file=sys.stderr)
         return exit_status.INTERRUPTED
     return exit_status.DONE if status is None else status
+
+
+def _in_words(error: Exception) -> str:
+    """The message of an error, for a file that the system refuses without the system's number."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}."
+    return str(error)
 
 
 def _escape_unprintable() -> None:

@@ -177,17 +177,27 @@ def safetensors_of(header: str | bytes, data: bytes = bytes(64)) -> bytes:
 
 
 _HEADER = {
-    "__metadata__": {"format": "pt", "lora_adapter_metadata": '{"transformer.r": 4}', "recipe": "x"},
+    "__metadata__": {
+        "format": "pt",
+        "lora_adapter_metadata": '{"transformer.r": 4}',
+        "recipe": "x",
+    },
     "transformer_blocks.0.attn.to_q.lora_A.weight": {
-        "dtype": "F32", "shape": [1, 4], "data_offsets": [0, 16],
+        "dtype": "F32",
+        "shape": [1, 4],
+        "data_offsets": [0, 16],
     },
     "transformer_blocks.0.attn.to_q.lora_B.weight": {
-        "dtype": "F32", "shape": [4, 1], "data_offsets": [16, 32],
+        "dtype": "F32",
+        "shape": [4, 1],
+        "data_offsets": [16, 32],
     },
     "transformer_blocks.0.attn.to_q.alpha": {
-        "dtype": "F32", "shape": [], "data_offsets": [32, 36],
+        "dtype": "F32",
+        "shape": [],
+        "data_offsets": [32, 36],
     },
-}  # fmt: skip
+}
 
 
 @cache
@@ -215,9 +225,17 @@ def lora_files() -> st.SearchStrategy[bytes]:
         ["transformer_blocks.0.attn.to_q", "single_blocks.0.linear1", "lora_unet_x", "a", ""]
     )
     suffixes = st.sampled_from(
-        [".lora_A.weight", ".lora_B.weight", ".alpha", ".lora_down.weight", ".lora_up.weight",
-         ".processor.q_loras.0.down.weight", ".processor.q_loras.0.up.weight", ".weight"]
-    )  # fmt: skip
+        [
+            ".lora_A.weight",
+            ".lora_B.weight",
+            ".alpha",
+            ".lora_down.weight",
+            ".lora_up.weight",
+            ".processor.q_loras.0.down.weight",
+            ".processor.q_loras.0.up.weight",
+            ".weight",
+        ]
+    )
     kinds = st.sampled_from([torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn])
     values = st.sampled_from([0.0, 1.0, float("nan"), float("inf")])
 
@@ -227,9 +245,11 @@ def lora_files() -> st.SearchStrategy[bytes]:
         return torch.full(shape, value).to(dtype)
 
     tensors = st.dictionaries(
-        st.tuples(names, suffixes).map("".join), st.tuples(shape, kinds, values).map(tensor),
-        min_size=1, max_size=4,
-    )  # fmt: skip
+        st.tuples(names, suffixes).map("".join),
+        st.tuples(shape, kinds, values).map(tensor),
+        min_size=1,
+        max_size=4,
+    )
     return tensors.map(save)
 
 
@@ -310,17 +330,35 @@ def png_chunks(draw: st.DrawFn) -> bytes:
     number = st.sampled_from([0, 1, 3, 16, 60_000, (1 << 31) - 1, (1 << 32) - 1])
     depths, colours = st.sampled_from([0, 1, 2, 4, 8, 16, 32]), st.sampled_from([0, 2, 3, 4, 6, 7])
     header = struct.pack(
-        ">IIBBBBB", draw(number), draw(number), draw(depths), draw(colours),
-        draw(st.integers(0, 1)), 0, draw(st.integers(0, 2)),
-    )  # fmt: skip
+        ">IIBBBBB",
+        draw(number),
+        draw(number),
+        draw(depths),
+        draw(colours),
+        draw(st.integers(0, 1)),
+        0,
+        draw(st.integers(0, 2)),
+    )
     bomb = zlib.compress(bytes(1 << 22))
     pool = [
-        (b"IDAT", zlib.compress(bytes(4000))), (b"IDAT", bomb), (b"IDAT", b""),
-        (b"PLTE", bytes(9)), (b"PLTE", bytes(1000)), (b"tRNS", bytes(3)), (b"tRNS", b""),
-        (b"iCCP", b"x\0\0" + bomb), (b"zTXt", b"x\0\0" + bomb), (b"iTXt", b"x\0\1\0\0\0" + bomb),
-        (b"eXIf", b"II*\0\xff\xff\xff\xff"), (b"acTL", struct.pack(">II", 1 << 31, 0)),
-        (b"fcTL", bytes(26)), (b"gAMA", b""), (b"pHYs", bytes(9)), (b"cHRM", b"1"), (b"abCD", b""),
-    ]  # fmt: skip
+        (b"IDAT", zlib.compress(bytes(4000))),
+        (b"IDAT", bomb),
+        (b"IDAT", b""),
+        (b"PLTE", bytes(9)),
+        (b"PLTE", bytes(1000)),
+        (b"tRNS", bytes(3)),
+        (b"tRNS", b""),
+        (b"iCCP", b"x\0\0" + bomb),
+        (b"zTXt", b"x\0\0" + bomb),
+        (b"iTXt", b"x\0\1\0\0\0" + bomb),
+        (b"eXIf", b"II*\0\xff\xff\xff\xff"),
+        (b"acTL", struct.pack(">II", 1 << 31, 0)),
+        (b"fcTL", bytes(26)),
+        (b"gAMA", b""),
+        (b"pHYs", bytes(9)),
+        (b"cHRM", b"1"),
+        (b"abCD", b""),
+    ]
     chunks = draw(st.lists(st.sampled_from(pool), max_size=5))
     body = b"".join(_chunk(*c) for c in chunks)
     end = _chunk(b"IEND", b"") if draw(st.booleans()) else b""
@@ -363,18 +401,50 @@ def _triplet(seed: int) -> Triplet:
 def tar_members(draw: st.DrawFn) -> bytes:
     """Tars whose members have any name, kind and size."""
     names = st.sampled_from(
-        ["a.draft.png", "a.reference.png", "a.mask.png", "a.json", "../../a.json", "/etc/a.json",
-         "a/b.json", "CON.json", ".json", "a", "..", "a.b.c.json", "\udce4.json", "x" * 90 + ".json"]
-    )  # fmt: skip
-    record = st.sampled_from([{"crc32": {}}, {"crc32": []}, {"crc32": None}, {"info": 3},
-                              {"prompt": ["x"]}, [], {"crc32": {"draft.png": "x"}}])  # fmt: skip
+        [
+            "a.draft.png",
+            "a.reference.png",
+            "a.mask.png",
+            "a.json",
+            "../../a.json",
+            "/etc/a.json",
+            "a/b.json",
+            "CON.json",
+            ".json",
+            "a",
+            "..",
+            "a.b.c.json",
+            "\udce4.json",
+            "x" * 90 + ".json",
+        ]
+    )
+    record = st.sampled_from(
+        [
+            {"crc32": {}},
+            {"crc32": []},
+            {"crc32": None},
+            {"info": 3},
+            {"prompt": ["x"]},
+            [],
+            {"crc32": {"draft.png": "x"}},
+        ]
+    )
     contents = (
         record.map(lambda r: json.dumps(r).encode())
         | st.just(deep().encode())
         | st.sampled_from([b"", b"{", tiny_picture("PNG"), tiny_picture("GIF"), b"\xff\xfe"])
     )
-    kinds = st.sampled_from([tarfile.REGTYPE] * 4 + [tarfile.SYMTYPE, tarfile.LNKTYPE,
-        tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE])  # fmt: skip
+    kinds = st.sampled_from(
+        [tarfile.REGTYPE] * 4
+        + [
+            tarfile.SYMTYPE,
+            tarfile.LNKTYPE,
+            tarfile.DIRTYPE,
+            tarfile.FIFOTYPE,
+            tarfile.CHRTYPE,
+            tarfile.GNUTYPE_SPARSE,
+        ]
+    )
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for _ in range(draw(st.integers(1, 5))):
@@ -385,15 +455,32 @@ def tar_members(draw: st.DrawFn) -> bytes:
 
 
 _ENTRY = {"id": "00000000", "split": "train", "shard": "train-00000.tar", "size": [8, 8]}
-_RECIPE = {"name": "own", "based_on": "omnirefiner", "prompt": "fix the {subject}", "steps": 20,
-           "order": ["draft", "reference"], "indices": [1, 2], "references": [1, 3],
-           "triggers": [], "prompt_strip": ["x+"], "distilled": None, "buckets": [[512, 512]],
-           "guidance": 2.5, "context": 1.5, "align": True}  # fmt: skip
-_SETTINGS = {"model": {"rank": 4, "train": "lora", "alpha": 4.0}, "run": {"max_steps": 3, "batch": 2},
-             "optimizer": {"rate": 1e-4}, "data": {"held_out": 2}}  # fmt: skip
-_GRAPH = {"1": {"class_type": "LoadImage", "inputs": {"image": "{{reference}}"},
-                "_meta": {"title": "x"}},
-          "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}}}  # fmt: skip
+_RECIPE = {
+    "name": "own",
+    "based_on": "omnirefiner",
+    "prompt": "fix the {subject}",
+    "steps": 20,
+    "order": ["draft", "reference"],
+    "indices": [1, 2],
+    "references": [1, 3],
+    "triggers": [],
+    "prompt_strip": ["x+"],
+    "distilled": None,
+    "buckets": [[512, 512]],
+    "guidance": 2.5,
+    "context": 1.5,
+    "align": True,
+}
+_SETTINGS = {
+    "model": {"rank": 4, "train": "lora", "alpha": 4.0},
+    "run": {"max_steps": 3, "batch": 2},
+    "optimizer": {"rate": 1e-4},
+    "data": {"held_out": 2},
+}
+_GRAPH = {
+    "1": {"class_type": "LoadImage", "inputs": {"image": "{{reference}}"}, "_meta": {"title": "x"}},
+    "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}},
+}
 _BOXES = {"b": [{"draft": [0.1, 0.1, 0.5, 0.5], "reference": [[0, 0], [1, 0], [1, 1], [0, 1]]}]}
 
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from refiner_core.__main__ import main
-from refiner_core.data.pair_files import PairFiles, unique_ids
+from refiner_core.data.pair_files import PairFiles
 from refiner_core.data.shards import shard_name, write_shard
 from refiner_core.data.triplets import Triplet
 from refiner_core.evaluation.cases import FileCases, open_cases
@@ -28,6 +28,7 @@ from refiner_core.evaluation.metric import Column
 from refiner_core.evaluation.plots import bars, scatter
 from refiner_core.evaluation.runner import case_seed
 from refiner_core.evaluation.tables import summarise, worst_first
+from refiner_core.storage.file_names import unique_ids
 
 ROOT = Path(__file__).parents[1]
 FAST = ["--steps", "1"]

@@ -57,7 +57,12 @@ def sparse_tar(claimed: int) -> bytes:
 
 
 REFUSED: list[tuple[str, str, bytes, str]] = [
-    ("GGUF header", "x.gguf", gguf_with(b"general.alignment", struct.pack("<II", 4, 0)), "alignment"),
+    (
+        "GGUF header",
+        "x.gguf",
+        gguf_with(b"general.alignment", struct.pack("<II", 4, 0)),
+        "alignment",
+    ),
     ("GGUF header", "x.gguf", gguf_with(b"a", struct.pack("<IIQ", 9, 9, 1 << 40)), "x.gguf"),
     ("safetensors header", "x.safetensors", safetensors_of(deep()), "x.safetensors"),
     ("safetensors header", "x.safetensors", safetensors_of('{"a": {"shape": []}}'), "'a'"),
@@ -65,7 +70,7 @@ REFUSED: list[tuple[str, str, bytes, str]] = [
     ("recipe", "x.json", deep().encode(), "x.json"),
     ("workflow", "x.json", deep().encode(), "x.json"),
     ("listing", "x.jsonl", deep().encode(), "line 1"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("reader", "name", "data", "named"), REFUSED)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,14 +108,14 @@ def read_listing(path: Path) -> tuple[PairFiles, ...]:
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
-        try:
-            entry = parse_object(line, "it")
-            files = {k: path.parent / entry[n] for k, n in _LISTED.items()}
-        except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(
-                f"{path}, line {number}: expected a JSON object with "
-                f"{', '.join(_LISTED.values())} ({type(e).__name__}: {e})."
-            ) from e
+        entry = parse_object(line, f"{path}, line {number}")
+        for field_name in _LISTED.values():
+            if not isinstance(entry.get(field_name), str):
+                raise ValueError(
+                    f"{path}, line {number}: {field_name} must be the name of a file, got "
+                    f"{entry.get(field_name)!r}. Every line names {', '.join(_LISTED.values())}."
+                )
+        files = {k: path.parent / entry[n] for k, n in _LISTED.items()}
         draft = files["draft"]
         name = draft.parent.name if draft.stem == _CRITIC["draft"] else f"{len(pairs):05d}"
         pairs.append(PairFiles(name, files, str(entry.get("caption", "")), critic=True))
@@ -152,18 +151,6 @@ def find_pairs(folder: Path) -> tuple[PairFiles, ...]:
             "generated_with_degradation.png, or a .jsonl file that lists them)."
         )
     return tuple(pairs)
-
-
-def unique_ids(names: Sequence[str]) -> list[str]:
-    """Names as ids: other characters become "_", and a repeated name gets a number."""
-    ids: list[str] = []
-    for name in names:
-        base = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:90] or "case"
-        chosen, number = base, 2
-        while chosen in ids:
-            chosen, number = f"{base}-{number}", number + 1
-        ids.append(chosen)
-    return ids
 
 
 def find_references(folder: Path) -> tuple[PairFiles, ...]:

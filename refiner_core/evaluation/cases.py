@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.pair_files import PairFiles, find_pairs, read_pixels, unique_ids
+from ..data.pair_files import PairFiles, find_pairs, read_pixels
 from ..data.shards import TripletSet
 from ..data.triplets import Triplet, check
 from ..images.mask_io import load_mask
+from ..storage.file_names import unique_ids
 
 _NEEDED = ("draft", "reference", "mask")
 

@@ -27,6 +27,7 @@ from ..load import load_engine
 from ..recipes.recipe import NANO
 from ..repair.pipeline import refine
 from ..repair.request import RefineOptions, RefineRequest
+from ..storage.file_names import check_ids, ignores_case
 from ..storage.output_files import atomic_path
 from .baselines import PastedReference, pasted_reference
 from .cases import Cases, open_cases
@@ -35,6 +36,7 @@ from .evaluation_settings import ALIGNED, DRAFT, PASTED, REFINED, EvaluationSett
 from .metric import EvaluationCase, Metric, Scores
 
 _FILES = {PASTED: "pasted.png", ALIGNED: "aligned.png", REFINED: "refined.png"}
+_SETTINGS = "run.json"
 Log = Callable[[str], None]
 
 
@@ -214,7 +216,7 @@ def _write_settings(settings: EvaluationSettings) -> None:
     Raises:
         ValueError: a setting differs; names the first one.
     """
-    path = settings.out / "run.json"
+    path = settings.out / _SETTINGS
     recorded = json.loads(json.dumps(settings.recorded()))
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))["settings"]
@@ -242,6 +244,7 @@ def evaluate(settings: EvaluationSettings, metrics: Sequence[Metric], log: Log) 
     cases = open_cases(settings.data, settings.split)
     settings.out.mkdir(parents=True, exist_ok=True)
     _write_settings(settings)
+    check_ids(cases.ids, f"cases of {settings.data}", ignores_case(settings.out / _SETTINGS))
     numbers = range(
         len(cases.ids) if settings.count is None else min(settings.count, len(cases.ids))
     )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-from ..data.pair_files import PairFiles, find_pairs, unique_ids
+from ..data.pair_files import PairFiles, find_pairs
 from ..data.triplets import check_id
 from ..repair.request import RefineOptions
-from ..storage.text_files import read_text
+from ..storage.file_names import check_ids, unique_ids
+from ..storage.text_files import parse_object, read_text
 from .repair_files import RepairFiles
 
 _FILES = ("draft", "reference", "mask", "reference_mask", "paste_mask")
@@ -20,6 +20,7 @@ _OPTIONS = tuple(f.name for f in fields(RefineOptions))
 _WHOLE = ("seed", "steps", "candidates", "keep", "prune_at")
 _SWITCHES = ("drift", "align")
 _TEXTS = ("prompt", "subject", "blend", "paste")
+SUMMARY_ID = "summary"  # the results' own file beside those of the jobs
 _CRITIC = "A_image"  # only Critic-10K's listings have this field
 
 
@@ -90,11 +91,18 @@ def read_jobs(path: Path, options: RefineOptions, resize_masks: bool = False) ->
             jobs.append(_from_line(line, path.parent.absolute(), options, resize_masks))
         except ValueError as e:
             broken[f"line {number}"] = str(e)
-    _check_unique(path, [job.id for job in jobs])
+    ids = [job.id for job in jobs]
+    _check_unique(path, ids)
+    check_ids([*ids, SUMMARY_ID], f"jobs of {path}")
     return JobList(jobs, broken)
 
 
 def _check_unique(path: Path, ids: list[str]) -> None:
+    if SUMMARY_ID in ids:
+        raise ValueError(
+            f"{path} has a job with the id {SUMMARY_ID!r}, which names the report of all jobs. Give it "
+            'another "id".'
+        )
     repeated = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
     if repeated:
         raise ValueError(
@@ -104,13 +112,7 @@ def _check_unique(path: Path, ids: list[str]) -> None:
 
 
 def _from_line(line: str, folder: Path, options: RefineOptions, resize_masks: bool) -> Job:
-    try:
-        entry = json.loads(line)
-    except ValueError as e:
-        raise ValueError(f"it is not JSON: {e}") from e
-    if not isinstance(entry, dict):
-        raise ValueError("it is not a JSON object")
-    entry = cast(dict[str, Any], entry)
+    entry = parse_object(line, "it")
     unknown = sorted(entry.keys() - {"id", *_FILES, *_OPTIONS})
     if unknown:
         known = ", ".join(("id", *_FILES, *_OPTIONS))
@@ -170,7 +172,8 @@ def _from_pairs(
     pairs = tuple(p for p in pairs if p.files.keys() & {"draft", "reference"})
     jobs: list[Job] = []
     broken: dict[str, str] = {}
-    for name, pair in zip(unique_ids([p.name for p in pairs]), pairs, strict=True):
+    ids = unique_ids([SUMMARY_ID, *(p.name for p in pairs)])[1:]
+    for name, pair in zip(ids, pairs, strict=True):
         missing = [role for role in ("draft", "reference") if role not in pair.files]
         if missing:
             broken[name] = f"there is no {missing[0]} picture"

@@ -14,9 +14,9 @@ from typing import Any
 
 from ..images.image_io import Picture, save_picture
 from ..storage.output_files import atomic_path
-from .job_list import Job
+from .job_list import SUMMARY_ID, Job
 
-SUMMARY = "summary.json"
+SUMMARY = f"{SUMMARY_ID}.json"
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

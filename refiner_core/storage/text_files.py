@@ -47,6 +47,8 @@ def parse_json(text: str | bytes, source: str) -> Any:
     """
     try:
         return json.loads(text)
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{source} is not valid JSON: byte {e.start} is not text.") from e
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{source} is not valid JSON: {e}.") from e
 

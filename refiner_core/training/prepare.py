@@ -26,6 +26,7 @@ from ..data.splits import manifest_hash, split_data
 from ..models.core_engine import TextEncoder
 from ..nano.reference_blend import ReferenceBlend
 from ..recipes.recipe import Recipe
+from ..storage.file_names import check_ids, ignores_case
 from ..storage.output_files import atomic_path
 from ..weights.safetensors_io import save_weights
 from ..workers.pool import worker_pool
@@ -131,6 +132,7 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(i, k) for i in chosen for k in range(data.crops)]
     ids = {i: str(triplets.entries[i]["id"]) for i in chosen}
+    check_ids(ids.values(), "triplets", ignoring_case=ignores_case(folder))
     names = [f"{ids[i]}-{k}" for i, k in wanted]
     if not (folder / ITEMS).exists():
         paths = {(i, k): folder / f"{ids[i]}-{k}.safetensors" for i, k in wanted}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from . import (
     ablation,
+    bad_inputs,
     comfyui_speed,
     data_speed,
     demo_cases,
@@ -32,6 +33,7 @@ BENCHMARKS = (
     demo_cases,
     queue_load,
     fuzz,
+    bad_inputs,
 )
 
 

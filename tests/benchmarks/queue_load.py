@@ -28,10 +28,27 @@ from tests.comfyui.server import (
 # Width and height of the drafts, px: portraits, panoramas, odd sides. Every twenty prompts are alike in
 # their sizes, so that the memory after 20 and after 500 can be compared.
 SIZES = (
-    (512, 512), (640, 427), (333, 501), (1024, 768), (1500, 300), (256, 256), (801, 1203),
-    (97, 640), (768, 768), (1216, 832), (410, 410), (1920, 1080), (600, 1500), (511, 513),
-    (320, 240), (700, 700), (1333, 777), (896, 1152), (128, 128), (1000, 999),
-)  # fmt: skip
+    (512, 512),
+    (640, 427),
+    (333, 501),
+    (1024, 768),
+    (1500, 300),
+    (256, 256),
+    (801, 1203),
+    (97, 640),
+    (768, 768),
+    (1216, 832),
+    (410, 410),
+    (1920, 1080),
+    (600, 1500),
+    (511, 513),
+    (320, 240),
+    (700, 700),
+    (1333, 777),
+    (896, 1152),
+    (128, 128),
+    (1000, 999),
+)
 MEGAPIXELS = (0.016, 0.03, 0.02, 0.066)
 _AT_ONCE = 4  # prompts in the queue
 _WINDOW = 10  # prompts over which a figure is the median
