@@ -18,10 +18,9 @@ from torch import Tensor
 
 from ..refiner_core import sampling
 from ..refiner_core.interfaces import SamplingJob
-from ..refiner_core.models.kontext import CleanCache
 from ..refiner_core.recipes.recipe import Recipe
 from .conditioning import EncodedText, condition, encode_text
-from .one_way import one_way
+from .one_way import Caches, one_way
 from .qwen import as_published
 from .types import Refiner
 
@@ -141,7 +140,7 @@ class ComfyEngine:
     ) -> None:
         self.refiner, self.sampler, self.scheduler = refiner, sampler, scheduler
         self._previewer: Any = None
-        self._clean = CleanCache()
+        self._clean = Caches()
         self._texts: list[tuple[SamplingJob, EncodedText]] = []
 
     @property
@@ -198,7 +197,7 @@ class ComfyEngine:
         check_layout(refiner, positive)
         model = sampling_model(refiner)
         if self.recipe.attention == "one way":
-            model = one_way(model, self._clean, list(job.latents))
+            model = one_way(model, self._clean, job.latents, job.cfg)
         draft = job.draft
         sigmas = self._sigmas(job)
         steps = len(sigmas) - 1
@@ -226,7 +225,7 @@ class ComfyEngine:
         )
         if sigmas[-1] > 0:
             return self._state(latent, sigmas)
-        self._clean = CleanCache()  # of use between the rounds of a search, and large
+        self._clean.clear()  # of use between the rounds of a search, and large
         return latent
 
     def _noise(self, job: SamplingJob, sigmas: Tensor, draft: Tensor, held: bool) -> Tensor:

@@ -7,7 +7,7 @@ the recorded keys and values besides its own. ComfyUI's model, weights and kerne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import comfy.model_management as mm
@@ -17,6 +17,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor, nn
 
 from ..refiner_core.models.attention import KeysValues
+from ..refiner_core.models.clean_storage import Storage, StoredKeys, choose_storage, clean_bytes
 from ..refiner_core.models.kontext import CleanCache, Conditioning
 
 _NAME = "omnirefiner_one_way"
@@ -25,7 +26,39 @@ _PATCH = 2
 
 
 def _block(options: dict[str, Any]) -> Hashable:
-    return options["block_type"], options["block_index"]
+    return options.get("block_type"), options.get("block_index")
+
+
+def _check_not_compiled(model: Any) -> None:
+    """Refuse torch.compile, as ComfyUI's node and those made like it apply it.
+
+    They leave the attention's options out of what makes the compiler compile anew, so that it would
+    run what it compiled for the pass over the clean tokens in the steps, too, and the reverse.
+
+    Raises:
+        ValueError: the model is compiled.
+    """
+    if model.get_wrappers(WrappersMP.APPLY_MODEL, "torch.compile"):
+        raise ValueError(
+            "One-way attention cannot be combined with torch.compile. Remove the node that compiles "
+            "the model, or use a recipe with attention both ways."
+        )
+
+
+def _check_recorded(record: StoredKeys, blocks: int) -> None:
+    """Refuse a model whose blocks were not all called as ComfyUI's FLUX calls them.
+
+    Raises:
+        ValueError: some were skipped, called twice under one name, or called without their options,
+            so that attention would not see the references.
+    """
+    if len(record) != blocks:
+        raise ValueError(
+            f"One-way attention needs each of the model's {blocks} blocks, but {len(record)} of them "
+            "could be recorded: a node between the model and the refiner skips or exchanges blocks, "
+            "as TeaCache and WaveSpeed's First Block Cache do. Remove it, use EasyCache instead, or "
+            "use a recipe with attention both ways."
+        )
 
 
 def _with_override(options: dict[str, Any], attend: Callable[..., Tensor]) -> dict[str, Any]:
@@ -52,9 +85,7 @@ def _with_override(options: dict[str, Any], attend: Callable[..., Tensor]) -> di
     return {**options, _OVERRIDE: override}
 
 
-def _recording(
-    record: dict[Hashable, tuple[Tensor, Tensor]], options: dict[str, Any]
-) -> dict[str, Any]:
+def _recording(record: StoredKeys, options: dict[str, Any]) -> dict[str, Any]:
     """Options that record clean tokens, which attend only to one another."""
 
     def attend(
@@ -84,7 +115,25 @@ def _attending(clean: KeysValues, options: dict[str, Any]) -> dict[str, Any]:
     return _with_override(options, attend)
 
 
-def _wrapper(cache: CleanCache) -> Callable[..., Tensor]:
+class Caches:
+    """The clean tokens' keys and values, apart for the positive and the negative prompt of CFG.
+
+    Whether ComfyUI computes both in one pass or one after the other, each is recorded once.
+    """
+
+    def __init__(self) -> None:
+        self._by_prompt: dict[tuple[int, ...], CleanCache] = {}
+
+    def of(self, options: dict[str, Any]) -> CleanCache:
+        """The cache for a pass with these transformer options."""
+        return self._by_prompt.setdefault(tuple(options.get("cond_or_uncond", ())), CleanCache())
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._by_prompt.clear()
+
+
+def _wrapper(caches: Caches, blocks: int, storage: Storage) -> Callable[..., Tensor]:
     def run(
         executor: Any,
         x: Tensor,
@@ -101,8 +150,8 @@ def _wrapper(cache: CleanCache) -> Callable[..., Tensor]:
         if not ref_latents:
             return executor(x, timestep, context, y, guidance, None, control, options, **kwargs)
 
-        def record(c: Conditioning) -> KeysValues:
-            found: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        def record(c: Conditioning) -> StoredKeys:
+            found = StoredKeys(storage)
             rows = len(c.references[0])
             # The smallest picture there is: its tokens are not what is recorded.
             small, at = x[:rows, :, :_PATCH, :_PATCH], torch.zeros_like(timestep[:rows])
@@ -119,27 +168,41 @@ def _wrapper(cache: CleanCache) -> Callable[..., Tensor]:
                 _recording(found, options),
                 **kwargs,
             )
+            _check_recorded(found, blocks)
             return found
 
         pooled = x.new_zeros(len(x), 1) if y is None else y
         value = None if guidance is None else float(guidance[0])
         indices = tuple(range(1, len(ref_latents) + 1))
         conditioning = Conditioning(tuple(ref_latents), indices, context, pooled, value)
-        clean = cache.get(conditioning, record)
+        clean = caches.of(options).get(conditioning, record)
         seeing = _attending(clean, options)
         return executor(x, timestep, context, y, guidance, None, control, seeing, **kwargs)
 
     return run
 
 
-def cache_bytes(model: Any, latents: list[Tensor]) -> int:
-    """How much memory the clean tokens' keys and values take while sampling."""
+def _blocks(model: Any) -> int:
     network = model.model.diffusion_model
-    blocks = len(network.double_blocks) + len(network.single_blocks)
+    return len(network.double_blocks) + len(network.single_blocks)
+
+
+def cache_bytes(model: Any, latents: Sequence[Tensor], cfg: float = 1.0) -> int:
+    """How many bytes the clean tokens' keys and values take while sampling."""
     area = sum(-(-z.shape[-2] // _PATCH) * -(-z.shape[-1] // _PATCH) for z in latents)
-    rows = max(len(z) for z in latents)
-    dtype = model.model.get_dtype_inference()
-    return 2 * blocks * rows * area * network.hidden_size * mm.dtype_size(dtype)
+    rows = max(len(z) for z in latents) * (2 if cfg > 1 else 1)
+    item = mm.dtype_size(model.model.get_dtype_inference())
+    return clean_bytes(_blocks(model), rows * area, model.model.diffusion_model.hidden_size, item)
+
+
+def _storage(model: Any, latents: Sequence[Tensor], needed: int) -> Storage:
+    """Where there is room for the keys and values beside the model."""
+    if mm.is_device_cpu(model.load_device):
+        return "device"
+    shape = list(latents[0].shape)
+    free = mm.get_total_memory(model.load_device) - model.model_size()
+    exact = mm.dtype_size(model.model_dtype()) > 1
+    return choose_storage(needed, free - model.memory_required(shape), exact)
 
 
 def one_way_alone(model: Any) -> Any:
@@ -147,25 +210,36 @@ def one_way_alone(model: Any) -> Any:
 
     It forgets the clean tokens' keys and values after every run, so that they take no memory then.
     """
-    cache = CleanCache()
+    _check_not_compiled(model)
+    caches = Caches()
     model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _NAME, _wrapper(cache))
-    model.add_callback_with_key(CallbacksMP.ON_CLEANUP, _NAME, lambda _: cache.clear())
+    wrapper = _wrapper(caches, _blocks(model), "device")
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _NAME, wrapper)
+    model.add_callback_with_key(CallbacksMP.ON_CLEANUP, _NAME, lambda _: caches.clear())
     return model
 
 
-def one_way(model: Any, cache: CleanCache, latents: list[Tensor]) -> Any:
-    """A clone of the model that runs one way and keeps the clean tokens' keys in `cache`.
+def one_way(model: Any, caches: Caches, latents: Sequence[Tensor], cfg: float = 1.0) -> Any:
+    """A clone of the model that runs one way and keeps the clean tokens' keys in `caches`.
 
-    ComfyUI makes room for them as for a model of that size.
+    ComfyUI makes room for them as for a model of that size. Where the device has no room, they are
+    kept in 8 bits, if the model's weights are, too, or else in the computer's memory.
 
     Args:
         latents: the reference latents of the run, for the estimate of the memory.
+        cfg: the scale of classifier-free guidance; over 1 there are two prompts.
     """
+    _check_not_compiled(model)
     model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _NAME, _wrapper(cache))
+    needed = cache_bytes(model, latents, cfg)
+    storage = _storage(model, latents, needed)
+    wrapper = _wrapper(caches, _blocks(model), storage)
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _NAME, wrapper)
     room = comfy.model_patcher.ModelPatcher(
-        nn.Module(), model.load_device, model.offload_device, size=cache_bytes(model, latents)
+        nn.Module(),
+        model.load_device,
+        model.offload_device,
+        size={"device": needed, "fp8": needed // 2, "cpu": 2 * needed // _blocks(model)}[storage],
     )
     model.set_additional_models(_NAME, [room])
     return model

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from refiner_core.images.geometry import Extent
 from refiner_core.load import load_engine
 from refiner_core.models import tokens
+from refiner_core.models.clean_storage import Storage, choose_storage, clean_bytes
 from refiner_core.models.core_engine import CoreEngine
 from refiner_core.models.flux_transformer import FluxTransformer, rotary_angles
 from refiner_core.models.kontext import CleanCache, Conditioning, Denoiser, record_clean, velocity
@@ -144,6 +145,36 @@ def test_cached_equals_one_masked_pass_at_every_step(
         wanted = single_pass(model, x, t, c)
         assert float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
         assert not torch.allclose(found, velocity(model, x, t, c), atol=1e-3)
+
+
+@pytest.mark.parametrize(("storage", "most"), [("device", 0.0), ("cpu", 0.0), ("fp8", 0.05)])
+def test_storages_keep_the_velocity(storage: Storage, most: float) -> None:
+    model, c, x = ours(), conditioning(SIZES[1], 2), noisy(2)
+    plain, other = (record_clean(model, c, torch.float32, s) for s in ("device", storage))
+    wanted = velocity(model, x, 0.6, c, "one way", plain)
+    found = velocity(model, x, 0.6, c, "one way", other)
+    assert float((found - wanted).abs().max()) <= most * float(wanted.abs().max())
+    assert plain.device_bytes == clean_bytes(4, 2 * (12 + 10), 32, 4)
+    assert other.device_bytes * (4 if storage == "fp8" else 1) == plain.device_bytes
+    for (k, v), (a, b) in zip(other.rows([1]).values(), other.values(), strict=True):
+        assert torch.equal(k, a[1:]) and torch.equal(v, b[1:])
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "exact", "storage"),
+    [
+        (6, 10, True, "device"),
+        (8, 10, True, "cpu"),
+        (8, 10, False, "fp8"),
+        (15, 10, False, "cpu"),
+        (1, -2, False, "cpu"),
+        (1 << 60, float("inf"), True, "device"),
+    ],
+)
+def test_storage_follows_the_free_memory(
+    needed: int, free: float, exact: bool, storage: Storage
+) -> None:
+    assert choose_storage(needed, free, exact) == storage
 
 
 @pytest.mark.parametrize("guidance", [None, 2.5])

@@ -87,3 +87,15 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "needs --data DIR and --out DIR" in capsys.readouterr().err
     assert main(["train", "grpo", "--preset", "nano", "--print-config"]) == 0
     assert 'algorithm = "nft"' in capsys.readouterr().out
+
+
+def test_keys_and_values_of_clean_tokens_are_counted() -> None:
+    """Of two samples, two clean pictures of a megapixel each: 57 blocks, 3072 channels, bfloat16."""
+    both, one = (
+        estimate_memory(sft("kontext-80gb", model={"attention": way}), CARDS["h100"])
+        for way in ("both ways", "one way")
+    )
+    assert both.memory["clean keys and values"] == 0
+    clean = 2 * (one.tokens - 512) / 3
+    assert one.memory["clean keys and values"] == pytest.approx(2 * 2 * 57 * clean * 3072 * 2 / 1e9)
+    assert one.total - both.total == pytest.approx(one.memory["clean keys and values"])

@@ -6,7 +6,7 @@ ComfyUI's own FLUX; both give the same velocity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from .. import flow
 from ..recipes.recipe import Attention
 from . import tokens
 from .attention import KeysValues, use_recorded_keys
+from .clean_storage import Storage, StoredKeys, choose_storage, clean_bytes, free_memory
 
 if TYPE_CHECKING:
     from .flux_transformer import Transformer
@@ -96,7 +97,12 @@ def _call(
     )[0]
 
 
-def record_clean(model: Transformer, conditioning: Conditioning, dtype: torch.dtype) -> KeysValues:
+def record_clean(
+    model: Transformer,
+    conditioning: Conditioning,
+    dtype: torch.dtype,
+    storage: Storage = "device",
+) -> StoredKeys:
     """Keys and values of the clean tokens that attend only to one another, at their own time 0.
 
     Neither the noisy latents nor the noise level nor the text changes them.
@@ -105,7 +111,7 @@ def record_clean(model: Transformer, conditioning: Conditioning, dtype: torch.dt
     conditioning = conditioning.repeat(_count(conditioning))
     latents = [z.to(dtype) for z in conditioning.references]
     ids = tokens.layout_ids(latents, conditioning.indices, conditioning.layout)
-    record: dict[Hashable, tuple[Tensor, Tensor]] = {}
+    record = StoredKeys(storage)
     alone = replace(conditioning, text=conditioning.text[:, :0])
     _call(model, latents, ids, alone.pooled.new_zeros(len(latents[0])), alone, record=record)
     return record
@@ -164,9 +170,22 @@ class Denoiser:
         dtype = self.model.dtype
         clean = None
         if self.attention == "one way":
-            clean = self.cache.get(conditioning, lambda c: record_clean(self.model, c, dtype))
+            clean = self.cache.get(conditioning, lambda c: self._recorded(c, dtype))
         v = velocity(self.model, x.to(dtype), sigma, conditioning, self.attention, clean)
         return flow.x0_from_velocity(x, v.to(x.dtype), sigma)
+
+    def _recorded(self, conditioning: Conditioning, dtype: torch.dtype) -> StoredKeys:
+        """The clean tokens' keys and values, where there is room for them."""
+        free = free_memory(conditioning.references[0].device)
+        storage = choose_storage(_needed_bytes(self.model, conditioning, dtype), free)
+        return record_clean(self.model, conditioning, dtype, storage)
+
+
+def _needed_bytes(model: Transformer, conditioning: Conditioning, dtype: torch.dtype) -> int:
+    areas = [z.shape[-2] * z.shape[-1] // tokens.PATCH**2 for z in conditioning.references]
+    blocks = len(model.transformer_blocks) + len(model.single_transformer_blocks)
+    count = _count(conditioning) * sum(areas)
+    return clean_bytes(blocks, count, model.inner_dim, dtype.itemsize)
 
 
 class CleanCache:
@@ -183,12 +202,11 @@ class CleanCache:
         self._known: Conditioning | None = None
         self._last: Conditioning | None = None
         self._rows: list[int] = []
-        self._all: KeysValues = {}
-        self._chosen: KeysValues = {}
+        self._all = self._chosen = StoredKeys()
 
     def get(
-        self, conditioning: Conditioning, record: Callable[[Conditioning], KeysValues]
-    ) -> KeysValues:
+        self, conditioning: Conditioning, record: Callable[[Conditioning], StoredKeys]
+    ) -> StoredKeys:
         """Keys and values of the conditioning's clean tokens, of one sample or of each.
 
         Args:
@@ -202,7 +220,7 @@ class CleanCache:
             self._all = self._chosen = record(self._known)
             rows = list(range(_count(self._known)))
         elif rows != self._rows:
-            self._chosen = {m: (k[rows], v[rows]) for m, (k, v) in self._all.items()}
+            self._chosen = self._all.rows(rows)
         self._rows, self._last = rows, conditioning
         return self._chosen
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ..models.clean_storage import clean_bytes
 from ..models.flux_transformer import FluxTransformer
 from ..nano import nano_file, resolve_weights
 from ..nano.initialisation import nano_config
@@ -185,6 +186,7 @@ def estimate_memory(
         "optimizer": learnable * moments / GB,
         "copies (ema, old, ref)": learnable * 4 * copies / GB,
         "activations": _activation_bytes(model, config, tokens) / GB,
+        "clean keys and values": _clean_bytes(model, config, recipe) / GB,
         "autoencoder, workspace": 0.1 if nano else 1.5,
     }
     flops = step_flops(config, forward_flops(model, tokens), recipe)
@@ -201,6 +203,17 @@ def _activation_bytes(model: Transformer, config: SftConfig | GrpoConfig, tokens
     vectors = blocks + 34 if recompute else 34 * blocks
     wide = 2 if config.model.precision == "bf16" else 4
     return config.run.micro_batch * tokens * model.inner_dim * wide * vectors
+
+
+def _clean_bytes(model: Transformer, config: SftConfig | GrpoConfig, recipe: Recipe) -> float:
+    """Bytes of the keys and values of the clean tokens, which one-way attention keeps in every block."""
+    asked = config.model.attention
+    if (recipe.attention if asked == "recipe" else asked) != "one way":
+        return 0
+    clean = count_tokens(recipe, config.data.megapixels) - recipe.text_tokens
+    blocks = len(model.transformer_blocks) + len(model.single_transformer_blocks)
+    wide = 2 if config.model.precision == "bf16" else 4
+    return clean_bytes(blocks, config.run.micro_batch * clean * 2 // 3, model.inner_dim, wide)
 
 
 def describe_estimate(estimate: MemoryEstimate, name: str, card: Card, unit: str) -> str:

@@ -33,7 +33,6 @@ if __name__ == "__main__":
     from pack.nodes.engine import ComfyEngine
     from pack.nodes.types import Refiner
     from pack.refiner_core.interfaces import CleanInput, SamplingJob
-    from pack.refiner_core.models.kontext import CleanCache
     from pack.refiner_core.recipes.recipe import OMNIREFINER
 
     given = load_file(sys.argv[1])
@@ -107,12 +106,12 @@ if __name__ == "__main__":
         half = engine.sample(replace(job, end=2), nothing)
         latent = engine.sample(replace(job, start=half, begin=2), nothing)
         out["rounds"] = sampled(model, latent)
-        kept, cache = job_of(model, 1), CleanCache()
-        patched = one_way.one_way(model, cache, list(kept.latents))
+        kept, caches = job_of(model, 1), one_way.Caches()
+        patched = one_way.one_way(model, caches, kept.latents)
         with_euler(patched, kept)
         latent = with_euler(one_way.one_way_alone(model), kept)
         out["alone"] = sampled(model, latent)
-        counted = sum(x.numel() * x.element_size() for kv in cache._chosen.values() for x in kv)
+        counted = sum(c._chosen.device_bytes for c in caches._by_prompt.values())
         estimated = sum(m.model_size() for m in patched.get_nested_additional_models())
         out["bytes"] = torch.tensor([estimated, counted])
     save_file({k: v.contiguous().clone() for k, v in out.items()}, sys.argv[2])
