@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..training.train_nano import Setup
 
 _TRIPLETS = 5120
+_EPOCHS = 10  # of stage 2
 
 
 def add_parser(kinds: Any) -> None:
@@ -29,6 +30,17 @@ def add_parser(kinds: Any) -> None:
         help="folder of the run; an existing run is continued",
     )
     nano.add_argument("--data", metavar="DIR", help="triplets; default: drawn in OUT/triplets")
+    nano.add_argument(
+        "--tiles",
+        type=int,
+        metavar="N",
+        help="train stage 1 on tiles of N drawn scenes at the draft's own resolution, from --start",
+    )
+    nano.add_argument(
+        "--photos",
+        metavar="DIR",
+        help="with --tiles, photographs that serve as surfaces; default: those of scikit-image",
+    )
     nano.add_argument(
         "--triplets", type=int, metavar="N", help=f"triplets to draw; default: {_TRIPLETS}"
     )
@@ -53,9 +65,8 @@ def add_parser(kinds: Any) -> None:
     nano.add_argument(
         "--grpo-steps",
         type=int,
-        default=10,
         metavar="N",
-        help="epochs of stage 2 in total; default: %(default)s",
+        help="epochs of stage 2 in total; default: 10, with --tiles 0",
     )
     nano.add_argument(
         "--grpo-set",
@@ -65,7 +76,9 @@ def add_parser(kinds: Any) -> None:
         help="a setting of stage 2 (see train grpo --print-config); can be given several times",
     )
     nano.add_argument(
-        "--start", metavar="FILE", help="a nano to continue from; default: an untrained one"
+        "--start",
+        metavar="FILE",
+        help="a nano to continue from; default: an untrained one, with --tiles the embedded one",
     )
     nano.add_argument(
         "--evaluate",
@@ -184,10 +197,16 @@ def run(chosen: argparse.Namespace) -> None:
 
     from ..storage.output_files import atomic_path
 
+    if chosen.grpo_steps is None:
+        chosen.grpo_steps = 0 if chosen.tiles else _EPOCHS
     _check(chosen)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     out = Path(chosen.out)
+    if chosen.tiles is not None:
+        print(f"wrote {_train_on_tiles(chosen, out)}")
+        _draw(out, ["tiles"])
+        return
     setup = open_setup(chosen, out)
     stages = _train(chosen, out, setup)
     path = out / "nano.safetensors"
@@ -233,6 +252,24 @@ def train_stage(
         config, setup.triplets, out, setup.device, pixels=True, cache=setup.cache
     )
     return train(config, session, reward)
+
+
+def _train_on_tiles(chosen: argparse.Namespace, out: Path) -> Path:
+    """Draw the scenes that are missing and train on their tiles; the refiner's path."""
+    from ..nano import NANO_WEIGHTS
+    from ..training.settings import parse_assignments
+    from ..training.tile_dataset import draw_scenes
+    from ..training.train import train
+    from ..training.train_nano import Setup, open_tile_session, tile_config
+
+    setup = Setup(out / "scenes", out / "cache", chosen.device, chosen.workers, chosen.seed)
+    photos = Path(chosen.photos).expanduser() if chosen.photos else None
+    files = draw_scenes(
+        setup.triplets, chosen.tiles, photos, setup.seed, setup.workers, show_progress
+    )
+    start = Path(chosen.start) if chosen.start else NANO_WEIGHTS
+    config = tile_config(setup, start, chosen.max_steps, parse_assignments(chosen.sft_set))
+    return train(config, open_tile_session(config, files, out / "tiles", chosen.device))
 
 
 def _draw(out: Path, stages: list[str]) -> None:

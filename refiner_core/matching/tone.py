@@ -82,7 +82,7 @@ def tone_gain(reference: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) ->
         mask: the region, 1 1 h w.
         inside: where the reference shows anything, 1 1 h w.
     """
-    longer, shorter = _sides(mask)
+    longer, shorter = mask_sides(mask)
     sigma = max(1.0, _TONE_SIGMA * longer)
     near = _grown(mask, max(1, round(_NEIGHBOURHOOD * shorter))) * inside
     gain = torch.zeros_like(reference)
@@ -97,7 +97,7 @@ def tone_gain(reference: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) ->
     return gain
 
 
-def _sides(mask: Tensor) -> tuple[float, float]:
+def mask_sides(mask: Tensor) -> tuple[float, float]:
     """Longer and shorter side of the box around a mask 1 1 h w, in px."""
     ys, xs = (mask[0, 0] > 0.5).nonzero(as_tuple=True)
     if len(ys) == 0:
@@ -108,7 +108,7 @@ def _sides(mask: Tensor) -> tuple[float, float]:
 
 def rim_of(mask: Tensor) -> Tensor:
     """A band just outside of a region, 1 1 h w, at the size of a field."""
-    width = max(_LEAST_RIM, round(_RIM * _sides(mask)[0]))
+    width = max(_LEAST_RIM, round(_RIM * mask_sides(mask)[0]))
     return (_grown(mask, width) - mask).clamp(0, 1)
 
 

@@ -74,6 +74,10 @@ class Recipe:
     native_detail: bool = False
     """Whether the aligned reference is laid over the draft at the draft's own resolution where the
     crop is shrunk to less than half, and the model only changes that. Needs `align`."""
+    tile: int = 0
+    """Side in px of the overlapping tiles in which the model works at the draft's own resolution;
+    they share one process. 0: it works on one crop, scaled to a size of `buckets`. Needs
+    `native_detail`; the draft's inside is shown with the reference's detail in the draft's tone."""
     codec_residual: float = 0.0
     """How much of what the codec loses of the aligned reference is added to the result, 0 to 1."""
     family: Family = "flux"
@@ -260,6 +264,16 @@ NANO = Recipe(
     native_detail=True,
 )
 
+# The same architecture, trained on tiles; which of a nano's weights are is written in their file.
+NANO_TILES = replace(
+    NANO,
+    name="nano-tiles",
+    title="nano on tiles (a nano trained with train nano --tiles)",
+    attention="one way",
+    reference_blend=0.0,
+    tile=64,
+)
+
 RECIPES = {
     r.name: r
     for r in (
@@ -270,6 +284,7 @@ RECIPES = {
         FLUX2_KLEIN,
         FLUX2_DEV,
         NANO,
+        NANO_TILES,
     )
 }
 

@@ -96,6 +96,13 @@ def _list(value: Any, what: str) -> list[Any]:
     return cast(list[Any], value)
 
 
+def _tile(value: Any) -> int:
+    side = _number(0, 512, True)(value)
+    if side and (side < 32 or side % 16):
+        raise BadValueError("must be 0, or a multiple of 16 from 32 to 512")
+    return side
+
+
 def _order(value: Any) -> tuple[str, ...]:
     roles = tuple(_list(value, "roles"))
     if "draft" not in roles or len(set(roles)) != len(roles) or set(roles) - set(_ROLES):
@@ -182,6 +189,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "latent_factor": _number(1, 64, True),
     "correct_drift_and_color": _switch,
     "reference_blend": _number(0, 1),
+    "tile": _tile,
     "codec_residual": _number(0, 1),
     "native_detail": _switch,
     "family": _choice(Family),
@@ -285,6 +293,8 @@ def _check_consistency(path: Path, recipe: Recipe) -> None:
         raise ValueError(f'{path}: triggers and conditioning "detail" need each other.')
     if (recipe.conditioning == "vision") != (recipe.family == "qwen-edit"):
         raise ValueError(f'{path}: conditioning "vision" and family "qwen-edit" need each other.')
+    if recipe.tile and not (recipe.native_detail and recipe.align):
+        raise ValueError(f"{path}: tile needs align and native_detail to be true.")
     if recipe.attention == "one way" and (recipe.family, recipe.layout) != ("flux", "index"):
         raise ValueError(
             f'{path}: attention "one way" needs family "flux" and layout "index", got '

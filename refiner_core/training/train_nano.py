@@ -5,6 +5,7 @@ evaluation and its model card.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,26 @@ from ..models.flux_transformer import FluxTransformer
 from ..nano.codec import BlockCodec
 from ..nano.initialisation import initialise, nano_config
 from ..nano.nano_engine import load_nano
+from ..recipes.recipe import NANO_TILES
 from ..storage.output_files import atomic_path
 from ..weights.safetensors_io import save_weights
 from .compare import Comparison, held_out_scenes, measure, paired, table
 from .config import GRPO_PRESETS, SFT_PRESETS, GrpoConfig, SftConfig
+from .distributed import launched_processes
 from .export import fingerprint
+from .open_session import assemble, load_base
+from .session import Session
 from .settings import build, merged
+from .text_cache import TextCache
+from .tile_dataset import TileDataset
 
 _SIDE = 256  # px: square root of a drawn picture's area; its detail is as large as nano's crops
 _WINDOW = 64  # px: side of the squares the codec is fitted to
 # Only items from which a model this small learns something.
 _DATA = {"least_agreement": 19.0, "least_gain": 1.0, "held_out": 64}
 _VARIANTS = 16  # of each item in stage 1
+_TILES_OF_A_SCENE = 64
+_HELD_OUT_SCENES = 48
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,44 @@ def grpo_config(
         "run": {"max_steps": epochs, "seed": setup.seed},
     }
     return build(GrpoConfig, merged(merged(GRPO_PRESETS["nano"], chosen), over or {}))
+
+
+def tile_config(setup: Setup, weights: Path, steps: int, over: dict[str, Any]) -> SftConfig:
+    """Settings of stage 1 on tiles: those of `sft_config` for the recipe `nano-tiles`.
+
+    Raises:
+        ValueError: an unknown or contradictory setting.
+    """
+    own = {"model": {"recipe": NANO_TILES.name}, "data": {"variants": _TILES_OF_A_SCENE}}
+    return sft_config(setup, weights, steps, merged(own, over))
+
+
+def open_tile_session(config: SftConfig, files: Sequence[Path], out: Path, device: str) -> Session:
+    """A session that trains on tiles of drawn scenes, the first of which are held out.
+
+    Args:
+        files: the scenes (see `draw_scenes`).
+        out: the folder of the run; an existing run is continued.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ValueError: too few scenes, or a base that cannot be used.
+    """
+    if len(files) <= _HELD_OUT_SCENES:
+        raise ValueError(
+            f"--tiles must be over {_HELD_OUT_SCENES}, as the first {_HELD_OUT_SCENES} scenes are "
+            f"held out, got {len(files)}."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    engine = load_base(config.model)
+    engine.to(pick_device(device))
+    held_out = TileDataset(files[:_HELD_OUT_SCENES], engine, 1)
+    dataset = TileDataset(files[_HELD_OUT_SCENES:], engine, config.data.variants)
+    text = TextCache(engine.text, engine.recipe.text_tokens, out / "texts")
+    text(engine.recipe.text(None))
+    described = f"{len(files)} scenes"
+    processes = launched_processes(engine.device)
+    return assemble(config, engine, (dataset, held_out), text, out, processes, described)
 
 
 def untrained(weights: Path, device: torch.device | str = "cpu") -> CoreEngine:
