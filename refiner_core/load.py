@@ -12,9 +12,9 @@ import torch
 from .models.core_engine import CoreEngine
 from .models.detail_encoder import load_detail_encoder
 from .models.devices import pick_device
-from .nano import nano_file
+from .nano import nano_file, nano_recipe
 from .nano.nano_engine import load_nano
-from .recipes.recipe import IMAGECRITIC, KONTEXT, NANO, OMNIREFINER, Attention, Recipe
+from .recipes.recipe import IMAGECRITIC, KONTEXT, OMNIREFINER, Attention, Recipe
 from .recipes.recipe_files import find_recipe
 from .weights.imagecritic_keys import is_imagecritic
 from .weights.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
@@ -82,7 +82,10 @@ def load_engine(
     for file, _ in pairs:
         check_weights_path(file, "LoRA")
     nano = nano_file(refiner)
-    chosen = find_recipe(recipe or (NANO.name if nano is not None else _usual_recipe(pairs)))
+    if recipe is None and nano is not None:
+        chosen = nano_recipe(nano)
+    else:
+        chosen = find_recipe(recipe or _usual_recipe(pairs))
     chosen = _with_attention(chosen, [file for file, _ in pairs], nano, recipe is not None)
     _check_supported(chosen, detail_encoder)
     if nano is not None:

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from ..nano import NANO_WEIGHTS
-from ..recipes.recipe import NANO
 from ..repair.pipeline import refine
 from ..repair.request import RefineOptions, RefineRequest
 from ..scoring.pixels import masked_psnr, masked_ssim
@@ -66,7 +65,8 @@ def _evaluate(job: tuple[int, str, bool, int | None]) -> SceneResult | None:
         "draft": scene.draft,
         "pasted": pasted_reference(scene.draft, scene.mask, scene.reference, scene.reference_mask),
     }
-    engines = {"aligned": PastedReference(NANO), "refined": load_nano(path=Path(weights))}
+    model = load_nano(path=Path(weights))
+    engines = {"aligned": PastedReference(model.recipe), "refined": model}
     report = {}
     for name, engine in engines.items():
         done = refine(engine, request)

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 MAX_SIDE = 16384  # longest side of a picture that is supported, px
 _MAX_MEGAPIXELS = 16  # of the size at which a model works
+_NATIVE_CONTEXT = 16  # px around a region in a crop for tiles
+_LARGEST_NATIVE = 2048  # px a side of a crop for tiles
+_NATIVE_STEP = 8  # px, of the sides of such a crop
 _MAX_CONTEXT = 100  # crop size over region size
 
 
@@ -224,6 +227,31 @@ def plan_pair(
         for (ca, pa), (cb, pb) in zip(a, b, strict=True)
     ]
     return min(joint, key=lambda c: c[0])[1]
+
+
+def plan_native_crop(
+    plan: CropPlan, shown: Box, side: int, megapixels: float | None = None
+) -> CropPlan:
+    """A crop at the draft's own resolution, for a model that works on tiles.
+
+    Args:
+        plan: the region's crop for a model of one size.
+        shown: what has to be in it, in px of the draft.
+        side: of a tile, in px.
+        megapixels: largest area of the crop at the model's size. Above it, or above 2048 px a side
+            without it, the crop is shrunk by a whole factor.
+    """
+    image = plan.image
+    wanted = [max(side, n + 2 * _NATIVE_CONTEXT) for n in shown.extent]
+    factor = max(1, math.ceil(max(wanted) / _LARGEST_NATIVE))
+    if megapixels is not None:
+        factor = max(1, math.ceil(math.sqrt(wanted[0] * wanted[1] / (megapixels * 1e6))))
+    step = _NATIVE_STEP * factor
+    w, h = (-(-n // step) * step for n in wanted)
+    x0 = _place(shown.center[0], w, (shown.x0, shown.x1), image.width)
+    y0 = _place(shown.center[1], h, (shown.y0, shown.y1), image.height)
+    box = Box(x0, y0, x0 + w, y0 + h)
+    return CropPlan(image, plan.region, box, Extent(w // factor, h // factor))
 
 
 def _candidates(

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..interfaces import SamplingJob
 from ..recipes.recipe import Recipe
-from ..sampling import draw_noise, restrict, sample
+from ..sampling import DenoiserCall, draw_noise, restrict, sample
 from .detail_encoder import DetailEncoder, fill_triggers
 from .kontext import CleanCache, Conditioning, Denoiser
+from .tiles import TileCaches, TiledDenoiser
 
 if TYPE_CHECKING:
     from .flux_transformer import Transformer
@@ -65,7 +66,7 @@ class CoreEngine:
     """What encodes pictures and prompts, as far as it computes on a device."""
     release_text: Callable[[], None] | None = None
     """Frees the memory of the text encoders; a later prompt loads them again."""
-    _clean: CleanCache = field(default_factory=CleanCache)
+    _clean: CleanCache | None = None
 
     def to(self, device: torch.device) -> None:
         """Encode on a device from now on; the transformer stays where it is."""
@@ -102,7 +103,7 @@ class CoreEngine:
         clean = job.draft
         x = draw_noise(tuple(clean.shape), job.seed) if job.start is None else job.start
         x = x.to(self.device)
-        model = Denoiser(self.model, self.recipe.attention, self._clean)
+        model = self._denoiser()
         if job.restrict is not None:
             model = restrict(model, clean, job.restrict.to(clean))
         steps = len(job.sigmas) - 1
@@ -115,8 +116,19 @@ class CoreEngine:
             lambda d: step(job.begin + d["i"] + 1, steps, d["denoised"]),
         )
         if end == steps:
-            self._clean = CleanCache()  # of use between the rounds of a search, and large
+            self._clean = None  # of use between the rounds of a search, and large
         return latents
+
+    def _denoiser(self) -> DenoiserCall:
+        """The model, tile by tile where the recipe says so."""
+        recipe = self.recipe
+        if not recipe.tile:
+            self._clean = self._clean or CleanCache()
+            return Denoiser(self.model, recipe.attention, self._clean)
+        caches = self._clean if isinstance(self._clean, TileCaches) else TileCaches()
+        self._clean = caches
+        model = Denoiser(self.model, recipe.attention, caches)
+        return TiledDenoiser(model, recipe.tile // recipe.latent_factor, caches)
 
     def _encode_text(self, job: SamplingJob) -> tuple[Tensor, Tensor]:
         length = self.recipe.text_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..recipes.recipe import NANO, NANO_TILES, Recipe
 from ..weights.nano_keys import is_nano
 from ..weights.safetensors_io import read_header
 
@@ -23,3 +24,9 @@ def nano_file(refiner: str | Path) -> Path | None:
     """
     path = resolve_weights(refiner)
     return path if not path.is_dir() and is_nano(read_header(path, "diffusion model")[0]) else None
+
+
+def nano_recipe(path: Path) -> Recipe:
+    """The recipe that a nano's file was trained for: on tiles, or on one crop."""
+    trained = read_header(path, "diffusion model")[1].get("recipe")
+    return NANO_TILES if trained == NANO_TILES.name else NANO

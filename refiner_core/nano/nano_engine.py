@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..models.core_engine import CoreEngine
 from ..models.flux_transformer import FluxTransformer
-from ..recipes.recipe import NANO, Recipe
+from ..recipes.recipe import Recipe
 from ..weights.nano_keys import CODEC
-from . import NANO_WEIGHTS
+from . import NANO_WEIGHTS, nano_recipe
 from .codec import BLOCK, BlockCodec
 from .initialisation import nano_config
 
@@ -33,13 +33,17 @@ def load_transformer_state(path: Path = NANO_WEIGHTS) -> dict[str, Tensor]:
 
 
 def load_nano(
-    device: torch.device | str = "cpu", path: Path = NANO_WEIGHTS, recipe: Recipe = NANO
+    device: torch.device | str = "cpu", path: Path = NANO_WEIGHTS, recipe: Recipe | None = None
 ) -> CoreEngine:
     """The embedded refiner, or another nano, float32, on `device`.
+
+    Args:
+        recipe: None = the one that the file was trained for.
 
     Raises:
         ValueError: the recipe needs what a nano does not have.
     """
+    recipe = recipe or nano_recipe(path)
     _check_recipe(recipe)
     state = load_transformer_state(path)
     model = FluxTransformer(**nano_config())

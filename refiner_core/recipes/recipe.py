@@ -284,7 +284,6 @@ RECIPES = {
         FLUX2_KLEIN,
         FLUX2_DEV,
         NANO,
-        NANO_TILES,
     )
 }
 

@@ -20,20 +20,18 @@ def transfer_reference(
     plan: CropPlan,
     reference_plan: CropPlan,
     homography: Tensor | None,
-) -> tuple[DetailTransfer, Tensor, FoundDetail]:
+) -> tuple[DetailTransfer, FoundDetail]:
     """Find the detail in the task's first reference and lay it over the region.
 
     Args:
         image: the draft, 1 3 H W in any stored type.
         task: the region and its references.
-        plan: of the draft's crop.
-        reference_plan: of the first reference's crop.
-        homography: 3 3, from the draft's crop to the reference's in normalised coordinates, where
+        plan, reference_plan: of the draft's and the first reference's crop.
+        homography: 3 3, from one crop to the other in normalised coordinates, where
             one is known: outlines tell it to a fraction of a pixel.
 
     Returns:
-        the draft's surroundings with the detail, the same as the model sees them (float 1 3 by the
-        plan's size), and where it was found.
+        the draft's surroundings with the detail, and where it was found.
     """
     reference, mask = task.references[0], task.reference_masks[0]
     known = None
@@ -44,11 +42,11 @@ def transfer_reference(
         known = SurfaceMap(task.region.box, to_reference @ homography.double() @ to_crop)
     found = find_detail(image, task.region, reference, mask, known)
     transfer = transfer_detail(image, task.region, reference, found.surface)
-    return transfer, _shown(image, transfer, plan), found
+    return transfer, found
 
 
-def _shown(image: Tensor, transfer: DetailTransfer, plan: CropPlan) -> Tensor:
-    """The draft's crop with the detail in its place."""
+def crop_with_detail(image: Tensor, transfer: DetailTransfer, plan: CropPlan) -> Tensor:
+    """The draft's crop with the detail in its place, float 1 3 by the plan's size."""
     i = plan.inside
     part = to_float(image[..., i.y0 : i.y1, i.x0 : i.x1]).clone()
     seen = transfer.window.intersection(i)

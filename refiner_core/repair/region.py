@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..images.crop import box_region, crop, crop_mask, stitch_into, uncrop, uncrop_signed
-from ..images.geometry import Box, CropPlan, Extent, plan_crop
+from ..images.geometry import Box, CropPlan, Extent, plan_crop, plan_native_crop
 from ..images.masks import Region, bounds
 from ..images.tensors import check_finite, to_float
 from ..interfaces import CleanInput, SamplingJob
@@ -22,10 +22,11 @@ from ..matching.alignment import POOR_AGREEMENT
 from ..matching.detail_transfer import DetailTransfer
 from ..matching.tone import close_rim
 from ..nano.reference_blend import ReferenceBlend
+from ..nano.tile_inputs import with_draft_tone
 from ..recipes.recipe import Recipe
 from .drift_and_color import correct_drift_and_color
 from .model_inputs import align_reference, crop_reference, plan_crops, reference_box
-from .native_detail import transfer_reference
+from .native_detail import crop_with_detail, transfer_reference
 from .request import RefineOptions, RegionTask
 
 # Scale of the model's crop below which it loses the fine detail.
@@ -42,6 +43,8 @@ class PlannedRegion:
     """The region and what it is repaired from."""
     plan: CropPlan
     """Of the draft's crop."""
+    outline_plan: CropPlan
+    """Of the draft's crop in which outlines are aligned: the same, but for models that work on tiles."""
     reference_plans: tuple[CropPlan, ...]
     """Of each reference's own crop."""
     largest_scale: float
@@ -144,7 +147,14 @@ def plan_region(
         options.megapixels,
     )
     alone = plan_crop(size, task.region.box, recipe.buckets, 1.0, options.megapixels)
-    return PlannedRegion(task, plan, tuple(others), alone.scale, _pasted(task, plan))
+    pasted, outlines = _pasted(task, plan), plan
+    if recipe.tile and task.references and _aligns(recipe, options):
+        plan = alone = plan_native_crop(plan, pasted.box, recipe.tile, options.megapixels)
+    return PlannedRegion(task, plan, outlines, tuple(others), alone.scale, pasted)
+
+
+def _aligns(recipe: Recipe, options: RefineOptions) -> bool:
+    return recipe.align if options.align is None else options.align
 
 
 def _pasted(task: RegionTask, plan: CropPlan) -> Region:
@@ -184,18 +194,17 @@ def prepare_region(
     draft, region_mask = crop(image, plan), crop_mask(task.region, plan)
     plans = planned.reference_plans
     given = list(zip(task.references, task.reference_masks, plans, strict=True))
-    aligned = bool(given) and (recipe.align if options.align is None else options.align)
+    aligned = bool(given) and _aligns(recipe, options)
     report = _plan_report(planned)
     crops: list[ReferenceCrop] = []
     transfer, left_alone = None, False
-    if aligned and recipe.native_detail and _is_searched(task, plan):
+    if aligned and recipe.native_detail and (recipe.tile or _is_searched(task, plan)):
         reference, mask, own = given[0]
         flat = None
         if mask is not None:
-            _, alignment = align_reference(reference, mask, draft, region_mask, own)
-            flat = alignment.matrix
-        transfer, cut, found = transfer_reference(image, task, plan, own, flat)
-        crops.append(ReferenceCrop(*given[0], cut))
+            flat = _outline_alignment(image, planned, reference, mask)
+        transfer, found = transfer_reference(image, task, planned.outline_plan, own, flat)
+        crops.append(ReferenceCrop(*given[0], crop_with_detail(image, transfer, plan)))
         report["references"] = [
             {"crop": list(own.box), "size": str(own.target), "alignment": found.report()}
         ]
@@ -240,6 +249,16 @@ def _poor_match(report: dict[str, Any]) -> dict[str, str]:
     return {"poor_match": text}
 
 
+def _outline_alignment(
+    image: Tensor, planned: PlannedRegion, reference: Tensor, mask: Tensor
+) -> Tensor:
+    """The homography 3 3 that lays the draft's outline crop on the first reference's."""
+    plan = planned.outline_plan
+    draft, region_mask = crop(image, plan), crop_mask(planned.task.region, plan)
+    own = planned.reference_plans[0]
+    return align_reference(reference, mask, draft, region_mask, own)[1].matrix
+
+
 def _is_searched(task: RegionTask, plan: CropPlan) -> bool:
     """Whether the detail is searched for and laid over the draft at the draft's own resolution.
 
@@ -260,7 +279,9 @@ def shown_pictures(
     """
     references = [r.crop for r in prepared.references]
     draft = prepared.draft
-    if references:
+    if prepared.recipe.tile and prepared.transfer is not None:
+        draft = with_draft_tone(draft, references[0], prepared.mask)
+    elif references:
         draft = (blend or prepared.blend).shown(draft, references[0], prepared.mask)
     mask = (prepared.mask > 0.5).float().expand(-1, 3, -1, -1)
     pictures = {"draft": [draft], "reference": references, "mask": [mask]}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.build import Progress
 from ..data.photographs import photographs
-from ..data.worker_pool import worker_pool
+from ..workers.pool import worker_pool
 from ..storage.output_files import atomic_path
 from .augment import augment
 from .dataset import Encoder, Item, Pixels, Shape, latent_mask
@@ -109,8 +109,10 @@ def _cut_tile(rng: np.random.Generator, scene: np.ndarray, side: int) -> Pixels:
     """A tile around a random point of the scene's mask, as far as the scene's edges allow.
 
     Args:
-        scene: uint8 h w 10 (see `TileScene.stacked`), not smaller than the tile.
+        scene: uint8 h w 10 (see `TileScene.stacked`); the edges of a smaller one are repeated.
     """
+    short = [(0, max(0, side - n)) for n in scene.shape[:2]]
+    scene = np.pad(scene, (*short, (0, 0)), mode="edge")
     h, w = scene.shape[:2]
     inside = np.flatnonzero(scene[..., 9])
     point = int(inside[int(rng.integers(len(inside)))]) if len(inside) else h * w // 2

@@ -19,11 +19,10 @@ from torch.nn import functional as F
 
 from ..data.degrade import DEGRADATIONS, degrade_box
 from ..data.textures import Texture, alternative, draw_texture
+from ..images.filters import blur
 from ..images.geometry import Box, Extent
 from ..images.masks import Region
 from ..matching.detail_transfer import DetailTransfer, transfer_detail
-from ..matching.find_detail import FoundDetail
-from ..matching.registration import blur
 from ..matching.surface_map import box_to_box
 from ..nano.tile_inputs import with_draft_tone
 
@@ -118,10 +117,8 @@ def _transfer(
     """The reference, which lies in the draft's pose already, laid over the region; in half of the
     scenes its light is then misjudged.
     """
-    size = Extent(_CANVAS, _CANVAS)
-    surface = box_to_box(region.box, region.box, size)
-    found = FoundDetail(surface, 1.0, 1.0, sure=True, searched=False, reference=size)
-    transfer = transfer_detail(draft, region, reference, found)
+    surface = box_to_box(region.box, region.box, Extent(_CANVAS, _CANVAS))
+    transfer = transfer_detail(draft, region, reference, surface)
     if rng.random() < 0.5:
         return transfer
     w = transfer.window

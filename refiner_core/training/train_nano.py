@@ -172,7 +172,7 @@ def tile_config(setup: Setup, weights: Path, steps: int, over: dict[str, Any]) -
     Raises:
         ValueError: an unknown or contradictory setting.
     """
-    own = {"model": {"recipe": NANO_TILES.name}, "data": {"variants": _TILES_OF_A_SCENE}}
+    own = {"data": {"variants": _TILES_OF_A_SCENE}}
     return sft_config(setup, weights, steps, merged(own, over))
 
 
@@ -194,6 +194,7 @@ def open_tile_session(config: SftConfig, files: Sequence[Path], out: Path, devic
         )
     out.mkdir(parents=True, exist_ok=True)
     engine = load_base(config.model)
+    engine.recipe = NANO_TILES
     engine.to(pick_device(device))
     held_out = TileDataset(files[:_HELD_OUT_SCENES], engine, 1)
     dataset = TileDataset(files[_HELD_OUT_SCENES:], engine, config.data.variants)
