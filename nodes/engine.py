@@ -22,6 +22,7 @@ from ..refiner_core.recipes.recipe import Recipe
 from .conditioning import EncodedText, condition, encode_text
 from .one_way import Caches, one_way
 from .qwen import as_published
+from .tiles import tiled
 from .types import Refiner
 
 OWN_SAMPLER = "omnirefiner (Euler)"
@@ -196,8 +197,11 @@ class ComfyEngine:
         positive, negative = condition(self._text(job), job, self.recipe.layout)
         check_layout(refiner, positive)
         model = sampling_model(refiner)
-        if self.recipe.attention == "one way":
+        recipe = self.recipe
+        if recipe.attention == "one way":
             model = one_way(model, self._clean, job.latents, job.cfg)
+        if recipe.tile:
+            model = tiled(model, recipe.tile // recipe.latent_factor, self._clean)
         draft = job.draft
         sigmas = self._sigmas(job)
         steps = len(sigmas) - 1

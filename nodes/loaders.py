@@ -38,7 +38,8 @@ from .files import (
 )
 from .lora import apply_lora
 from .nano import load_nano_refiner
-from .one_way import one_way_alone
+from .one_way import Caches, one_way_alone
+from .tiles import tiled
 from .types import CATEGORY, STEPS, Refiner, RefinerSocket
 
 _CLIP_TYPES = {
@@ -484,6 +485,10 @@ class RefinerParts(io.ComfyNode):
     def execute(cls, refiner: Refiner, prompt: str) -> io.NodeOutput:
         text = encode_prompt(refiner, refiner.recipe.text(prompt.strip() or None))
         model = sampling_model(refiner)
-        if refiner.recipe.attention == "one way":
-            model = one_way_alone(model)
+        recipe = refiner.recipe
+        caches = Caches()
+        if recipe.attention == "one way":
+            model = one_way_alone(model, caches)
+        if recipe.tile:
+            model = tiled(model, recipe.tile // recipe.latent_factor, caches)
         return io.NodeOutput(model, refiner.vae, text)

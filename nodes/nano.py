@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..refiner_core.nano import NANO_WEIGHTS
+from ..refiner_core.nano import NANO_WEIGHTS, nano_recipe
 from ..refiner_core.nano.codec import BLOCK, CHANNELS, BlockCodec
-from ..refiner_core.recipes.recipe import NANO
 from .types import Refiner
 
 
@@ -85,4 +84,7 @@ def load_nano_refiner() -> Refiner:
     width = model.model.model_config.unet_config["context_in_dim"]
     pooled = model.model.model_config.unet_config["vec_in_dim"]
     conditioning = [[torch.zeros(1, 1, width), {"pooled_output": torch.zeros(1, pooled)}]]
-    return Refiner(NANO, model, NanoVAE(codec), None, conditioning, "nano (embedded)", probed=True)
+    recipe = nano_recipe(NANO_WEIGHTS)
+    return Refiner(
+        recipe, model, NanoVAE(codec), None, conditioning, "nano (embedded)", probed=True
+    )

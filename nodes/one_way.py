@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..refiner_core.models.attention import KeysValues
 from ..refiner_core.models.clean_storage import Storage, StoredKeys, choose_storage, clean_bytes
 from ..refiner_core.models.kontext import CleanCache, Conditioning
+from ..refiner_core.models.tiles import KEPT_PASSES
 
 _NAME = "omnirefiner_one_way"
 _OVERRIDE = "optimized_attention_override"
@@ -118,19 +119,29 @@ def _attending(clean: KeysValues, options: dict[str, Any]) -> dict[str, Any]:
 class Caches:
     """The clean tokens' keys and values, apart for the positive and the negative prompt of CFG.
 
-    Whether ComfyUI computes both in one pass or one after the other, each is recorded once.
+    Whether ComfyUI computes both in one pass or one after the other, each is recorded once. Of a
+    model that works on tiles, the first passes over tiles have caches of their own, and the others
+    record at every step.
     """
 
     def __init__(self) -> None:
-        self._by_prompt: dict[tuple[int, ...], CleanCache] = {}
+        self._by_pass: dict[tuple[int, ...], CleanCache] = {}
+        self._tiles = 0
+
+    def select(self, number: int) -> None:
+        """Say which pass over tiles comes next."""
+        self._tiles = number
 
     def of(self, options: dict[str, Any]) -> CleanCache:
         """The cache for a pass with these transformer options."""
-        return self._by_prompt.setdefault(tuple(options.get("cond_or_uncond", ())), CleanCache())
+        if self._tiles >= KEPT_PASSES:
+            return CleanCache()
+        key = self._tiles, *options.get("cond_or_uncond", ())
+        return self._by_pass.setdefault(key, CleanCache())
 
     def clear(self) -> None:
         """Forget everything."""
-        self._by_prompt.clear()
+        self._by_pass.clear()
 
 
 def _wrapper(caches: Caches, blocks: int, storage: Storage) -> Callable[..., Tensor]:
@@ -205,13 +216,16 @@ def _storage(model: Any, latents: Sequence[Tensor], needed: int) -> Storage:
     return choose_storage(needed, free - model.memory_required(shape), exact)
 
 
-def one_way_alone(model: Any) -> Any:
+def one_way_alone(model: Any, caches: Caches | None = None) -> Any:
     """A clone of the model that runs one way under any sampler node.
 
     It forgets the clean tokens' keys and values after every run, so that they take no memory then.
+
+    Args:
+        caches: where it keeps them meanwhile; None = in some of its own.
     """
     _check_not_compiled(model)
-    caches = Caches()
+    caches = caches or Caches()
     model = model.clone()
     wrapper = _wrapper(caches, _blocks(model), "device")
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _NAME, wrapper)

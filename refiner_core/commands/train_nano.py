@@ -179,6 +179,7 @@ def _check(chosen: argparse.Namespace) -> None:
             "--evaluate needs at least 2 scenes for an interval, or 0 for none; got 1."
         )
     check_one_process("nano")
+    _check_tiles(chosen)
     nowhere = Setup(Path(), Path(), workers=chosen.workers, seed=chosen.seed)
     sft_config(nowhere, Path(), max(1, chosen.max_steps), parse_assignments(chosen.sft_set))
     grpo_config(nowhere, Path(), max(1, chosen.grpo_steps), parse_assignments(chosen.grpo_set))
@@ -187,6 +188,32 @@ def _check(chosen: argparse.Namespace) -> None:
 
         if nano_file(chosen.start) is None:
             raise ValueError(f"--start {chosen.start} is not a nano model: it contains no codec.")
+
+
+def _check_tiles(chosen: argparse.Namespace) -> None:
+    """Refuse options that do not go with --tiles, or not without it.
+
+    Raises:
+        ValueError: names the options.
+    """
+    from ..training.train_nano import HELD_OUT_SCENES
+
+    if chosen.tiles is None:
+        if chosen.photos:
+            raise ValueError("--photos needs --tiles, the number of scenes drawn from them.")
+        return
+    if chosen.tiles <= HELD_OUT_SCENES:
+        raise ValueError(
+            f"--tiles must be over {HELD_OUT_SCENES}, as the first {HELD_OUT_SCENES} scenes are held "
+            f"out, got {chosen.tiles}."
+        )
+    if chosen.data or chosen.triplets is not None or chosen.grpo_steps:
+        raise ValueError(
+            "--tiles trains stage 1 on scenes of its own: leave out --data, --triplets and "
+            "--grpo-steps."
+        )
+    if not chosen.max_steps:
+        raise ValueError("--tiles trains stage 1, so --max-steps must be over 0.")
 
 
 def run(chosen: argparse.Namespace) -> None:
@@ -198,7 +225,7 @@ def run(chosen: argparse.Namespace) -> None:
     from ..storage.output_files import atomic_path
 
     if chosen.grpo_steps is None:
-        chosen.grpo_steps = 0 if chosen.tiles else _EPOCHS
+        chosen.grpo_steps = _EPOCHS if chosen.tiles is None else 0
     _check(chosen)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)

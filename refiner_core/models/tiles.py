@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from ..sampling import DenoiserCall
-from .attention import KeysValues
+from .clean_storage import StoredKeys
 from .kontext import CleanCache, Conditioning
 
 _OVERLAP = 0.25  # of a tile's side, at least
 _AT_ONCE = 16  # tiles in one forward pass
-_KEPT = 24  # passes whose clean keys and values are kept from step to step: nano's take 16 MB each
+KEPT_PASSES = (
+    24  # passes whose clean keys and values are kept from step to step: nano's take 16 MB each
+)
 
 
 def tile_starts(length: int, side: int) -> list[int]:
@@ -63,6 +65,10 @@ class Tiling:
         y, x = place
         return slice(y, y + self.side), slice(x, x + self.side)
 
+    def covers(self, latents: Sequence[Tensor]) -> bool:
+        """Whether all latents have the size that is tiled."""
+        return all(z.shape[-2:] == (self.height, self.width) for z in latents)
+
     def chunks(self, rows: int) -> list[range]:
         """Numbers of the tiles of each forward pass, for latents of `rows` samples."""
         size = max(1, _AT_ONCE // rows)
@@ -101,15 +107,17 @@ class TileCaches(CleanCache):
         self._number = number
 
     def get(
-        self, conditioning: Conditioning, record: Callable[[Conditioning], KeysValues]
-    ) -> KeysValues:
-        if self._number >= _KEPT:
+        self, conditioning: Conditioning, record: Callable[[Conditioning], StoredKeys]
+    ) -> StoredKeys:
+        if self._number >= KEPT_PASSES:
             return record(conditioning)
         return self._passes.setdefault(self._number, CleanCache()).get(conditioning, record)
 
 
 class TiledDenoiser:
     """A denoiser in the samplers' call shape that runs another one tile by tile.
+
+    References that are not aligned have sizes of their own and no tiles: then it runs as it is.
 
     Args:
         denoise: `denoise(x, sigma, conditioning=...)` -> x0, for tiles.
@@ -123,6 +131,8 @@ class TiledDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor, *, conditioning: Conditioning) -> Tensor:
         tiling = Tiling(x.shape[-2], x.shape[-1], self._side)
+        if not tiling.covers(conditioning.references):
+            return self._denoise(x, sigma, conditioning=conditioning)
         chunks = tiling.chunks(len(x))
         parts = self._cut_all(tiling, chunks, conditioning, len(x))
         total = torch.zeros_like(x)

@@ -136,6 +136,9 @@ class LossSettings(Group):
     masked: bool = option(
         True, "Use the masked loss; false: the plain mean over the crop, for comparisons."
     )
+    root: bool = option(
+        False, "Take the root of each sample's loss, so that few hopeless samples do not dominate."
+    )
     timesteps: TimestepSampling = option("logit_normal", "Distribution of the noise levels.")
     mean: float = option(0.0, "Mean of the normal distribution under the logit-normal.")
     std: float = option(1.0, "Standard deviation of that normal distribution.", 0, 10)

@@ -21,6 +21,7 @@ def masked_flow_loss(
     *,
     region: float = 1.0,
     background: float = 1.0,
+    root: bool = False,
 ) -> Tensor:
     """`region * sum(e m) / (C sum m) + background * mean(e (1 - m))` with `e = (v - target)^2`.
 
@@ -33,6 +34,7 @@ def masked_flow_loss(
         predicted, target: velocities `B C h w`.
         mask: region in latent pixels, `B 1 h w`, 0 or 1.
         region, background: weights of the two terms.
+        root: take the root of each sample's loss, so that few hopeless samples do not dominate.
 
     Returns:
         the mean over the batch.
@@ -42,7 +44,7 @@ def masked_flow_loss(
     inside = (error * mask).sum((1, 2, 3)) / (area * error.shape[1]).clamp_min(1)
     outside = (error * (1 - mask)).mean((1, 2, 3))
     loss = torch.where(area > 0, region * inside + background * outside, error.mean((1, 2, 3)))
-    return loss.mean()
+    return (loss.clamp_min(1e-8).sqrt() if root else loss).mean()
 
 
 def clip_range(unit: float, dimensions: int) -> float:

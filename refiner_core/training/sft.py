@@ -99,6 +99,7 @@ class SftObjective:
             batch.mask if o.masked else torch.zeros_like(batch.mask),
             region=o.region,
             background=o.background,
+            root=o.root,
         )
 
     def _timestep(self, item: Item, generator: torch.Generator) -> Tensor:

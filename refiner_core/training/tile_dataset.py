@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..data.build import Progress
 from ..data.photographs import photographs
-from ..workers.pool import worker_pool
 from ..storage.output_files import atomic_path
+from ..workers.pool import worker_pool
 from .augment import augment
 from .dataset import Encoder, Item, Pixels, Shape, latent_mask
 from .tile_scenes import draw_tile_scene

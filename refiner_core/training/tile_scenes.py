@@ -8,6 +8,7 @@ reference is rendered in the draft's pose, off by a rigid and an elastic motion 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,8 @@ from ..nano.tile_inputs import with_draft_tone
 
 _CANVAS = 288  # px
 _SIDES = (44, 190)  # px, of the region
+_LEAST_AGREEMENT = 20.0  # dB, of a scene that is kept
+_LEAST_AREA = 300  # px
 _KEPT_DETAIL = 3.0  # px: finer differences between truth and transfer are not asked of the model
 _FAULTS = ("other", "half", "blank", "photograph", "right")
 _FAULT_SHARES = (0.20, 0.08, 0.08, 0.04, 0.10)  # the rest is broken by a degradation
@@ -45,6 +48,14 @@ class TileScene:
     """The transferred detail, as the model sees it."""
     mask: Tensor
     """Where the transferred detail is shown inside the region, 0 or 1."""
+
+    def agreement(self) -> float:
+        """PSNR of the draft or the reference, whichever is nearer to the target, in dB."""
+        errors = [
+            float(((x - self.target).square() * self.mask).sum())
+            for x in (self.draft, self.reference)
+        ]
+        return -10 * math.log10(min(errors) / float(3 * self.mask.sum()) + 1e-7)
 
     def stacked(self) -> np.ndarray:
         """uint8 h w 10, to be stored."""
@@ -69,9 +80,19 @@ class _Print:
 def draw_tile_scene(rng: np.random.Generator, photographs: Sequence[Image.Image]) -> TileScene:
     """A scene: a print on a photograph, broken in the draft, and its transfer from a reference.
 
+    One of which neither the transfer nor the draft's tone says how it is to look is drawn again: a
+    squared error would be that of such scenes alone.
+
     Args:
         photographs: RGB, what surfaces and some prints are cut from.
     """
+    while True:
+        scene = _draw_any_scene(rng, photographs)
+        if scene.mask.sum() >= _LEAST_AREA and scene.agreement() >= _LEAST_AGREEMENT:
+            return scene
+
+
+def _draw_any_scene(rng: np.random.Generator, photographs: Sequence[Image.Image]) -> TileScene:
     surface = _draw_surface(rng, photographs)
     box = _draw_box(rng)
     right, wrong = _draw_prints(rng, box, photographs)
@@ -230,7 +251,7 @@ def _photograph_print(
 ) -> _Print:
     colors, cover = _blank_print()
     rows, columns = slice(box.y0, box.y1), slice(box.x0, box.x1)
-    colors[..., rows, columns] = _cut_photograph(rng, photographs, tuple(box.extent))
+    colors[..., rows, columns] = _cut_photograph(rng, photographs, box.extent)
     cover[..., rows, columns] = 1
     return _Print(colors, cover)
 

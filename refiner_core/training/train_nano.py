@@ -49,7 +49,7 @@ _WINDOW = 64  # px: side of the squares the codec is fitted to
 _DATA = {"least_agreement": 19.0, "least_gain": 1.0, "held_out": 64}
 _VARIANTS = 16  # of each item in stage 1
 _TILES_OF_A_SCENE = 64
-_HELD_OUT_SCENES = 48
+HELD_OUT_SCENES = 48
 
 
 @dataclass(frozen=True)
@@ -180,24 +180,19 @@ def open_tile_session(config: SftConfig, files: Sequence[Path], out: Path, devic
     """A session that trains on tiles of drawn scenes, the first of which are held out.
 
     Args:
-        files: the scenes (see `draw_scenes`).
+        files: more scenes than are held out (see `draw_scenes`).
         out: the folder of the run; an existing run is continued.
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        ValueError: too few scenes, or a base that cannot be used.
+        ValueError: a base that cannot be used.
     """
-    if len(files) <= _HELD_OUT_SCENES:
-        raise ValueError(
-            f"--tiles must be over {_HELD_OUT_SCENES}, as the first {_HELD_OUT_SCENES} scenes are "
-            f"held out, got {len(files)}."
-        )
     out.mkdir(parents=True, exist_ok=True)
     engine = load_base(config.model)
     engine.recipe = NANO_TILES
     engine.to(pick_device(device))
-    held_out = TileDataset(files[:_HELD_OUT_SCENES], engine, 1)
-    dataset = TileDataset(files[_HELD_OUT_SCENES:], engine, config.data.variants)
+    held_out = TileDataset(files[:HELD_OUT_SCENES], engine, 1)
+    dataset = TileDataset(files[HELD_OUT_SCENES:], engine, config.data.variants)
     text = TextCache(engine.text, engine.recipe.text_tokens, out / "texts")
     text(engine.recipe.text(None))
     described = f"{len(files)} scenes"
