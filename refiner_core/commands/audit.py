@@ -61,7 +61,11 @@ def add_parser(commands: Any) -> None:
         help="wrong pairs shown per scorer; default: %(default)s",
     )
     p.add_argument("--device", default="auto", help="auto, cpu or cuda; default: %(default)s")
-    g = p.add_argument_group("scorers")
+    _add_scorers(p.add_argument_group("scorers"))
+    p.set_defaults(run=run)
+
+
+def _add_scorers(g: Any) -> None:
     g.add_argument("--dreamsim", metavar="FILE", help="made by `omnirefiner convert dreamsim`")
     g.add_argument("--dinov2", metavar="DIR", help="facebook/dinov2-base or -large, downloaded")
     add_vlm_options(g)
@@ -87,7 +91,6 @@ def add_parser(commands: Any) -> None:
         metavar="D",
         help="scores that differ by no more than this are ties; default: %(default)s",
     )
-    p.set_defaults(run=run)
 
 
 def _names(text: str) -> list[str]:

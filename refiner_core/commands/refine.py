@@ -26,6 +26,7 @@ def add_parser(commands: Any) -> None:
     add_jobs(p.add_argument_group("many pictures"))
     add_model_options(p)
     _add_repair(p.add_argument_group("repair"))
+    _add_pasting(p.add_argument_group("pasting"))
     _add_candidates(p.add_argument_group("best of several candidates"))
     p.set_defaults(run=run)
 
@@ -92,13 +93,6 @@ def _add_repair(group: Any) -> None:
         "--megapixels", type=float, metavar="P", help=f"size that the model works at {recipe}"
     )
     group.add_argument(
-        "--feather",
-        type=float,
-        default=6,
-        metavar="PX",
-        help="width of the blend inside the edge of the mask (default: 6)",
-    )
-    group.add_argument(
         "--grow",
         type=float,
         default=0,
@@ -111,6 +105,23 @@ def _add_repair(group: Any) -> None:
         default=0.0,
         metavar="0..1",
         help="how strongly sampling is held to the draft outside the region (default: 0)",
+    )
+    _add_switch(
+        group,
+        "--align",
+        f"align the reference with the draft first {recipe}; --align repairs even if the detail "
+        "is not found in the reference",
+    )
+
+
+def _add_pasting(group: Any) -> None:
+    recipe = "(default: the recipe's)"
+    group.add_argument(
+        "--feather",
+        type=float,
+        default=6,
+        metavar="PX",
+        help="width of the blend inside the edge of the mask (default: 6)",
     )
     group.add_argument(
         "--blend",
@@ -131,12 +142,6 @@ def _add_repair(group: Any) -> None:
         help=f"how much of the color shift is removed {recipe}",
     )
     _add_switch(group, "--drift", f"correct shift and zoom {recipe}")
-    _add_switch(
-        group,
-        "--align",
-        f"align the reference with the draft first {recipe}; --align repairs even if the detail "
-        "is not found in the reference",
-    )
 
 
 def _add_switch(group: Any, name: str, text: str) -> None:
