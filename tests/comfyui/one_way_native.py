@@ -3,7 +3,8 @@
 A script for ComfyUI's Python. IN holds the weights (`model.*`), `noise` of several samples, `sigmas`,
 `text`, `pooled`, `guidance` and `references.N`. OUT gets what the engine samples: `WAY.TYPE` for each
 way of attention and type of weights, one sample; `batch` all samples one way, and `rounds` the same in
-two rounds; `alone` one sample by ComfyUI's own sampler; `passes` the image tokens of every pass of the
+two rounds; `tiles` all samples one way on tiles of 8 latent pixels, with `references.0` and its
+mirror image; `alone` one sample by ComfyUI's own sampler; `passes` the image tokens of every pass of the
 batch; `bytes` of the cache, estimated and counted.
 """
 
@@ -45,8 +46,8 @@ if __name__ == "__main__":
         own = {k: v.clone() for k, v in weights.items()}  # the loader rearranges some in place
         return comfy.sd.load_diffusion_model_state_dict(own, model_options=options)
 
-    def engine_of(model: Any, attention: str) -> ComfyEngine:
-        recipe = replace(OMNIREFINER, attention=attention)
+    def engine_of(model: Any, attention: str, tile: int = 0) -> ComfyEngine:
+        recipe = replace(OMNIREFINER, attention=attention, tile=tile)
         return ComfyEngine(Refiner(recipe, model, None, conditioning=text, probed=True))
 
     def job_of(model: Any, rows: int) -> SamplingJob:
@@ -106,12 +107,17 @@ if __name__ == "__main__":
         half = engine.sample(replace(job, end=2), nothing)
         latent = engine.sample(replace(job, start=half, begin=2), nothing)
         out["rounds"] = sampled(model, latent)
+        job = job_of(model, len(noise))
+        first = job.inputs[0].latent
+        mirrored = replace(job.inputs[1], latent=first.flip(-1))
+        job = replace(job, inputs=(job.inputs[0], mirrored))
+        out["tiles"] = sampled(model, engine_of(model, "one way", 64).sample(job, nothing))
         kept, caches = job_of(model, 1), one_way.Caches()
         patched = one_way.one_way(model, caches, kept.latents)
         with_euler(patched, kept)
         latent = with_euler(one_way.one_way_alone(model), kept)
         out["alone"] = sampled(model, latent)
-        counted = sum(c._chosen.device_bytes for c in caches._by_prompt.values())
+        counted = sum(c._chosen.device_bytes for c in caches._by_pass.values())
         estimated = sum(m.model_size() for m in patched.get_nested_additional_models())
         out["bytes"] = torch.tensor([estimated, counted])
     save_file({k: v.contiguous().clone() for k, v in out.items()}, sys.argv[2])

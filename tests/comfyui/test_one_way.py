@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from refiner_core.models.kontext import Conditioning, Denoiser
+from refiner_core.models.tiles import TiledDenoiser
 from refiner_core.recipes.recipe import Attention
 from refiner_core.sampling import draw_noise, sample
 
@@ -84,6 +85,15 @@ def test_both_engines_agree(native: dict[str, Tensor], inputs: dict[str, Tensor]
     assert apart(native["rounds"], wanted) < 1e-4
     assert apart(native["alone"], wanted[:1]) < 1e-4
     assert apart(native["both ways.float32"], wanted[:1]) > 1e-2
+
+
+def test_both_engines_agree_on_tiles(native: dict[str, Tensor], inputs: dict[str, Tensor]) -> None:
+    first = inputs["references.0"]
+    c = Conditioning((first, first.flip(-1)), (1, 2), inputs["text"], inputs["pooled"], 2.5)
+    denoiser = TiledDenoiser(Denoiser(tiny_kontext(), "one way"), 8)
+    with torch.no_grad():
+        wanted = sample(denoiser, inputs["noise"], SIGMAS, {"conditioning": c})
+    assert apart(native["tiles"], wanted) < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "float8_e4m3fn"])
