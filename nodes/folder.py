@@ -16,14 +16,23 @@ from .types import SCORING
 
 
 def input_folder(name: str) -> Path:
-    """The folder that a user entered: a full path, or a folder in ComfyUI's input folder."""
-    return Path(folder_paths.get_input_directory()) / Path(name).expanduser()
+    """The folder that a user entered: a full path, or a folder in ComfyUI's input folder.
+
+    Raises:
+        ValueError: no system has a folder of that name.
+    """
+    try:
+        folder = Path(folder_paths.get_input_directory()) / Path(name).expanduser()
+        folder.is_dir()
+    except (OSError, RuntimeError) as e:
+        raise ValueError(f"The folder {name[:200]} cannot be opened: {e}.") from e
+    return folder
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:
     """Sort key that puts image2 before image10."""
     parts = re.findall(r"\d+|\D+", path.name.lower())
-    return [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts]
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -34,7 +34,7 @@ from .fuzzing import deep, safetensors_of, tiny_gguf, tiny_picture, tiny_shard, 
 Content = bytes | str | None  # None is a folder
 
 # What a person should never read.
-_INTERNAL = re.compile(
+INTERNAL = re.compile(
     r"Traceback|NoneType|object has no attribute|unsupported operand|positional argument|out of range\b"
     r"|not subscriptable|not iterable|unhashable|codec can't|Errno|<class|object at 0x|KeyError|IndexError"
 )
@@ -122,7 +122,7 @@ def _fault(status: int, said: str, left: list[str], bad: BadInput) -> str | None
         return f"files of a failed command: {left}"
     if status == 2 and len(said.strip()) < 25:
         return f"no message: {said!r}"
-    found = _INTERNAL.search(said)
+    found = INTERNAL.search(said)
     return f"an internal word, {found[0]!r}, in: {said.strip()}" if found else None
 
 

@@ -14,6 +14,7 @@ from . import (
     demo_cases,
     dreamsim_speed,
     fuzz,
+    kills,
     one_way_speed,
     overhead,
     queue_load,
@@ -34,6 +35,7 @@ BENCHMARKS = (
     queue_load,
     fuzz,
     bad_inputs,
+    kills,
 )
 
 
