@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from refiner_core.images.boxes import (
     reference_box_mask,
 )
 from refiner_core.images.geometry import Box, Extent
+from refiner_core.images.painting import RelativePainting, Stroke
 from refiner_core.matching.outline import is_upright, quadrilateral
 from refiner_core.repair.mask_building import MaskOptions, build_mask, grown_boxes, reference_mask
 
@@ -50,6 +52,17 @@ boxes = st.tuples(fractions, fractions, fractions, fractions).map(
         ('[{"draft": [[0, 0], [1, 1], [1, 0], [0, 1]]}]', r"1 .*draft .*\[1, 1\], \[1, 0\]"),
         ('[{"draft": [[0, 0], [1, 0], [0.1, 0.1], [0, 1]]}]', r"1 .*draft .*\[0.1, 0.1\]"),
         (json.dumps([{"draft": [0, 0, 1, 1]}] * 100), "100 .*64"),
+        ('[{"draft": {"strokes": 1}}]', "1 .*draft .*strokes"),
+        ('[{"draft": {"strokes": [], "colour": 1}}]', "1 .*draft .*colour"),
+        ('[{"draft": {"strokes": []}}]', "1 .*draft"),
+        ('[{"draft": {"strokes": [{"size": 0.1, "points": []}]}}]', "1 .*draft .*points"),
+        ('[{"draft": {"strokes": [{"size": 0, "points": [[0, 0]]}]}}]', "1 .*draft .* 0"),
+        ('[{"draft": {"strokes": [{"size": 0.1, "points": [[0, 1.5]]}]}}]', "1 .*draft .*1.5"),
+        ('[{"draft": {"strokes": [{"size": 0.1, "points": [[0, 0]], "erase": 1}]}}]', "1 .*draft"),
+        (
+            '[{"draft": {"strokes": [{"size": 0.1, "points": [[0, 0]], "erase": true}]}}]',
+            "1 .*draft",
+        ),
     ],
 )
 def test_text_that_is_not_a_list_of_boxes(text: str, named: str) -> None:
@@ -120,6 +133,57 @@ def test_outlines_grow_and_shrink_and_stay_outlines() -> None:
     assert all(0 <= v <= 1 for c in TURNED.grown(60, size).corners for v in c)
     with pytest.raises(ValueError, match="30"):
         TURNED.grown(-30, size)
+
+
+PAINTED = RelativePainting(
+    (
+        Stroke(((0.2, 0.5), (0.6, 0.5)), 0.1),
+        Stroke(((0.6, 0.5), (0.6, 0.5)), 0.05, erase=True),
+        Stroke(((0.8, 0.25),), 0.02),
+    )
+)
+
+
+def test_paintings_are_text() -> None:
+    pairs = (BoxPair(PAINTED, HALF), BoxPair(HALF, RelativePainting(PAINTED.strokes, TILTED)))
+    assert parse_boxes(format_boxes(pairs)) == pairs
+    text = '[{"draft": {"strokes": [{"size": 0.5, "points": [[0.5, 1]]}], "from": [0, 0, 1, 0.5]}}]'
+    (pair,) = parse_boxes(text)
+    assert pair.draft == RelativePainting((Stroke(((0.5, 1.0),), 0.5),), RelativeBox(0, 0, 1, 0.5))
+
+
+def test_a_painting_covers_what_the_brush_touched() -> None:
+    size = Extent(400, 200)
+    whole = Box(0, 0, *size)
+    covered = PAINTED.cover(size, whole)
+    at = {(100, 100): 1, (100, 118): 1, (100, 122): 0, (239, 100): 0, (320, 50): 1, (330, 50): 0}
+    assert {(x, y): float(covered[0, 0, y, x]) for x, y in at} == at
+    bar, ends, erased, dot = 160 * 40, math.pi * 20**2, math.pi * 10**2, math.pi * 4**2
+    assert float(covered.sum()) == pytest.approx(bar + ends - erased + dot, rel=0.01)
+    part = PAINTED.pixels(size)
+    inside = covered[..., part.y0 : part.y1, part.x0 : part.x1]
+    assert (
+        torch.equal(PAINTED.cover(size, part), inside) and (inside > 0).sum() == (covered > 0).sum()
+    )
+    (region,) = box_regions((BoxPair(PAINTED),), size)
+    assert PAINTED.pixels(size) == region.box
+    assert region.box == Box(60, 46, 324, 120)
+    erasing = (Stroke(((0.5, 0.5),), 0.1, erase=True),)
+    left = RelativePainting(erasing, HALF).cover(size, whole)
+    assert float(left.sum()) == pytest.approx(200 * 100 - math.pi * 20**2, rel=0.01)
+
+
+def test_paintings_grow_and_shrink() -> None:
+    size = Extent(400, 200)
+    whole = Box(0, 0, *size)
+    (grown,) = grown_boxes((BoxPair(PAINTED),), size, 4)
+    covered = grown.draft.cover(size, whole)
+    at = {(100, 123): 1, (100, 125): 0, (239, 107): 1, (239, 100): 0}
+    assert {(x, y): float(covered[0, 0, y, x]) for x, y in at} == at
+    (shrunk,) = grown_boxes((BoxPair(RelativePainting((), HALF)),), size, -10)
+    assert shrunk.draft.pixels(size) == Box(110, 60, 290, 140)
+    with pytest.raises(ValueError, match="30"):
+        grown_boxes((BoxPair(PAINTED),), size, -30)
 
 
 @given(boxes, st.integers(1, 5000), st.integers(1, 5000))

@@ -4,105 +4,31 @@ The text is what the node's region picker stores in its widget and what the API 
 `[{"draft": [x0, y0, x1, y1], "reference": [x0, y0, x1, y1]}, ...]`. Every number is a fraction of
 the picture's width or height, so boxes stay valid when a picture is resized. In place of an upright
 box there may be the four corners `[[x, y], [x, y], [x, y], [x, y]]` of a convex outline, in order:
-a rotated box, or a flat surface seen at an angle. If "reference" is null or absent, the whole
-reference is meant.
+a rotated box, or a flat surface seen at an angle. Or there may be what was painted with a brush:
+`{"strokes": [{"size": 0.05, "points": [[x, y], ...]}, ...]}`, where `size` is the diameter of the
+brush as a fraction of the picture's width, `"erase": true` makes a stroke erase, and `"from"`
+beside the strokes is a box or an outline that they change. If "reference" is null or absent, the
+whole reference is meant.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .geometry import Box, Extent
 from .masks import MAX_REGIONS, Region, find_regions
+from .painting import RelativePainting, Stroke
+from .shapes import RelativeBox, RelativeQuad, bends
 
 _KEYS = {"draft", "reference"}
+_MOST_POINTS = 20_000  # of the strokes of one painting
 
-Point = tuple[float, float]
-
-
-class RelativeBox(NamedTuple):
-    """A rectangle in fractions of the picture's width and height, 0..1."""
-
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-
-    def pixels(self, size: Extent) -> Box:
-        """The box in whole pixels of a picture of that size: inside it, and at least 1x1."""
-        x0, x1 = _interval(self.x0, self.x1, size.width)
-        y0, y1 = _interval(self.y0, self.y1, size.height)
-        return Box(x0, y0, x1, y1)
-
-    def cover(self, size: Extent, window: Box) -> Tensor:
-        """A mask 1 1 h w of `window`, in pixels of a picture of that size: 1 inside, 0 outside."""
-        out = torch.zeros(1, 1, window.extent.height, window.extent.width)
-        inside = self.pixels(size).intersection(window).moved(-window.x0, -window.y0)
-        out[..., inside.y0 : inside.y1, inside.x0 : inside.x1] = 1
-        return out
-
-
-class RelativeQuad(NamedTuple):
-    """Four corners of a convex outline in order round it, in fractions of the picture's sides."""
-
-    corners: tuple[Point, ...]
-
-    def pixels(self, size: Extent) -> Box:
-        """The upright box of the whole pixels that the outline touches, at least 1x1."""
-        xs, ys = zip(*self.corners, strict=True)
-        x0, x1 = _touched(xs, size.width)
-        y0, y1 = _touched(ys, size.height)
-        return Box(x0, y0, x1, y1)
-
-    def cover(self, size: Extent, window: Box) -> Tensor:
-        """How much of each pixel of `window` lies inside: 1 1 h w in [0, 1]."""
-        points = self._points(size)
-        y, x = (v + 0.5 for v in np.ogrid[window.y0 : window.y1, window.x0 : window.x1])
-        depth = np.full((window.extent.height, window.extent.width), np.inf)
-        for (ax, ay), (nx, ny) in zip(points, _inwards(points), strict=True):
-            depth = np.minimum(depth, (x - ax) * nx + (y - ay) * ny)
-        covered = np.clip(depth + 0.5, 0, 1).astype(np.float32)
-        middle = (points.mean(0) - (window.x0, window.y0)).astype(int)
-        # A sliver thinner than a pixel still covers the one in its middle.
-        if (middle >= 0).all():
-            pixel = covered[middle[1] : middle[1] + 1, middle[0] : middle[0] + 1]
-            pixel[pixel == 0] = 1
-        return torch.from_numpy(covered)[None, None]
-
-    def grown(self, pixels: float, size: Extent) -> RelativeQuad:
-        """The outline with every side moved outwards (or inwards) in a picture of that size, its
-        corners kept in the picture.
-
-        Raises:
-            ValueError: nothing is left of it.
-        """
-        points = self._points(size)
-        normals = _inwards(points)
-        reach = (points * normals).sum(1) - pixels
-        # A corner is where the side before it and the side after it meet.
-        pairs = np.stack([np.roll(normals, 1, axis=0), normals], 1)
-        ends = np.stack([np.roll(reach, 1), reach], 1)
-        moved = np.linalg.solve(pairs, ends[..., None])[..., 0]
-        if ((_sides(moved) * _sides(points)).sum(1) <= 0).any():  # a side has turned round
-            raise ValueError(
-                f"Nothing is left of an outline that is shrunk by {-pixels:g} px. Shrink it less, or "
-                "draw a larger one."
-            )
-        inside = np.clip(moved / np.array(size), 0, 1)
-        return RelativeQuad(tuple((float(px), float(py)) for px, py in inside))
-
-    def _points(self, size: Extent) -> np.ndarray:
-        """The corners in pixels, 4 2."""
-        return np.array(self.corners, np.float64) * np.array(size)
-
-
-Shape = RelativeBox | RelativeQuad
+Shape = RelativeBox | RelativeQuad | RelativePainting
 
 
 class BoxPair(NamedTuple):
@@ -110,35 +36,6 @@ class BoxPair(NamedTuple):
 
     draft: Shape
     reference: Shape | None = None  # None means the whole reference
-
-
-def _sides(points: np.ndarray) -> np.ndarray:
-    """From each corner (4 2) to the next."""
-    return np.roll(points, -1, axis=0) - points
-
-
-def _bends(points: np.ndarray) -> np.ndarray:
-    """Twice the signed area of the triangle at each corner of 4 2."""
-    after = _sides(points)
-    before = np.roll(after, 1, axis=0)
-    return before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
-
-
-def _inwards(points: np.ndarray) -> np.ndarray:
-    """The unit normals of the sides from each corner (4 2) to the next, to the inside."""
-    along = _sides(points)
-    normals = np.stack([-along[:, 1], along[:, 0]], 1) * np.sign(_bends(points).sum())
-    return normals / np.hypot(*along.T)[:, None]
-
-
-def _touched(values: tuple[float, ...], length: int) -> tuple[int, int]:
-    start = min(math.floor(min(values) * length), length - 1)
-    return start, min(max(math.ceil(max(values) * length), start + 1), length)
-
-
-def _interval(low: float, high: float, length: int) -> tuple[int, int]:
-    start = min(math.floor(low * length + 0.5), length - 1)
-    return start, min(max(math.floor(high * length + 0.5), start + 1), length)
 
 
 def parse_boxes(text: str | None) -> tuple[BoxPair, ...]:
@@ -200,17 +97,61 @@ def _check_fractions(values: list[float], where: str) -> None:
 
 def _shape(values: Any, number: int, picture: str) -> Shape:
     where = f"Box {number} of the {picture}"
+    if isinstance(values, dict):
+        return _painting(cast("dict[str, Any]", values), where)
+    return _outline(values, where)
+
+
+def _outline(values: Any, where: str) -> RelativeBox | RelativeQuad:
     if isinstance(values, list) and any(isinstance(v, list) for v in values):
         return _quad(values, where)
     return _box(values, where)
+
+
+def _painting(values: dict[str, Any], where: str) -> RelativePainting:
+    strokes = values.get("strokes")
+    if not values.keys() <= {"strokes", "from"} or not isinstance(strokes, list):
+        raise ValueError(
+            f"{where} must have the key strokes and may have the key from, got {str(values)[:80]}."
+        )
+    given = cast("list[Any]", strokes)
+    start = values.get("from")
+    painting = RelativePainting(
+        tuple(_stroke(stroke, where) for stroke in given),
+        None if start is None else _outline(start, where),
+    )
+    points = sum(len(stroke.points) for stroke in painting.strokes)
+    if points > _MOST_POINTS:
+        raise ValueError(
+            f"{where} is painted with {points} points, but at most {_MOST_POINTS} are supported. Use "
+            "a mask instead."
+        )
+    if painting.start is None and all(stroke.erase for stroke in painting.strokes):
+        raise ValueError(f"{where} has no stroke that paints. Paint the detail or delete it.")
+    return painting
+
+
+def _stroke(values: Any, where: str) -> Stroke:
+    stroke = cast("dict[str, Any]", values) if isinstance(values, dict) else {}
+    points, size, erase = stroke.get("points"), stroke.get("size"), stroke.get("erase", False)
+    path = cast("list[Any]", points) if isinstance(points, list) else []
+    known = stroke.keys() <= {"points", "size", "erase"} and isinstance(erase, bool)
+    if not known or not path or not all(_are_numbers(p, 2) for p in path):
+        raise ValueError(
+            f"{where} has a stroke that is not a brush size and points [x, y]: {str(values)[:80]}."
+        )
+    if not _are_numbers([size], 1) or not 0 < cast("float", size) <= 1:
+        raise ValueError(f"{where} has a stroke whose size is not between 0 and 1, got {size}.")
+    _check_fractions([v for point in path for v in point], where)
+    return Stroke(tuple((float(x), float(y)) for x, y in path), float(cast("float", size)), erase)
 
 
 def _quad(values: list[Any], where: str) -> RelativeQuad:
     if len(values) != 4 or not all(_are_numbers(v, 2) for v in values):
         raise ValueError(f"{where} must be four corners [x, y], got {str(values)[:80]}.")
     _check_fractions([v for corner in values for v in corner], where)
-    bends = _bends(np.array(values, np.float64))
-    if not ((bends > 0).all() or (bends < 0).all()):
+    turns = bends(np.array(values, np.float64))
+    if not ((turns > 0).all() or (turns < 0).all()):
         raise ValueError(
             f"{where} is not a convex outline: {values}. Give the corners in order round it, so that "
             "its sides do not cross and no corner points inwards."
@@ -237,8 +178,17 @@ def format_boxes(pairs: tuple[BoxPair, ...]) -> str:
     return json.dumps(entries)
 
 
-def _numbers(shape: Shape) -> list[Any]:
+def _numbers(shape: Shape) -> Any:
+    if isinstance(shape, RelativePainting):
+        strokes = [_stroke_values(stroke) for stroke in shape.strokes]
+        start = {} if shape.start is None else {"from": _numbers(shape.start)}
+        return {"strokes": strokes, **start}
     return [list(c) for c in shape.corners] if isinstance(shape, RelativeQuad) else list(shape)
+
+
+def _stroke_values(stroke: Stroke) -> dict[str, Any]:
+    values: dict[str, Any] = {"size": stroke.size, "points": [list(p) for p in stroke.points]}
+    return values | {"erase": True} if stroke.erase else values
 
 
 def box_regions(

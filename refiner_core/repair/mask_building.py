@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..images.boxes import BoxPair, RelativeBox, RelativeQuad, Shape, box_regions
+from ..images.boxes import BoxPair, Shape, box_regions
 from ..images.geometry import Box, Extent
 from ..images.masks import bounds, find_regions
+from ..images.shapes import RelativeBox
 from ..matching.difference import difference_mask
 
 
@@ -90,7 +91,7 @@ def grown_boxes(pairs: tuple[BoxPair, ...], size: Extent, grow: int) -> tuple[Bo
 
 
 def _grown(shape: Shape, box: Box, size: Extent, grow: int) -> Shape:
-    if isinstance(shape, RelativeQuad):
+    if not isinstance(shape, RelativeBox):
         return shape.grown(grow, size)
     w, h = size
     return RelativeBox(box.x0 / w, box.y0 / h, box.x1 / w, box.y1 / h)
