@@ -171,6 +171,11 @@ def test_a_painting_covers_what_the_brush_touched() -> None:
     erasing = (Stroke(((0.5, 0.5),), 0.1, erase=True),)
     left = RelativePainting(erasing, HALF).cover(size, whole)
     assert float(left.sum()) == pytest.approx(200 * 100 - math.pi * 20**2, rel=0.01)
+    (region,) = box_regions((BoxPair(RelativePainting(erasing, HALF)),), size)
+    assert region.mask[0, 0, 50, 100] == 0, "the hole is meant"
+    dot = Stroke(((0.8, 0.25),), 0.02)
+    gone = RelativePainting((Stroke(((0.2, 0.5),), 0.1), dot, dot._replace(erase=True)))
+    assert float(gone.cover(size, whole)[..., 280:].sum()) == 0
 
 
 def test_paintings_grow_and_shrink() -> None:

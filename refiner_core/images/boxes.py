@@ -205,7 +205,7 @@ def box_regions(
         pairs: the boxes on the draft.
         size: of the draft.
         mask: 1 1 H W; a region is what the mask has in its box, or the whole box if that is nothing.
-        grow_pixels, holes: as for `find_regions`.
+        grow_pixels, holes: as for `find_regions`; holes that were erased are not filled.
 
     Raises:
         ValueError: nothing is left of a box that `grow_pixels` shrinks.
@@ -218,7 +218,10 @@ def box_regions(
             box.x0 - margin, box.y0 - margin, box.x1 + margin, box.y1 + margin
         ).intersection(Box(0, 0, *size))
         inside = _narrowed(pair.draft.cover(size, window), window, mask)
-        region = find_regions(inside, grow_pixels=grow_pixels, holes=holes, split=False)[0]
+        meant = isinstance(pair.draft, RelativePainting) and pair.draft.erased
+        region = find_regions(
+            inside, grow_pixels=grow_pixels, holes=holes and not meant, split=False
+        )[0]
         regions.append(Region(region.box.moved(window.x0, window.y0), region.mask))
     return regions
 

@@ -55,6 +55,11 @@ class RelativePainting(NamedTuple):
     strokes: tuple[Stroke, ...]
     start: RelativeBox | RelativeQuad | None = None
 
+    @property
+    def erased(self) -> bool:
+        """Whether anything is erased, so that its holes are meant."""
+        return any(stroke.erase for stroke in self.strokes)
+
     def pixels(self, size: Extent) -> Box:
         """The upright box of the whole pixels that can be painted, at least 1x1."""
         boxes = [_reach(s, size) for s in self.strokes if not s.erase]
@@ -71,7 +76,9 @@ class RelativePainting(NamedTuple):
             out = self.start.cover(size, window)
         for stroke in self.strokes:
             touched = stroke.cover(size, window)
-            out = out * (1 - touched) if stroke.erase else torch.maximum(out, touched)
+            # Pixels are erased as a whole: nothing faint is left along the edge of a stroke.
+            erased = out.masked_fill(touched > 0, 0)
+            out = erased if stroke.erase else torch.maximum(out, touched)
         return out
 
     def grown(self, pixels: float, size: Extent) -> RelativePainting:

@@ -71,6 +71,34 @@ def test_automatic_values_are_shown_as_words(open_comfy: Callable[..., Any]) -> 
     assert 0 in values, "the number is saved, not the word"
 
 
+_COVERED = """
+([type, label]) => {
+  const input = document.querySelector(`[node-type="${type}"] [aria-label="${label}"] input`);
+  const word = getComputedStyle(input.nextElementSibling, "::after").content;
+  return [getComputedStyle(input).color === "rgba(0, 0, 0, 0)", word];
+}
+"""
+
+
+def test_automatic_values_are_shown_as_words_in_nodes_2(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy(vue=True)
+    refine, folder = (f"OmniRefiner_{name}" for name in ("ReferenceRefine", "LoadFolder"))
+    nodes = [
+        {"type": refine, "pos": [100, 100]},
+        {"type": folder, "pos": [800, 100], "values": {"most": 0}},
+    ]
+    build(comfy, nodes, [])
+    assert comfy.page.evaluate(_COVERED, [refine, "steps"]) == [True, '"auto"']
+    assert comfy.page.evaluate(_COVERED, [folder, "most"]) == [True, '"all"']
+    assert comfy.page.evaluate(_COVERED, [refine, "feather"]) == [False, "none"]
+    comfy.shot("automatic-values-vue")
+    row = comfy.page.locator(f'[node-type="{refine}"] [aria-label="steps"]')
+    row.get_by_role("button", name="Increment").click()
+    comfy.settle(300)
+    assert comfy.page.evaluate(_COVERED, [refine, "steps"]) == [False, "none"]
+    comfy.assert_clean()
+
+
 def test_the_page_offers_the_download_of_missing_models(open_comfy: Callable[..., Any]) -> None:
     comfy = open_comfy()
     comfy.load(json.loads(EXAMPLE.read_text()))

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
+from refiner_core.images.boxes import parse_boxes
+from refiner_core.images.geometry import Box, Extent
 from tests.browser.graphs import build, drag, frame_of, picker_graph, refine_graph, value_of
 
 RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
@@ -167,6 +169,104 @@ def test_a_draft_from_another_node_is_shown_by_a_first_run(
     assert entry["outputs"][str(node)]["omnirefiner"][0]["pairs"]
     comfy.page.locator(".omnirefiner-view").wait_for(state="visible", timeout=20_000)
     comfy.assert_clean()
+
+
+def stroke(comfy: Any, pane: int, *points: tuple[float, float]) -> None:
+    """Drag along points of a pane's picture, fractions."""
+    x, y, width, height = frame_of(comfy, pane)
+    path = [(x + px * width, y + py * height) for px, py in points]
+    comfy.page.mouse.move(*path[0])
+    comfy.page.mouse.down()
+    for point in path[1:]:
+        comfy.page.mouse.move(*point, steps=4)
+    comfy.page.mouse.up()
+    comfy.settle(250)
+
+
+@RENDERERS
+def test_details_are_painted_and_erased_and_what_is_painted_is_repaired(
+    open_comfy: Callable[..., Any], vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue)
+    node = refine_graph(comfy, align_reference="off")[3]
+    comfy.page.get_by_role("button", name="Paint the detail").click()
+    stroke(comfy, 0, (0.64, 0.4), (0.8, 0.4), (0.8, 0.6))
+    stroke(comfy, 0, (0.68, 0.6))  # a dot on the same shape
+    stroke(comfy, 1, (0.3, 0.3), (0.7, 0.7))
+    (pair,) = pairs_of(comfy, node)
+    assert [len(pair[side]["strokes"]) for side in ("draft", "reference")] == [2, 1]
+    assert pair["draft"]["strokes"][0]["points"][0] == pytest.approx([0.64, 0.4], abs=0.01)
+    comfy.page.get_by_role("button", name="Erase parts").click()
+    stroke(comfy, 0, (0.8, 0.6))
+    comfy.shot(f"picker-brush-{'vue' if vue else 'canvas'}")
+    (pair,) = pairs_of(comfy, node)
+    assert [s.get("erase", False) for s in pair["draft"]["strokes"]] == [False, False, True]
+    comfy.page.keyboard.press("Control+z")
+    comfy.settle(600)
+    assert len(pairs_of(comfy, node)[0]["draft"]["strokes"]) == 2
+    comfy.page.keyboard.press("Control+y")
+    comfy.settle(600)
+    assert pairs_of(comfy, node) == [pair]
+    entry = comfy.run()
+    assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
+    shown = entry["outputs"][str(node)]["omnirefiner"][0]
+    before, after = (
+        np.asarray(
+            Image.open(comfy.server.base / "temp" / shown["pairs"][0][k]["filename"])
+        ).astype(int)
+        for k in ("before", "after")
+    )
+    changed = (before != after).any(-1)
+    (drawn,) = parse_boxes(json.dumps([pair]))
+    allowed = drawn.draft.cover(Extent(640, 427), Box(0, 0, 640, 427))[0, 0].numpy() > 0
+    assert changed.sum() > 100 and not (changed & ~allowed).any()
+    assert not allowed[round(0.6 * 427), round(0.8 * 640)], "what was erased is repaired"
+    comfy.assert_clean()
+
+
+@RENDERERS
+def test_a_box_that_is_too_large_is_named_while_it_is_drawn(
+    open_comfy: Callable[..., Any], vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue)
+    node = refine_graph(comfy)[3]
+    status = comfy.page.locator(".omnirefiner-picker .omnirefiner-status")
+    x, y, width, height = frame_of(comfy, 0)
+    mouse = comfy.page.mouse
+    mouse.move(x + 0.05 * width, y + 0.05 * height)
+    mouse.down()
+    mouse.move(x + 0.2 * width, y + 0.2 * height, steps=3)
+    assert "Box 1 is large" not in status.inner_text()
+    mouse.move(x + 0.9 * width, y + 0.9 * height, steps=3)
+    assert "Box 1 is large" in status.inner_text()
+    mouse.move(x + 0.25 * width, y + 0.25 * height, steps=3)
+    assert "Box 1 is large" not in status.inner_text()
+    mouse.move(x + 0.85 * width, y + 0.9 * height, steps=3)
+    mouse.up()
+    comfy.settle(250)
+    comfy.shot(f"picker-too-large-{'vue' if vue else 'canvas'}")
+    assert "Box 1 is large" in status.inner_text() and pairs_of(comfy, node)
+    comfy.assert_clean()
+
+
+@RENDERERS
+def test_the_mask_editor_opens_from_the_panel(open_comfy: Callable[..., Any], vue: bool) -> None:
+    comfy = open_comfy(vue=vue)
+    draft, _, _, node = refine_graph(comfy)
+    linked = """
+    ([id, name]) => {
+      const link = app.graph.getNodeById(id).inputs.find((i) => i.name === name).link;
+      return link === null ? null : app.graph.getLink(link).origin_id;
+    }
+    """
+    assert comfy.page.evaluate(linked, [node, "mask"]) is None
+    comfy.page.get_by_role("button", name="mask editor").first.click()
+    dialog = comfy.page.locator(".mask-editor-dialog, .maskEditor-dialog-root, [class*=maskEditor]")
+    dialog.first.wait_for(state="visible", timeout=20_000)
+    comfy.shot(f"picker-mask-editor-{'vue' if vue else 'canvas'}")
+    assert comfy.page.evaluate(linked, [node, "mask"]) == draft
+    comfy.page.get_by_role("button", name="Cancel").first.click()
+    comfy.settle(400)
 
 
 @RENDERERS

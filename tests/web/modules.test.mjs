@@ -34,6 +34,52 @@ test("outlines of four corners are text, too", () => {
   }
 });
 
+const PAINTED = {
+  strokes: [{ size: 0.1, points: [[0.2, 0.5], [0.6, 0.5]] }, { size: 0.05, points: [[0.6, 0.5]], erase: true }],
+};
+
+test("painted shapes are text, too", () => {
+  const pair = { draft: PAINTED, reference: { ...PAINTED, from: QUAD } };
+  assert.deepEqual(boxes.parsePairs(boxes.formatPairs([pair])), [pair]);
+  for (const strokes of [[{ size: 0, points: [[0, 0]] }], [{ size: 0.1, points: [] }], [{ size: 0.1, points: [[0, 2]] }], [1]]) {
+    assert.equal(boxes.parsePairs(JSON.stringify([{ draft: { strokes } }])), null, JSON.stringify(strokes));
+  }
+});
+
+test("painted shapes are found, framed and moved", () => {
+  const frame = [0, 0, 400, 200];
+  assert.ok(near(shapes.boundsOf(PAINTED, 2), [0.15, 0.4, 0.65, 0.6]));
+  for (const [x, y, part] of [[100, 100, ""], [100, 119, ""], [100, 122, null], [270, 100, null]]) {
+    assert.equal(partAt(PAINTED, [x, y], frame, true), part, `${x}, ${y}`);
+  }
+  const moved = shapes.movedShape(PAINTED, 0.9, -0.1);
+  assert.ok(near(moved.strokes[0].points, [[0.6, 0.4], [1, 0.4]]));
+  assert.equal(shapes.turned(PAINTED, 1, [400, 200]), PAINTED);
+});
+
+test("a stroke goes on the selected painting, on the box it begins in, or makes a new shape", () => {
+  const stroke = { size: 0.1, points: [[0.5, 0.5]] };
+  const at = (x, y, erase = false) => ({ at: [x, y], erase, size: [100, 100] });
+  const drawn = [PAIR, { draft: PAINTED, reference: null }];
+  const cases = [
+    ["draft", 1, at(0.9, 0.9), 1, ""],
+    ["draft", 0, at(0.9, 0.9), 2, ""],
+    ["draft", 1, at(0.2, 0.3), 1, ""],
+    ["draft", -1, at(0.2, 0.3), 0, ""],
+    ["draft", 0, at(0.9, 0.9, true), 0, ""],
+    ["draft", -1, at(0.9, 0.9, true), -1, "eraseWhat"],
+    ["reference", 1, at(0.5, 0.5), 1, ""],
+    ["reference", 0, at(0.5, 0.5, true), -1, "eraseWhat"],
+  ];
+  for (const [side, selected, start, index, note] of cases) {
+    const target = boxes.strokeTarget(drawn, side, selected, start);
+    assert.deepEqual([target.index, target.note], [index, note], `${side} ${selected}`);
+    if (index >= 0) assert.equal(target.with(stroke)[index][side].strokes.at(-1), stroke);
+  }
+  assert.equal(boxes.strokeTarget([], "reference", -1, at(0.5, 0.5)).note, "draftFirst");
+  assert.deepEqual(boxes.strokeTarget([PAIR], "draft", 0, at(0.2, 0.3)).with(stroke)[0].draft, { strokes: [stroke], from: PAIR.draft });
+});
+
 test("corners are dragged, and never across the outline", () => {
   const box = [0.2, 0.2, 0.6, 0.6];
   assert.deepEqual(shapes.reshaped(box, "se", 0.1, 0.1, false).map((v) => +v.toFixed(9)), [0.2, 0.2, 0.7, 0.7]);

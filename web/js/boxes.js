@@ -1,10 +1,12 @@
 // @ts-check
 /** Pairs of boxes: the value of the widget as text, and what editing does to them. No DOM. */
 
-import { isConvex, isQuad } from "./shapes.js";
+import { partAt } from "./hit.js";
+import { isConvex, isPainting, isQuad, painted } from "./shapes.js";
 
 /** @typedef {import("./geometry.js").Box} Box */
-/** @typedef {import("./shapes.js").Shape} Shape A box, or an outline of four corners. */
+/** @typedef {import("./shapes.js").Stroke} Stroke */
+/** @typedef {import("./shapes.js").Shape} Shape A box, an outline of four corners, or a painted shape. */
 /** @typedef {{draft: Shape, reference: Shape | null}} Pair */
 /** @typedef {"draft" | "reference"} Side */
 
@@ -28,6 +30,20 @@ function areFractions(value, length) {
  * @returns {value is Shape}
  */
 function isShape(value) {
+  if (value && Array.isArray(value.strokes)) {
+    return value.strokes.every(isStroke) && (value.from === undefined || isOutline(value.from));
+  }
+  return isOutline(value);
+}
+
+/** @param {any} value */
+function isStroke(value) {
+  const { size, points } = value ?? {};
+  return size > 0 && size <= 1 && Array.isArray(points) && points.length > 0 && points.every((p) => areFractions(p, 2));
+}
+
+/** @param {any} value */
+function isOutline(value) {
   if (areFractions(value, 4)) return value[0] < value[2] && value[1] < value[3];
   const corners = Array.isArray(value) && value.length === 4 && value.every((p) => areFractions(p, 2));
   return corners && isConvex(value);
@@ -72,10 +88,22 @@ export function formatPairs(pairs) {
   );
 }
 
-/** @param {Shape} shape */
+/** @param {number} v */
+const round = (v) => Number(v.toFixed(5));
+
+/**
+ * @param {Shape} shape
+ * @returns {any}
+ */
 function rounded(shape) {
-  const round = (/** @type {number} */ v) => Number(v.toFixed(5));
-  return isQuad(shape) ? shape.map((p) => p.map(round)) : shape.map(round);
+  if (isQuad(shape)) return shape.map((p) => p.map(round));
+  if (!isPainting(shape)) return shape.map(round);
+  const strokes = shape.strokes.map((stroke) => ({
+    ...stroke,
+    size: round(stroke.size),
+    points: stroke.points.map((p) => p.map(round)),
+  }));
+  return shape.from ? { strokes, from: rounded(shape.from) } : { strokes };
 }
 
 /**
@@ -120,4 +148,43 @@ export function without(pairs, at, side) {
     return pairs.map((p, i) => (i === at ? { ...p, reference: null } : p));
   }
   return pairs.filter((_, i) => i !== at);
+}
+
+/**
+ * What a stroke changes: the selected painted shape, or the shape that it begins in; otherwise it makes
+ * a new one.
+ * @param {Pair[]} pairs
+ * @param {Side} side
+ * @param {number} selected
+ * @param {{at: import("./shapes.js").Point, erase: boolean, size: import("./geometry.js").Extent}} stroke
+ *   Where it begins, whether it erases, and the size of the picture in px.
+ * @returns {{index: number, note: string, with: (stroke: Stroke) => Pair[]}} the index of the pair, the
+ *   message that says why nothing is changed, and the pairs with a stroke
+ */
+export function strokeTarget(pairs, side, selected, { at, erase, size }) {
+  const chosen = pairs[selected]?.[side];
+  const continued = chosen && (isPainting(chosen) || erase);
+  const index = continued ? selected : shapeAt(pairs, side, at, size);
+  const shape = pairs[index]?.[side];
+  if (shape) return { index, note: "", with: (stroke) => withBox(pairs, index, side, painted(shape, stroke)) };
+  const none = { index: -1, with: () => pairs };
+  if (erase) return { ...none, note: "eraseWhat" };
+  const drawn = withDrawn(pairs, side, { strokes: [] }, selected);
+  if (!drawn) return { ...none, note: side === "draft" ? "tooMany" : "draftFirst" };
+  const made = (/** @type {Stroke} */ stroke) => withBox(drawn.pairs, drawn.selected, side, painted(null, stroke));
+  return { index: drawn.selected, note: "", with: made };
+}
+
+/**
+ * @param {Pair[]} pairs
+ * @param {Side} side
+ * @param {import("./shapes.js").Point} at
+ * @param {import("./geometry.js").Extent} size
+ */
+function shapeAt(pairs, side, [x, y], [w, h]) {
+  for (let i = pairs.length - 1; i >= 0; i--) {
+    const shape = pairs[i][side];
+    if (shape && partAt(shape, [x * w, y * h], [0, 0, w, h], false) !== null) return i;
+  }
+  return -1;
 }

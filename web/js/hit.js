@@ -1,7 +1,7 @@
 // @ts-check
 /** What of a box or an outline lies under the pointer. In CSS pixels; no DOM. */
 
-import { cornersOf, isQuad } from "./shapes.js";
+import { cornersOf, isPainting, isQuad } from "./shapes.js";
 
 /** @typedef {import("./shapes.js").Point} Point */
 /** @typedef {import("./shapes.js").Shape} Shape */
@@ -19,7 +19,7 @@ const TURN_DISTANCE = 20; // px from the shape to its round handle
  * @returns {Point[]}
  */
 export function cornersIn(shape, frame) {
-  return cornersOf(shape).map(([x, y]) => [frame[0] + x * frame[2], frame[1] + y * frame[3]]);
+  return cornersOf(shape, frame[2] / frame[3]).map(([x, y]) => [frame[0] + x * frame[2], frame[1] + y * frame[3]]);
 }
 
 /**
@@ -58,9 +58,23 @@ function outwards(a, b, inner) {
  *   of an outline, "turn" at the round handle
  */
 export function partAt(shape, at, frame, selected) {
+  if (isPainting(shape)) return isPaintedAt(shape, at, frame) ? "" : null;
   const corners = cornersIn(shape, frame);
   if (selected && distance(at, turnHandle(corners)[1]) <= TURN_REACH) return "turn";
   return isQuad(shape) ? partOfQuad(corners, at, selected) : partOfBox(corners, at);
+}
+
+/**
+ * @param {import("./shapes.js").Painting} painting
+ * @param {Point} at
+ * @param {number[]} frame
+ */
+function isPaintedAt({ strokes, from }, at, frame) {
+  if (from && isInside(cornersIn(from, frame), at)) return true;
+  return strokes.some(({ size, points, erase }) => {
+    const path = points.map(([x, y]) => /** @type {Point} */ ([frame[0] + x * frame[2], frame[1] + y * frame[3]]));
+    return !erase && path.some((p, i) => distanceToSide(at, path[Math.max(0, i - 1)], p) <= (size / 2) * frame[2]);
+  });
 }
 
 /** @param {Point[]} corners @param {Point} at */

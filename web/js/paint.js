@@ -2,7 +2,7 @@
 /** How boxes, crops and masks look on a picture. */
 
 import { cornersIn, turnHandle } from "./hit.js";
-import { boundsOf, isQuad } from "./shapes.js";
+import { boundsOf, isPainting, isQuad } from "./shapes.js";
 
 /** @typedef {import("./geometry.js").Box} Box */
 /** @typedef {import("./shapes.js").Point} Point */
@@ -36,7 +36,7 @@ function place(frame, box) {
 }
 
 /**
- * A box or an outline of four corners.
+ * A box, an outline of four corners or a painted shape.
  * @param {CanvasRenderingContext2D} context
  * @param {number[]} frame
  * @param {Shape} shape
@@ -46,9 +46,14 @@ function place(frame, box) {
 export function drawShape(context, frame, shape, index, selected) {
   const corners = cornersIn(shape, frame);
   const colour = colourOf(index);
-  const path = new Path2D();
-  corners.forEach(([x, y], i) => (i ? path.lineTo(x, y) : path.moveTo(x, y)));
-  path.closePath();
+  const [, , w, h] = place(frame, boundsOf(shape, frame[2] / frame[3]));
+  const numberSize = Math.min(w, h) < 28 ? 9 : 12;
+  if (isPainting(shape)) {
+    drawPainting(context, frame, shape, colour, selected);
+    drawNumber(context, ...corners[0], String(index + 1), colour, numberSize);
+    return;
+  }
+  const path = pathOf(corners);
   context.lineWidth = 4;
   context.strokeStyle = "rgba(0, 0, 0, 0.55)";
   context.stroke(path);
@@ -62,8 +67,64 @@ export function drawShape(context, frame, shape, index, selected) {
     context.globalAlpha = 1;
     drawHandles(context, corners, !isQuad(shape));
   }
-  const [, , w, h] = place(frame, boundsOf(shape));
-  drawNumber(context, ...corners[0], String(index + 1), colour, Math.min(w, h) < 28 ? 9 : 12);
+  drawNumber(context, ...corners[0], String(index + 1), colour, numberSize);
+}
+
+/** @param {Point[]} corners */
+function pathOf(corners) {
+  const path = new Path2D();
+  corners.forEach(([x, y], i) => (i ? path.lineTo(x, y) : path.moveTo(x, y)));
+  path.closePath();
+  return path;
+}
+
+/** Where painted shapes are put together before they are drawn. @type {HTMLCanvasElement | null} */
+let layer = null;
+
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {number[]} frame
+ * @param {import("./shapes.js").Painting} painting
+ * @param {string} colour
+ * @param {boolean} selected
+ */
+function drawPainting(context, frame, { strokes, from }, colour, selected) {
+  layer ??= document.createElement("canvas");
+  const { width, height } = context.canvas;
+  Object.assign(layer, { width, height }); // also empties it
+  const on = /** @type {CanvasRenderingContext2D} */ (layer.getContext("2d"));
+  on.setTransform(context.getTransform());
+  on.fillStyle = on.strokeStyle = colour;
+  on.lineCap = on.lineJoin = "round";
+  if (from) on.fill(pathOf(cornersIn(from, frame)));
+  for (const { size, points, erase } of strokes) {
+    on.globalCompositeOperation = erase ? "destination-out" : "source-over";
+    on.lineWidth = size * frame[2];
+    on.beginPath();
+    for (const [x, y] of [points[0], ...points]) on.lineTo(frame[0] + x * frame[2], frame[1] + y * frame[3]);
+    on.stroke();
+  }
+  context.save();
+  context.resetTransform();
+  context.globalAlpha = selected ? 0.55 : 0.4;
+  context.drawImage(layer, 0, 0);
+  context.restore();
+}
+
+/**
+ * The ring that shows where the brush would paint.
+ * @param {CanvasRenderingContext2D} context
+ * @param {Point} at CSS px
+ * @param {number} diameter CSS px
+ */
+export function drawBrush(context, [x, y], diameter) {
+  for (const [style, width] of /** @type {[string, number][]} */ ([["rgba(0, 0, 0, 0.7)", 3], ["#fff", 1]])) {
+    context.strokeStyle = style;
+    context.lineWidth = width;
+    context.beginPath();
+    context.arc(x, y, Math.max(1, diameter / 2), 0, 2 * Math.PI);
+    context.stroke();
+  }
 }
 
 /**

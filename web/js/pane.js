@@ -2,8 +2,9 @@
 /** One picture, zoomed as one likes, with boxes on it that can be drawn, moved, resized and deleted. */
 
 import { followDrag, pointerIn, prepareCanvas } from "./dom.js";
+import { drawHint } from "./hint.js";
 import { partAt } from "./hit.js";
-import { drawCrop, drawMask, drawShape } from "./paint.js";
+import { drawBrush, drawCrop, drawMask, drawShape } from "./paint.js";
 import { boxBetween, cornersOf, isQuad, movedShape, reshaped, turned } from "./shapes.js";
 import { Viewport } from "./viewport.js";
 
@@ -20,10 +21,16 @@ import { Viewport } from "./viewport.js";
  * @property {(index: number) => void} remove
  * @property {() => {crop: Box, label: string, index: number}[]} crops Outlines, fractions.
  * @property {() => boolean} locked
+ * @property {(box: Box | null) => void} sketch What is being drawn, until it is done.
+ * @property {() => {size: number, erase: boolean} | null} brush What a drag paints with; null: it draws boxes.
+ * @property {(by: number) => void} resizeBrush
+ * @property {(at: import("./shapes.js").Point) => Painter | null} startStroke null: there is nothing to erase from.
  */
+/** @typedef {(stroke: import("./shapes.js").Stroke | null, done: boolean) => void} Painter A stroke so far; null: none. */
 
 const LEAST_DRAG = 5; // CSS px below which a drag is a click
 const MARGIN = 4; // CSS px around the whole picture
+const LEAST_STEP = 2; // CSS px between two points of a stroke
 
 export class Pane {
   /**
@@ -49,8 +56,11 @@ export class Pane {
     this.drawing = null;
     /** Whether a drag moves the picture instead of drawing: Space is held. */
     this.moving = false;
+    /** Where the brush is, CSS px. @type {import("./shapes.js").Point | null} */
+    this.pointer = null;
     this.canvas.addEventListener("pointerdown", (e) => this.onPointerDown(e));
     this.canvas.addEventListener("pointermove", (e) => this.onHover(e));
+    this.canvas.addEventListener("pointerleave", () => this.showBrush(null));
     this.canvas.addEventListener("wheel", (e) => this.onWheel(e), { passive: false });
     this.canvas.addEventListener("keydown", (e) => this.onKey(e));
     this.canvas.addEventListener("keyup", (e) => this.onKeyUp(e));
@@ -131,9 +141,25 @@ export class Pane {
   onHover(event) {
     if (event.buttons) return;
     if (this.moving) return;
+    if (this.usesBrush) {
+      this.canvas.style.cursor = "none";
+      this.showBrush(event);
+      return;
+    }
     const usable = this.picture && !this.model.locked();
     const hit = usable && !event.shiftKey ? this.hit(event) : null;
     this.canvas.style.cursor = usable ? cursorOf(hit?.part ?? null) : "default";
+  }
+
+  get usesBrush() {
+    return Boolean(this.picture && this.model.brush() && !this.model.locked());
+  }
+
+  /** @param {{clientX: number, clientY: number} | null} event */
+  showBrush(event) {
+    if (!event && !this.pointer) return;
+    this.pointer = event && pointerIn(this.canvas, event);
+    this.redraw();
   }
 
   /** @param {PointerEvent} event */
@@ -147,6 +173,10 @@ export class Pane {
       return;
     }
     if (this.model.locked()) return;
+    if (this.usesBrush) {
+      this.paint(event);
+      return;
+    }
     const hit = event.shiftKey ? null : this.hit(event); // Shift draws, also inside another box
     this.model.select(hit ? hit.index : -1);
     if (hit) this.edit(event, hit);
@@ -205,6 +235,28 @@ export class Pane {
   }
 
   /** @param {PointerEvent} start */
+  paint(start) {
+    const brush = this.model.brush();
+    const paint = brush && this.model.startStroke(this.at(start));
+    if (!brush || !paint) return;
+    const inside = (/** @type {number} */ v) => Math.min(1, Math.max(0, v));
+    /** @type {import("./shapes.js").Stroke} */
+    const stroke = { size: brush.size, points: [], ...(brush.erase ? { erase: true } : {}) };
+    let last = [-LEAST_STEP, -LEAST_STEP];
+    const add = (/** @type {PointerEvent} */ event) => {
+      const here = pointerIn(this.canvas, event);
+      this.pointer = here;
+      if (Math.hypot(here[0] - last[0], here[1] - last[1]) < LEAST_STEP) return;
+      last = here;
+      const [x, y] = this.at(event);
+      stroke.points = [...stroke.points, [inside(x), inside(y)]];
+      paint({ ...stroke }, false);
+    };
+    add(start);
+    followDrag(this.canvas, start, add, (cancelled) => paint(cancelled ? null : { ...stroke }, true));
+  }
+
+  /** @param {PointerEvent} start */
   drawNew(start) {
     const [ax, ay] = this.at(start);
     const [sx, sy] = pointerIn(this.canvas, start);
@@ -216,11 +268,13 @@ export class Pane {
         const [px, py] = pointerIn(this.canvas, event);
         far = far || Math.hypot(px - sx, py - sy) >= LEAST_DRAG;
         this.drawing = far ? boxBetween(ax, ay, ...this.at(event)) : null;
+        this.model.sketch(this.drawing);
         this.redraw();
       },
       (cancelled) => {
         const box = this.drawing;
         this.drawing = null;
+        this.model.sketch(null);
         if (box && !cancelled) this.model.draw(box);
         this.redraw();
       },
@@ -276,9 +330,11 @@ export class Pane {
     else if (event.key === "Delete" || event.key === "Backspace") {
       if (box) this.model.remove(index);
     } else if (event.key.startsWith("Arrow")) this.nudge(event, index, box);
-    else if (event.key === "[") this.turn(-1, index, box);
-    else if (event.key === "]") this.turn(1, index, box);
-    else return false;
+    else if (event.key === "[" || event.key === "]") {
+      const by = event.key === "]" ? 1 : -1;
+      if (this.usesBrush) this.model.resizeBrush(by);
+      else this.turn(by, index, box);
+    } else return false;
     return true;
   }
 
@@ -313,7 +369,7 @@ export class Pane {
     if (!this.canvas.clientWidth) return;
     const { context, width, height } = prepareCanvas(this.canvas);
     if (!this.picture) {
-      this.drawHint(context, width, height);
+      drawHint(context, this.hint, width, height);
       return;
     }
     const frame = this.frame();
@@ -325,21 +381,8 @@ export class Pane {
       if (box) drawShape(context, frame, box, i, i === chosen && !this.model.locked());
     });
     if (this.drawing) drawShape(context, frame, this.drawing, this.model.boxes().length, false);
-  }
-
-  /**
-   * @param {CanvasRenderingContext2D} context
-   * @param {number} width
-   * @param {number} height
-   */
-  drawHint(context, width, height) {
-    context.fillStyle = getComputedStyle(this.canvas).color;
-    context.font = "12px sans-serif";
-    context.textAlign = "center";
-    const lines = wrap(context, this.hint, width - 24);
-    lines.forEach((line, i) =>
-      context.fillText(line, width / 2, height / 2 + (i - (lines.length - 1) / 2) * 17),
-    );
+    const brush = this.model.brush();
+    if (brush && this.pointer) drawBrush(context, this.pointer, brush.size * frame[2]);
   }
 }
 
@@ -349,21 +392,4 @@ function cursorOf(part) {
   if (part === "") return "move";
   if (part === "turn") return "grab";
   return part.includes(" ") ? "pointer" : `${part}-resize`;
-}
-
-/**
- * @param {CanvasRenderingContext2D} context
- * @param {string} text
- * @param {number} width
- */
-function wrap(context, text, width) {
-  /** @type {string[]} */
-  const lines = [];
-  // Chinese and Japanese have no spaces: break after any character there.
-  for (const word of text.split(/(?<=\s)|(?<=[\u3000-\u9fff\uff00-\uffef])/u)) {
-    const last = lines.length - 1;
-    if (last >= 0 && context.measureText(lines[last] + word).width <= width) lines[last] += word;
-    else lines.push(word);
-  }
-  return lines;
 }

@@ -1,13 +1,15 @@
 // @ts-check
 /** The region picker: draft and reference side by side, with boxes that belong together. */
 
-import { formatPairs, parsePairs, withBox, withDrawn, without, MOST_BOXES } from "./boxes.js";
+import { formatPairs, parsePairs, strokeTarget, withBox, withDrawn, without, MOST_BOXES } from "./boxes.js";
+import { Brush } from "./brush.js";
 import { button, element } from "./dom.js";
 import { grown, planCrop, toPixels, touchedPixels } from "./geometry.js";
 import { say } from "./messages.js";
+import { openMaskEditor } from "./mask_editor.js";
 import { maskVeil } from "./paint.js";
 import { Pane } from "./pane.js";
-import { boundsOf, cornersOf, isQuad } from "./shapes.js";
+import { boundsOf, cornersOf, isPainting, isQuad } from "./shapes.js";
 import { isConnected, loadPicture, planningOf, rememberChange, sourceOf, viewUrl } from "./sources.js";
 
 /** @typedef {import("./geometry.js").Box} Box */
@@ -23,6 +25,8 @@ const SHARES = { draft: 1.4 / 2.4, reference: 1 / 2.4 };
 const CAPTION = 18; // CSS px
 const NARROW = 300; // CSS px
 const CLEARLY = 1.15;
+/** A region that the model sees at a smaller scale comes back blurred, as `repair/marking.py` says. */
+const BLURRED = 0.5;
 
 export class Picker {
   /**
@@ -48,6 +52,14 @@ export class Picker {
     this.drawn = "";
     /** A word on what the user just tried, until they do something else. */
     this.note = "";
+    this.brush = new Brush(() => {
+      this.note = "";
+      this.redraw();
+    });
+    /** A box that is being drawn. @type {{side: Side, box: Box} | null} */
+    this.sketched = null;
+    /** Which picture was used last. @type {Side} */
+    this.active = "draft";
     this.panes = { draft: this.makePane("draft"), reference: this.makePane("reference") };
     this.status = element("span", { class: "omnirefiner-status", role: "status" });
     this.both = element(
@@ -57,18 +69,19 @@ export class Picker {
         element("figure", {}, this.panes[side].canvas, element("figcaption", {}, say(side))),
       ),
     );
-    this.root = element(
+    this.root = element("div", { class: "omnirefiner-picker" }, this.both, this.makeBar());
+  }
+
+  makeBar() {
+    return element(
       "div",
-      { class: "omnirefiner-picker" },
-      this.both,
-      element(
-        "div",
-        { class: "omnirefiner-bar" },
-        this.status,
-        button(say("corners"), say("cornersTip"), () => this.toggleCorners()),
-        button(say("delete"), say("deleteTip"), () => this.removeSelected()),
-        button(say("clear"), say("clearTip"), () => this.set([], -1)),
-      ),
+      { class: "omnirefiner-bar" },
+      this.status,
+      ...this.brush.controls,
+      button(say("maskEditor"), say("maskEditorTip"), () => this.openMaskEditor()),
+      button(say("corners"), say("cornersTip"), () => this.toggleCorners()),
+      button(say("delete"), say("deleteTip"), () => this.removeSelected()),
+      button(say("clear"), say("clearTip"), () => this.set([], -1)),
     );
   }
 
@@ -84,8 +97,16 @@ export class Picker {
       remove: (/** @type {number} */ i) => this.set(without(this.pairs, i, side), -1),
       crops: () => this.crops(side),
       locked: () => this.locked,
+      sketch: (/** @type {Box | null} */ box) => this.sketch(side, box),
+      brush: () => this.brush.value,
+      resizeBrush: (/** @type {number} */ by) => this.brush.step(by),
+      startStroke: (/** @type {import("./shapes.js").Point} */ at) => this.startStroke(side, at),
     };
-    return new Pane(model, say(side));
+    const pane = new Pane(model, say(side));
+    pane.canvas.addEventListener("focus", () => {
+      this.active = side;
+    });
+    return pane;
   }
 
   /** Whether the boxes come from another node. */
@@ -138,9 +159,13 @@ export class Picker {
   toggleCorners() {
     const pair = this.pairs[this.selected];
     if (!pair) return;
-    const shapes = [pair.draft, pair.reference].filter((s) => s !== null);
-    const change = shapes.every(isQuad) ? boundsOf : cornersOf;
     const { draft, reference } = pair;
+    const shapes = [draft, reference].filter((s) => s !== null && !isPainting(s));
+    const quads = shapes.every((s) => s && isQuad(s));
+    const change = (/** @type {Shape} */ shape) => {
+      if (isPainting(shape)) return shape;
+      return quads ? boundsOf(shape) : cornersOf(shape);
+    };
     const next = { draft: change(draft), reference: reference && change(reference) };
     this.set(this.pairs.map((p, i) => (i === this.selected ? next : p)), this.selected);
   }
@@ -157,6 +182,74 @@ export class Picker {
   }
 
   /**
+   * What a stroke that begins at a point changes; null: nothing, and a note says why.
+   * @param {Side} side
+   * @param {import("./shapes.js").Point} at
+   * @returns {import("./pane.js").Painter | null}
+   */
+  startStroke(side, at) {
+    const erase = Boolean(this.brush.value?.erase);
+    const { pairs, selected } = this;
+    const target = strokeTarget(pairs, side, selected, { at, erase, size: this.panes[side].size });
+    if (target.note) {
+      this.note = say(target.note, { most: MOST_BOXES });
+      this.redraw();
+      return null;
+    }
+    return (stroke, done) => {
+      if (stroke) this.set(target.with(stroke), target.index, done);
+      else this.set(pairs, selected, done);
+    };
+  }
+
+  /** Opens the picture that was used last in ComfyUI's mask editor. */
+  openMaskEditor() {
+    const name = this.inputs[this.active].find((n) => isConnected(this.node, n));
+    const mask = this.active === "draft" ? "mask" : "reference_mask";
+    this.note = say(openMaskEditor(this.node, name, mask));
+    this.redraw();
+  }
+
+  /**
+   * @param {Side} side
+   * @param {Box | null} box
+   */
+  sketch(side, box) {
+    this.sketched = box && { side, box };
+    this.describeAll();
+  }
+
+  /**
+   * The whole pixels of a shape on a picture, grown as the node grows it; null if nothing is left.
+   * @param {Side} side
+   * @param {Shape} shape
+   * @param {import("./sources.js").Planning} planning
+   */
+  regionOf(side, shape, planning) {
+    const { size } = this.panes[side];
+    const upright = !isQuad(shape) && !isPainting(shape);
+    const pixels = upright ? toPixels(shape, size) : touchedPixels(boundsOf(shape, size[0] / size[1]), size);
+    return grown(pixels, side === "draft" ? planning.grow : 0, size);
+  }
+
+  /** What is to be said of the first box that is too large for the model; null: none is. */
+  largeNote() {
+    const planning = planningOf(this.node);
+    const { picture, size } = this.panes.draft;
+    if (!planning || !picture) return null;
+    const shapes = this.pairs.map((p) => p.draft);
+    if (this.sketched?.side === "draft") shapes.push(this.sketched.box);
+    for (const [i, shape] of shapes.entries()) {
+      const region = this.regionOf("draft", shape, planning);
+      if (!region) continue;
+      const { box, target } = planCrop(size, region, planning.recipe, 1, planning.megapixels);
+      const scale = target[0] / (box[2] - box[0]);
+      if (scale < BLURRED) return say("tooLarge", { number: i + 1, percent: Math.round(100 * scale) });
+    }
+    return null;
+  }
+
+  /**
    * The crops that the run will take, in fractions of the picture.
    * @param {Side} side
    */
@@ -164,11 +257,9 @@ export class Picker {
     const planning = planningOf(this.node);
     const size = this.panes[side].size;
     if (!planning || !this.panes[side].picture) return [];
-    const grow = side === "draft" ? planning.grow : 0;
     return this.pairs.flatMap((pair, index) => {
       const box = pair[side];
-      const pixels = box && (isQuad(box) ? touchedPixels(boundsOf(box), size) : toPixels(box, size));
-      const region = pixels && grown(pixels, grow, size);
+      const region = box && this.regionOf(side, box, planning);
       if (!region) return [];
       const plan = planCrop(size, region, planning.recipe, planning.context, planning.megapixels);
       const [w, h] = size;
@@ -275,14 +366,22 @@ export class Picker {
 
   redraw() {
     for (const side of SIDES) this.panes[side].redraw();
-    this.status.textContent = this.note || this.describe();
+    this.describeAll();
   }
 
-  describe() {
+  describeAll() {
+    const large = this.note ? null : this.largeNote();
+    this.status.classList.toggle("omnirefiner-warning", Boolean(large));
+    this.status.textContent = this.note || this.describe(large);
+  }
+
+  /** @param {string | null} large What is to be said of a large box. */
+  describe(large) {
     if (parsePairs(this.text) === null) return say("unreadable");
     if (this.locked) return say("fromNode");
     if (this.pairs.length > MOST_BOXES) return say("tooMany", { most: MOST_BOXES });
-    if (!this.pairs.length) return say("howTo");
+    if (large) return large;
+    if (!this.pairs.length) return say(this.brush.value ? "howToPaint" : "howTo");
     const lone = this.panes.reference.picture ? this.pairs.findIndex((p) => !p.reference) : -1;
     return lone < 0 ? say("count", { count: this.pairs.length }) : say("partner", { number: lone + 1 });
   }

@@ -1,14 +1,21 @@
 // @ts-check
 /**
- * Boxes and outlines of four corners, and what dragging does to them. Everything in fractions of the
- * picture; no DOM.
+ * Boxes, outlines of four corners and painted shapes, and what dragging does to them. Everything in
+ * fractions of the picture; no DOM.
  */
 
 /** @typedef {import("./geometry.js").Box} Box */
 /** @typedef {import("./geometry.js").Extent} Extent */
 /** @typedef {[number, number]} Point */
 /** @typedef {[Point, Point, Point, Point]} Quad A convex outline, its corners in order round it. */
-/** @typedef {Box | Quad} Shape */
+/**
+ * @typedef {object} Stroke The path of a round brush.
+ * @property {number} size Its diameter, as a fraction of the picture's width.
+ * @property {Point[]} points
+ * @property {boolean} [erase]
+ */
+/** @typedef {{strokes: Stroke[], from?: Box | Quad}} Painting Strokes on nothing, a box or an outline. */
+/** @typedef {Box | Quad | Painting} Shape */
 
 /** Corners of a box in the order of `cornersOf`. */
 const CORNERS = ["nw", "ne", "se", "sw"];
@@ -73,31 +80,96 @@ export function resizedBox(box, edges, dx, dy) {
 
 /**
  * @param {Shape} shape
- * @returns {shape is Quad}
+ * @returns {shape is Painting}
  */
-export function isQuad(shape) {
-  return typeof shape[0] !== "number";
+export function isPainting(shape) {
+  return !Array.isArray(shape);
 }
 
 /**
  * @param {Shape} shape
+ * @returns {shape is Quad}
+ */
+export function isQuad(shape) {
+  return Array.isArray(shape) && typeof shape[0] !== "number";
+}
+
+/**
+ * @param {Shape} shape
+ * @param {number} [aspect] Width over height of the picture, which only painted shapes need.
  * @returns {Quad}
  */
-export function cornersOf(shape) {
+export function cornersOf(shape, aspect = 1) {
   if (isQuad(shape)) return shape;
-  const [x0, y0, x1, y1] = shape;
+  const [x0, y0, x1, y1] = boundsOf(shape, aspect);
   return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]];
 }
 
 /**
  * The upright box around a shape.
  * @param {Shape} shape
+ * @param {number} [aspect] Width over height of the picture, which only painted shapes need.
  * @returns {Box}
  */
-export function boundsOf(shape) {
+export function boundsOf(shape, aspect = 1) {
+  if (isPainting(shape)) return boundsOfPainting(shape, aspect);
   if (!isQuad(shape)) return shape;
-  const [xs, ys] = [shape.map((p) => p[0]), shape.map((p) => p[1])];
+  return boxAround(shape);
+}
+
+/**
+ * @param {Point[]} points
+ * @returns {Box}
+ */
+function boxAround(points) {
+  const [xs, ys] = [points.map((p) => p[0]), points.map((p) => p[1])];
   return boxBetween(Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys));
+}
+
+/**
+ * @param {Painting} painting
+ * @param {number} aspect
+ * @returns {Box}
+ */
+function boundsOfPainting({ strokes, from }, aspect) {
+  const reached = strokes.flatMap(({ size, points, erase }) => {
+    if (erase) return [];
+    const [rx, ry] = [size / 2, (size / 2) * aspect];
+    return points.flatMap(([x, y]) => /** @type {Point[]} */ ([[x - rx, y - ry], [x + rx, y + ry]]));
+  });
+  return boxAround([...reached, ...(from ? cornersOf(from) : [])]);
+}
+
+/**
+ * A shape with another stroke on it.
+ * @param {Shape | null} shape null: on nothing.
+ * @param {Stroke} stroke
+ * @returns {Painting}
+ */
+export function painted(shape, stroke) {
+  if (!shape) return { strokes: [stroke] };
+  if (isPainting(shape)) return { ...shape, strokes: [...shape.strokes, stroke] };
+  return { strokes: [stroke], from: shape };
+}
+
+/**
+ * @param {Painting} painting
+ * @param {number} dx
+ * @param {number} dy
+ * @returns {Painting} moved as far as its points stay in the picture
+ */
+function movedPainting({ strokes, from }, dx, dy) {
+  const points = [...strokes.flatMap((s) => s.points), ...(from ? cornersOf(from) : [])];
+  const before = boxAround(points);
+  const after = movedBox(before, dx, dy);
+  const by = /** @type {Point} */ ([after[0] - before[0], after[1] - before[1]]);
+  const inside = (/** @type {number} */ v) => Math.min(1, Math.max(0, v));
+  const moved = strokes.map((stroke) => ({
+    ...stroke,
+    points: stroke.points.map(([x, y]) => /** @type {Point} */ ([inside(x + by[0]), inside(y + by[1])])),
+  }));
+  if (!from) return { strokes: moved };
+  return { strokes: moved, from: /** @type {Box | Quad} */ (movedShape(from, ...by)) };
 }
 
 /**
@@ -130,6 +202,7 @@ export function isConvex(points, least = 0) {
  * @returns {Shape}
  */
 export function movedShape(shape, dx, dy) {
+  if (isPainting(shape)) return movedPainting(shape, dx, dy);
   if (!isQuad(shape)) return movedBox(shape, dx, dy);
   const from = boundsOf(shape);
   const to = movedBox(from, dx, dy);
@@ -172,7 +245,7 @@ function withCorners(shape, which, dx, dy) {
  * @returns {Shape}
  */
 export function reshaped(shape, part, dx, dy, alone) {
-  if (!part) return movedShape(shape, dx, dy);
+  if (!part || isPainting(shape)) return part ? shape : movedShape(shape, dx, dy);
   const [kind, number] = part.split(" ");
   const corner = kind === "corner" ? Number(number) : CORNERS.indexOf(part);
   if (corner >= 0 && (alone || isQuad(shape))) return withCorners(shape, [corner], dx, dy);
@@ -188,6 +261,7 @@ export function reshaped(shape, part, dx, dy, alone) {
  * @returns {Shape}
  */
 export function turned(shape, angle, [width, height]) {
+  if (isPainting(shape)) return shape;
   const points = cornersOf(shape);
   const mx = points.reduce((sum, p) => sum + p[0], 0) / 4;
   const my = points.reduce((sum, p) => sum + p[1], 0) / 4;
