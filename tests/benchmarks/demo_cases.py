@@ -1,7 +1,9 @@
-"""Study `demo-cases`: the demo's word, logo and pattern, rendered into real photographs.
+"""Study `demo-cases`: makes the demo's cases again.
 
 `python -m tests.benchmarks demo-cases DIR` writes `DIR/<case>/{draft,reference,target}.png` and the
-two masks. The photographs come with scikit-image and scikit-learn; see `demo_cases/CREDITS.md`.
+two masks. The logo and the word are those of a real product in two photographs: their drafts are
+made of the targets in `demo_cases`. The pattern is drawn into photographs of scikit-image. See
+`demo_cases/CREDITS.md`.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
+from scipy.ndimage import binary_erosion
 
-from refiner_core.data.fonts import bundled_fonts
+from refiner_core.data.degrade import degrade_box
 from refiner_core.data.render import Light
+from refiner_core.images.demo_cases import CASES
 from refiner_core.matching import homography as hom
 
 Quad = tuple[tuple[float, float], tuple[float, float], tuple[float, float], tuple[float, float]]
@@ -32,6 +36,20 @@ class Placement:
     crop: tuple[int, int, int, int]
     quad: Quad
     light: Light
+
+
+@dataclass(frozen=True)
+class Melted:
+    """How a photograph's detail is broken."""
+
+    name: str  # of its folder in `demo_cases`
+    strength: float  # of the degradation "warp"
+    seed: int
+
+
+MELTED = (Melted("logo", 0.35, 7), Melted("word", 0.45, 4))
+_KEPT = ("target", "reference", "mask", "reference_mask")
+_RIM = 3  # px inside the box that stay as they are
 
 
 @dataclass(frozen=True)
@@ -76,38 +94,6 @@ def _render(
     return photo, outline
 
 
-def _font(name: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    for path in bundled_fonts():
-        if Path(path).stem == name:
-            return ImageFont.truetype(path, size)
-    return ImageFont.load_default(size)
-
-
-def _sign(text: str) -> Image.Image:
-    image = Image.new("RGB", (480, 150), (236, 226, 204))
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((6, 6, 473, 143), outline=(110, 44, 30), width=7)
-    draw.text(
-        (240, 75), text, fill=(110, 44, 30), font=_font("SourceSerifPro-Bold", 92), anchor="mm"
-    )
-    return image
-
-
-def _badge(points: int, turn: float, letter: str) -> Image.Image:
-    image = Image.new("RGB", (320, 320), (24, 44, 96))
-    draw = ImageDraw.Draw(image)
-    draw.ellipse((20, 20, 300, 300), fill=(240, 240, 236))
-    draw.ellipse((38, 38, 282, 282), fill=(200, 36, 44))
-    angles = turn + np.arange(2 * points) * np.pi / points
-    radius = np.where(np.arange(2 * points) % 2, 62, 116)
-    star = np.c_[160 + np.sin(angles) * radius, 160 - np.cos(angles) * radius]
-    draw.polygon([tuple(p) for p in star], fill=(250, 208, 60))
-    draw.text(
-        (160, 160), letter, fill=(24, 44, 96), font=_font("SourceSansPro-Black", 84), anchor="mm"
-    )
-    return image
-
-
 def _tile(rows: tuple[str, ...]) -> Image.Image:
     colors = {".": (228, 216, 190), "#": (30, 84, 92), "o": (196, 98, 40)}
     n = len(rows)
@@ -124,42 +110,23 @@ def _light(gain: tuple[float, float, float], gx: float, gy: float, offset: float
     return Light(np.array(gain), (gx, gy), offset)
 
 
-def cases() -> list[DemoCase]:
-    """The three cases."""
+def pattern() -> DemoCase:
+    """The case that is drawn."""
     right = ("#..o..#", ".#.o.#.", "..###..", "oo#.#oo", "..###..", ".#.o.#.", "#..o..#")
     wrong = ("..#.#..", "#.ooo.#", ".#...#.", "o..#..o", ".##.##.", "o.#.#.o", "#.o.o.#")
-    return [
-        DemoCase(
-            "logo", _badge(5, 0.0, "R"), _badge(7, 0.3, "K"),
-            Placement("skimage/data/rocket.jpg", (0, 0, 640, 427),
-                      ((402, 148), (520, 162), (512, 276), (398, 268)),
-                      _light((0.62, 0.66, 0.86), -0.3, 0.2)),
-            Placement("skimage/data/brick.png", (60, 80, 380, 400),
-                      ((72, 62), (256, 70), (250, 252), (64, 246)),
-                      _light((1.02, 0.98, 0.9), 0.25, -0.1)),
-            0.5,
-        ),
-        DemoCase(
-            "pattern", _tile(right), _tile(wrong),
-            Placement("skimage/data/coffee.png", (0, 0, 600, 400),
-                      ((28, 250), (146, 268), (128, 380), (6, 352)),
-                      _light((0.98, 0.84, 0.66), 0.2, -0.25)),
-            Placement("skimage/data/grass.png", (100, 100, 420, 400),
-                      ((62, 56), (250, 48), (258, 240), (58, 246)),
-                      _light((0.9, 1.0, 1.02), -0.15, 0.2)),
-            0.5,
-        ),
-        DemoCase(
-            "word", _sign("TEMPLE"), _sign("TEPMLE"),
-            Placement("sklearn/datasets/images/china.jpg", (0, 0, 640, 427),
-                      ((430, 318), (590, 296), (594, 346), (434, 370)),
-                      _light((0.78, 0.76, 0.74), -0.2, -0.2)),
-            Placement("skimage/data/gravel.png", (40, 120, 400, 320),
-                      ((50, 62), (306, 54), (310, 136), (54, 142)),
-                      _light((1.02, 1.0, 0.94), 0.2, 0.15)),
-            0.5,
-        ),
-    ]  # fmt: skip
+    scene = Placement(
+        "skimage/data/coffee.png",
+        (0, 0, 600, 400),
+        ((28, 250), (146, 268), (128, 380), (6, 352)),
+        _light((0.98, 0.84, 0.66), 0.2, -0.25),
+    )
+    reference = Placement(
+        "skimage/data/grass.png",
+        (100, 100, 420, 400),
+        ((62, 56), (250, 48), (258, 240), (58, 246)),
+        _light((0.9, 1.0, 1.02), -0.15, 0.2),
+    )
+    return DemoCase("pattern", _tile(right), _tile(wrong), scene, reference, 0.5)
 
 
 def write_case(case: DemoCase, folder: Path) -> None:
@@ -178,6 +145,19 @@ def write_case(case: DemoCase, folder: Path) -> None:
         picture.save(folder / f"{name}.png", optimize=True)
 
 
+def write_melted(folder: Path, photograph: Melted) -> None:
+    """A case of two photographs: the draft is the target, melted inside the box."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shipped = {n: Image.open(CASES / photograph.name / f"{n}.png") for n in _KEPT}
+    target, mask = np.asarray(shipped["target"].convert("RGB")), np.asarray(shipped["mask"])
+    inside = binary_erosion(mask > 0, iterations=_RIM).astype(np.uint8)
+    rng = np.random.default_rng(photograph.seed)
+    draft = degrade_box(target, inside, "warp", rng, photograph.strength)
+    pictures = {**shipped, "draft": Image.fromarray(draft)}
+    for name, picture in pictures.items():
+        picture.save(folder / f"{name}.png", optimize=True)
+
+
 def add_parser(names: Any) -> None:
     """Add the study's options."""
     p = names.add_parser("demo-cases", help="render the demo's cases again")
@@ -187,5 +167,8 @@ def add_parser(names: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Write every case."""
-    for case in cases():
-        write_case(case, Path(chosen.out) / case.name)
+    out = Path(chosen.out)
+    for photograph in MELTED:
+        write_melted(out / photograph.name, photograph)
+    case = pattern()
+    write_case(case, out / case.name)
