@@ -47,7 +47,7 @@ class Melted:
     seed: int
 
 
-MELTED = (Melted("logo", 0.35, 7), Melted("word", 0.45, 4))
+MELTED = (Melted("logo", 0.35, 3), Melted("word", 0.45, 2))
 _KEPT = ("target", "reference", "mask", "reference_mask")
 _RIM = 3  # px inside the box that stay as they are
 

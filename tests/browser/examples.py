@@ -7,10 +7,10 @@ from typing import Any
 
 from tests.browser.model_files import file_list
 
-LOGO = {"draft": [0.2333, 0.23, 0.685, 0.8975], "reference": [0.1298, 0.1175, 0.8582, 0.9025]}
+LOGO = {"draft": [0.25, 0.2155, 0.6734, 0.8407], "reference": [0.135, 0.1175, 0.8925, 0.9025]}
 TWO = [
-    {"draft": [0.1167, 0.23, 0.3425, 0.8975], "reference": [0.0734, 0.1175, 0.4851, 0.9025]},
-    {"draft": [0.5025, 0.6175, 0.6242, 0.9575], "reference": [0.6386, 0.11, 0.9226, 0.625]},
+    {"draft": [0.129, 0.2155, 0.3476, 0.8407], "reference": [0.075, 0.1175, 0.4958, 0.9025]},
+    {"draft": [0.5185, 0.5785, 0.6363, 0.897], "reference": [0.6306, 0.11, 0.9208, 0.625]},
 ]
 KONTEXT = {
     "recipe": "omnirefiner",
@@ -141,19 +141,20 @@ OWN = (
 EXAMPLES = [
     Example(
         "Repair a logo (nano, nothing to download)",
-        "## Repair a logo\nPress **Run**. The draft shows a wrong badge, and the reference shows the "
-        "correct one. Move the slider in *Reference Refine* to compare before and after. Every pixel "
-        "outside the region keeps its exact value." + OWN,
+        "## Repair a logo\nPress **Run**. The emblem on the can is melted in the draft; the reference "
+        "is another photo of the can. Move the slider in *Reference Refine* to compare before and after. "
+        "Every pixel outside the region keeps its exact value." + OWN,
         [load(), case("logo"), refine(boxes=[LOGO]), save()],
         MASKED,
     ),
     Example(
         "Repair lettering with a painted mask (nano)",
-        "## Repair lettering with a painted mask\nPress **Run**. The sign is misspelled, and the reference "
-        "shows the correct spelling. *Mask Builder* takes the painted mask and grows it by one pixel."
+        "## Repair lettering with a painted mask\nPress **Run**. The name on the can is melted in the "
+        "draft; the reference is another photo of the can. *Mask Builder* takes the painted mask and grows "
+        "it by one pixel."
         "\n\nTo use your own images, replace *Example Case (OmniRefiner)* with two *Load Image* nodes, "
         "paint a mask in each with *Open in Mask Editor* and connect their MASK outputs. Mark the same "
-        "surface in both images: the whole sign rather than single letters.",
+        "surface in both images: the whole name rather than single letters.",
         lettering(load()),
         LETTERING,
     ),
@@ -309,7 +310,7 @@ EXAMPLES = [
             refine(x=1280),
             save(x=1900),
             node("CheckpointLoaderSimple", 20, 570, 360, 110, **SAM),
-            node("CLIPTextEncode", 20, 740, 360, 120, text="round badge"),
+            node("CLIPTextEncode", 20, 740, 360, 120, text="whale"),
             node("SAM3_Detect", 440, 60, 320, 230),
             node("SAM3_Detect", 440, 360, 320, 230),
             node("OmniRefiner_MaskBuilder", 820, 60, 400, 560, grow=2),
@@ -341,7 +342,7 @@ EXAMPLES = [
         [
             load(**ANYTHING),
             case("word", y=500),
-            refine(prompt="Refine the lettering of the sign in the masked region."),
+            refine(prompt="Refine the lettering on the can in the masked region."),
             save(),
         ],
         MASKED,

@@ -98,8 +98,8 @@ def test_corners_are_dragged_and_what_is_outlined_is_repaired(
 ) -> None:
     comfy = open_comfy(vue=vue)
     node = refine_graph(comfy)[3]
-    drag(comfy, 0, (0.62, 0.36), (0.82, 0.66))
-    drag(comfy, 1, (0.25, 0.24), (0.75, 0.74))
+    drag(comfy, 0, (0.25, 0.21), (0.68, 0.84))
+    drag(comfy, 1, (0.13, 0.11), (0.9, 0.9))
     x0, y0, x1, y1 = pairs_of(comfy, node)[0]["draft"]
     comfy.page.get_by_role("button", name="four corners").click()
     (pair,) = pairs_of(comfy, node)
@@ -163,7 +163,7 @@ def test_a_draft_from_another_node_is_shown_by_a_first_run(
     note = comfy.page.locator(".omnirefiner-live [role=status]")
     note.wait_for(state="visible")
     comfy.shot(f"picker-first-run-{'vue' if vue else 'canvas'}")
-    drag(comfy, 0, (0.62, 0.36), (0.82, 0.66))
+    drag(comfy, 0, (0.25, 0.21), (0.68, 0.84))
     assert len(pairs_of(comfy, node)) == 1 and not note.is_visible()
     entry = comfy.run()
     assert entry["outputs"][str(node)]["omnirefiner"][0]["pairs"]
@@ -303,8 +303,8 @@ def test_what_is_boxed_is_repaired_and_nothing_else(
 ) -> None:
     comfy = open_comfy(vue=vue)
     node = refine_graph(comfy)[3]
-    drag(comfy, 0, (0.617, 0.34), (0.817, 0.653))
-    drag(comfy, 1, (0.188, 0.181), (0.812, 0.8))
+    drag(comfy, 0, (0.25, 0.2155), (0.6734, 0.8407))
+    drag(comfy, 1, (0.135, 0.1175), (0.8925, 0.9025))
     comfy.shot(f"refine-regions-{'vue' if vue else 'canvas'}")
     entry = comfy.run()
     assert entry["status"]["status_str"] == "success", comfy.server.error(entry)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.browser.graphs import refine_graph
 
-BOXES = '[{"draft": [0.617, 0.34, 0.817, 0.653], "reference": [0.188, 0.181, 0.812, 0.8]}]'
+BOXES = '[{"draft": [0.25, 0.2155, 0.6734, 0.8407], "reference": [0.135, 0.1175, 0.8925, 0.9025]}]'
 
 
 def report_of(comfy: Any, **values: Any) -> tuple[dict[str, Any], str]:

@@ -22,7 +22,7 @@ LOGO = CASES / "logo"
 
 def own_pictures(folder: Path) -> tuple[Path, Path]:
     """The demo's draft and reference under names of the user's."""
-    files = folder / "my poster.png", folder / "photo of the badge.png"
+    files = folder / "my poster.png", folder / "photo of the can.png"
     for file, name in zip(files, ("draft", "reference"), strict=True):
         file.write_bytes((LOGO / f"{name}.png").read_bytes())
     return files
@@ -55,10 +55,10 @@ def test_two_pictures_two_boxes_run(
     said.wait_for(state="visible")
     assert "Nothing is marked" in said.inner_text() and "box" in said.inner_text()
     comfy.shot(f"stranger-nothing-marked-{name}")
-    drag(comfy, 0, (0.637, 0.371), (0.796, 0.62))
+    drag(comfy, 0, (0.26, 0.23), (0.66, 0.83))
     assert not said.is_visible()
     assert "reference" in comfy.page.locator(".omnirefiner-picker [role=status]").inner_text()
-    drag(comfy, 1, (0.25, 0.243), (0.747, 0.735))
+    drag(comfy, 1, (0.15, 0.13), (0.84, 0.89))
     comfy.shot(f"stranger-boxes-{name}")
 
     entry = comfy.run()
