@@ -1,6 +1,7 @@
-"""Writes web/docs/images/node-*, the help pages' pictures: run
-`pytest tests/browser/make_pictures.py` after a node's looks changed. Not collected by a plain
-`pytest`.
+"""Writes web/docs/images/: run `pytest tests/browser/make_pictures.py` after a node's looks or the
+demo's repairs changed. Not collected by a plain `pytest`.
+
+node-* are the help pages' pictures; the demo's pictures and before-after.webp are README's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 from PIL import Image
 
+from refiner_core.__main__ import main
+from tests.browser import thumbnails
 from tests.browser.examples import LOGO, TWO
 from tests.browser.graphs import build
 
@@ -21,6 +24,33 @@ PLAIN = [
     "LoadRefiner", "RefinerFromModel", "RefinerParts", "CropForRefine", "RefineConditioning",
     "Stitch", "ExampleCase", "LoadFolder", "LoadScorer", "DreamSimScore", "PickBest", "TrainRefiner",
 ]  # fmt: skip
+
+
+CASES = ("logo", "word", "pattern")
+_SHOWN, _MOVING = (420, 280), (480, 320)  # px of README's pictures
+
+
+def test_demo(tmp_path: Path) -> None:
+    """What the demo gives: draft and repair cut to the detail and what is around it."""
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    pairs: list[str] = []
+    for case in CASES:
+        box = thumbnails.mask_box(case, "mask")
+        for name in ("draft", "refined"):
+            file = tmp_path / case / f"{name}.png"
+            picture = Image.open(file)
+            save_photo(thumbnails.part(picture, box, _SHOWN), f"{case}-{name}.webp")
+            thumbnails.part(picture, box, _MOVING).save(file)
+        reference = Image.open(tmp_path / case / "reference.png")
+        width = round(reference.width * _SHOWN[1] / reference.height)
+        save_photo(reference.resize((width, _SHOWN[1])), f"{case}-reference.webp")
+        pairs += ["--pair", *(str(tmp_path / case / f"{n}.png") for n in ("draft", "refined"))]
+    out = str(FOLDER / "before-after.webp")
+    assert main(["animate", *pairs, "--out", out, "--overwrite"]) == 0
+
+
+def save_photo(picture: Image.Image, name: str) -> None:
+    picture.save(FOLDER / name, quality=88, method=6)
 
 
 def file_name(node: str) -> str:

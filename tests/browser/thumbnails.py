@@ -22,7 +22,7 @@ def changed_box(before: Image.Image, after: Image.Image) -> Box:
     return apart.point(lambda v: 255 * (v > 8)).getbbox() or (0, 0, *before.size)
 
 
-def _part(picture: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
+def part(picture: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
     """The surroundings of a box at exactly `size`, never stretched, inside the picture."""
     scale = _SURROUNDINGS * max((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
     scale = min(scale, picture.width / size[0], picture.height / size[1])
@@ -51,9 +51,9 @@ def of_details(details: Sequence[tuple[Detail, Detail]], names: tuple[str, str])
     columns, rows = (1, 2) if stacked else (2, len(details))
     sheet = Image.new("RGB", SIZE, "white")
     width, height = ((SIZE[i] - _GAP * (n - 1)) // n for i, n in enumerate((columns, rows)))
-    for k, (picture, box) in enumerate(part for detail in details for part in detail):
+    for k, (picture, box) in enumerate(one for detail in details for one in detail):
         at = (k % columns * (width + _GAP), k // columns * (height + _GAP))
-        sheet.paste(_part(picture, box, (width, height)), at)
+        sheet.paste(part(picture, box, (width, height)), at)
         if k < len(names):
             _label(sheet, at, names[k])
     return sheet
@@ -67,13 +67,18 @@ def of_a_run(
     return of_details([((before, b), (after, b)) for b in shown], names)
 
 
+def mask_box(case: str, mask: str) -> Box:
+    """The box of a demo case's mask."""
+    box = Image.open(CASES / case / f"{mask}.png").convert("L").getbbox()
+    assert box is not None
+    return box
+
+
 def of_a_case(name: str) -> Image.Image:
     """For a workflow whose weights are not here: the fault and the true detail, called so."""
 
     def detail(picture: str, mask: str) -> Detail:
-        box = Image.open(CASES / name / f"{mask}.png").convert("L").getbbox()
-        assert box is not None
-        return Image.open(CASES / name / f"{picture}.png"), box
+        return Image.open(CASES / name / f"{picture}.png"), mask_box(name, mask)
 
     both = (detail("draft", "mask"), detail("reference", "reference_mask"))
     return of_details([both], ("draft", "reference"))
