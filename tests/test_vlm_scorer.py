@@ -56,6 +56,8 @@ def test_a_digit_is_its_expectation(reply: Reply, score: float | None) -> None:
         (Reply("Yes.", tokens({"yes": 1.0})), 1.0),
         (Reply("Yes."), 1.0),
         (Reply("No, since yes would be wrong"), 0.0),
+        (Reply("Yes it does"), 1.0),
+        (Reply("I would say yes"), None),
         (Reply("yesterday"), None),
         (Reply(""), None),
     ],
@@ -63,6 +65,14 @@ def test_a_digit_is_its_expectation(reply: Reply, score: float | None) -> None:
 def test_the_probability_of_yes(reply: Reply, value: float | None) -> None:
     found = probability_of(reply, "yes", "no")
     assert found == (None if value is None else pytest.approx(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("A", 1.0), ("**B**", 0.0), ("b.", 0.0), ("A, since", 1.0), ("A nice picture", None)],
+)
+def test_a_letter_is_no_article(text: str, value: float | None) -> None:
+    assert probability_of(Reply(text), "A", "B") == value
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from refiner_core.models.core_engine import CoreEngine
 from refiner_core.recipes.recipe import OMNIREFINER
-from refiner_core.training.config import GrpoConfig, SftConfig
+from refiner_core.training.config import GrpoConfig, RunConfig, SftConfig
+from refiner_core.training.config_unrolled import UnrolledConfig
 from refiner_core.training.dataset import Item, Pixels
 from refiner_core.training.distributed import launched_processes
 from refiner_core.training.open_session import assemble
@@ -43,6 +44,12 @@ GRPO_SETTINGS: dict[str, Any] = {
     "objective": {"kl": 0.1, "kl_to": "ref", "clip": 10.0},
     "optimizer": {"rate": 1e-2, "ema": 0.9},
     "run": {"max_steps": 3, "micro_batch": 2, "save_every": 1, "validate_every": 0},
+}
+REWARD_SETTINGS: dict[str, Any] = {
+    "model": {"rank": 3, "alpha": 6.0},
+    "unroll": {"steps": 3, "gradient_steps": 2},
+    "optimizer": {"rate": 1e-2, "ema": 0.9},
+    "run": {"max_steps": 3, "batch": 2, "micro_batch": 1, "save_every": 1, "validate_every": 0},
 }
 
 
@@ -106,7 +113,7 @@ def tiny_engine() -> CoreEngine:
     return CoreEngine(OMNIREFINER, tiny_flux(), FlatCodec(), text)
 
 
-def tiny_session(config: SftConfig | GrpoConfig, out: Path) -> Session:
+def tiny_session(config: RunConfig, out: Path) -> Session:
     """An open run on it, on one thread as the program has it: the last bits depend on how many."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
@@ -117,10 +124,10 @@ def tiny_session(config: SftConfig | GrpoConfig, out: Path) -> Session:
     return assemble(config, engine, datasets, text, out, processes, "none")
 
 
-def tiny_train(config: SftConfig | GrpoConfig, session: Session) -> Path:
+def tiny_train(config: RunConfig, session: Session) -> Path:
     """Train on an open session; the refiner's file."""
     reward = None
-    if isinstance(config, GrpoConfig):
+    if isinstance(config, GrpoConfig | UnrolledConfig):
         reward = make_reward(config.objective, torch.device("cpu"))
     return train(config, session, reward)
 
@@ -131,6 +138,9 @@ def tiny_run(stage: str, out: Path, steps: int, over: dict[str, Any]) -> Path:
     if stage == "grpo":
         grpo = build(GrpoConfig, merged(GRPO_SETTINGS, over))
         return tiny_train(grpo, tiny_session(grpo, out))
+    if stage == "reward":
+        unrolled = build(UnrolledConfig, merged(REWARD_SETTINGS, over))
+        return tiny_train(unrolled, tiny_session(unrolled, out))
     sft = build(SftConfig, merged(SETTINGS, over))
     return tiny_train(sft, tiny_session(sft, out))
 

@@ -10,6 +10,8 @@ from typing import Any
 _STAGES = {
     "sft": "stage 1: supervised training on a folder of triplets",
     "grpo": "stage 2: reinforcement learning, starting from a stage-1 refiner",
+    "reward": "stage 2: learning through the gradient of the reward, from a stage-1 refiner",
+    "dpo": "learning from kept and rejected repairs, from a stage-1 refiner",
 }
 
 
@@ -27,7 +29,11 @@ def add_parser(commands: Any) -> Any:
 def _add_stage(kinds: Any, stage: str, title: str) -> None:
     p = kinds.add_parser(stage, help=title)
     add_settings(p)
-    p.add_argument("--data", metavar="DIR", help="folder of triplet shards")
+    p.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder of triplet shards; dpo: of preferences, or of an evaluation or audit",
+    )
     p.add_argument("--out", metavar="DIR", help="folder of the run; an existing run is continued")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument(
@@ -63,24 +69,33 @@ def read_settings(stage: str, chosen: argparse.Namespace) -> Any:
     Raises:
         ValueError: an unknown or contradictory setting.
     """
-    from ..training.config import GRPO_PRESETS, SFT_PRESETS, GrpoConfig, SftConfig
     from ..training.settings import build, merged, parse_assignments, read_settings_file
 
-    presets = SFT_PRESETS if stage == "sft" else GRPO_PRESETS
+    kind, presets = _stage(stage)
     values = presets[chosen.preset] if chosen.preset else {}
     if chosen.config:
         values = merged(values, read_settings_file(chosen.config))
     values = merged(values, parse_assignments(chosen.assignments))
     if chosen.max_steps is not None:
         values = merged(values, {"run": {"max_steps": chosen.max_steps}})
-    return build(SftConfig if stage == "sft" else GrpoConfig, values)
+    return build(kind, values)
+
+
+def _stage(stage: str) -> tuple[type[Any], dict[str, dict[str, Any]]]:
+    """The settings and the presets of a kind of training."""
+    from ..training import config, config_dpo, config_unrolled
+
+    return {
+        "sft": (config.SftConfig, config.SFT_PRESETS),
+        "grpo": (config.GrpoConfig, config.GRPO_PRESETS),
+        "reward": (config_unrolled.UnrolledConfig, config_unrolled.UNROLLED_PRESETS),
+        "dpo": (config_dpo.DpoConfig, config_dpo.DPO_PRESETS),
+    }[stage]
 
 
 def run(chosen: argparse.Namespace) -> None:
     """Train, or print the settings."""
-    from ..training.config import GrpoConfig
     from ..training.open_session import open_session
-    from ..training.reward import make_reward
     from ..training.settings import write_toml
     from ..training.train import train
 
@@ -91,17 +106,32 @@ def run(chosen: argparse.Namespace) -> None:
     if not chosen.data or not chosen.out:
         raise ValueError(f"train {chosen.stage} needs --data DIR and --out DIR.")
     session = open_session(config, Path(chosen.data), Path(chosen.out), chosen.device)
-    reward = None
-    if isinstance(config, GrpoConfig):
-        reward = make_reward(config.objective, session.policy.device)
+    reward = _reward(config, session)
     path = train(config, session, reward)
     if os.environ.get("RANK", "0") == "0":
         print(f"wrote {path}")
 
 
+def _reward(config: Any, session: Any) -> Any:
+    """The reward of the settings, or None for an objective without one."""
+    from ..training.config import GrpoConfig, RewardSettings
+    from ..training.reward import make_reward
+
+    if not isinstance(getattr(config, "objective", None), RewardSettings):
+        return None
+    judged = isinstance(config, GrpoConfig)
+    return make_reward(
+        config.objective,
+        session.policy.device,
+        config.judge if judged else None,
+        session.out / "vlm-cache.jsonl",
+        differentiable=not judged,
+    )
+
+
 def _add_plan(kinds: Any) -> None:
     p = kinds.add_parser("plan", help="estimate parameters, memory and time without weights")
-    p.add_argument("--stage", choices=("sft", "grpo"), default="sft")
+    p.add_argument("--stage", choices=tuple(_STAGES), default="sft")
     p.add_argument("--card", default="h100", help="cpu, rtx4090, h100, ...; default: %(default)s")
     p.add_argument(
         "--processes", type=int, default=1, metavar="N", help="number of cards, one process each"

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..data.degrade import DEGRADATIONS, degrade_box
 from ..data.triplets import Triplet
+from ..images.geometry import Box
 from ..images.image_io import load_picture
 from ..images.tensors import to_dtype, to_float
 from ..scoring.seam import RING
@@ -34,7 +35,8 @@ _WRONG_LETTERS = ("swap", "scramble", "partial")  # degradations that change a w
 class AuditOrder:
     """Pictures from best to worst.
 
-    `pictures` are uint8 1 3 H W, `truth` is what they should be and `mask` 1 1 H W the region.
+    `pictures` are uint8 1 3 H W, `truth` is what they should be and `mask` 1 1 H W the region, all
+    cut to `box` of the case's pictures.
     """
 
     case: str
@@ -43,6 +45,7 @@ class AuditOrder:
     pictures: tuple[Tensor, ...]
     truth: Tensor
     mask: Tensor
+    box: Box
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ class _Case:
         box = region_box(mask, _CONTEXT)
         tensors = tuple(cut(p, box) for p in pictures.values())
         truth = cut(picture_tensor(self.target), box)
-        return AuditOrder(self.triplet.id, kind, tuple(pictures), tensors, truth, cut(mask, box))
+        return AuditOrder(
+            self.triplet.id, kind, tuple(pictures), tensors, truth, cut(mask, box), box
+        )
 
 
 def audit_orders(

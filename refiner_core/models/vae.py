@@ -117,9 +117,8 @@ class FluxCodec:
         z = cast(Any, self.vae.encode(images.to(self.vae.dtype) * 2 - 1)).latent_dist.mode()
         return (z - self.shift) * self.scale
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to images, not clamped."""
+        """Latents to images, not clamped; differentiable in the latents."""
         z = latents.to(self.vae.dtype) / self.scale + self.shift
         return (cast(Any, self.vae).decode(z).sample + 1) / 2
 
@@ -146,6 +145,7 @@ def load_vae(path: str | Path, device: torch.device | str = "cpu") -> FluxCodec:
     with torch.device("meta"):
         vae = cast(AutoencoderKL, AutoencoderKL.from_config(config))
     fill(vae, sd, f"The VAE {path}")
+    vae.requires_grad_(False)
     return FluxCodec(cast(AutoencoderKL, vae.to(device)))  # type: ignore[arg-type]
 
 

@@ -64,8 +64,8 @@ def probability_of(reply: Reply, answer: str, other: str) -> float | None:
     """Probability of one of two words, for example of "yes" against "no".
 
     `p(answer) / (p(answer) + p(other))` at the first token that is one of them, its spellings added
-    (PaCo-RL, RewardDance). Without log-probabilities it is 1 or 0 by the first of the two words in
-    the reply. None: neither appears.
+    (PaCo-RL, RewardDance). Without log-probabilities it is 1 or 0 by the first word of the reply.
+    None: it is neither.
     """
     pair = {answer.lower(), other.lower()}
 
@@ -75,8 +75,18 @@ def probability_of(reply: Reply, answer: str, other: str) -> float | None:
     shares = _shares(reply.tokens, read)
     if shares is not None:
         return shares.get(answer.lower(), 0.0)
-    found = re.search(rf"\b({re.escape(answer)}|{re.escape(other)})\b", reply.text, re.IGNORECASE)
-    return None if found is None else float(found[1].lower() == answer.lower())
+    found = _first_word(reply.text)
+    return float(found == answer.lower()) if found in pair else None
+
+
+def _first_word(text: str) -> str | None:
+    """The first word of a reply in lower case; a single letter only if nothing or punctuation follows,
+    since a sentence may begin with "A".
+    """
+    found = re.match(r"\W*(\w+)(\W?)", text)
+    if found is None or (len(found[1]) == 1 and found[2] not in ("", *".,:;!)*\n")):
+        return None
+    return found[1].lower()
 
 
 def edit_scores(reply: Reply, count: int) -> list[float] | None:

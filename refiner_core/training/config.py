@@ -7,8 +7,9 @@ FLUX.1-Kontext: Flow-GRPO, DanceGRPO, Flow-Factory, diffusers' and ai-toolkit's 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+from ..scoring.vlm_scorer import Form
 from .advantages import Combine, Spread
 from .losses import Guard
 from .settings import Group, check_range, option, section
@@ -16,8 +17,53 @@ from .timestep_sampling import TimestepSampling
 from .tracker import Board
 
 Quantize = Literal["none", "int8", "fp8", "nf4"]
-# Weight of the divergence and the copy it is measured from, by algorithm.
-_DIVERGENCE = {"grpo": (0.01, "old"), "nft": (2e-5, "ref")}
+Role = Literal["old", "ref"]
+
+
+class Algorithm(NamedTuple):
+    """What the settings of stage 2 depend on."""
+
+    samples_stochastically: bool  # has probability ratios, and siblings that differ from one start
+    kl: float  # default weight of the divergence
+    kl_to: Role  # default copy of the weights that it is measured from
+
+
+ALGORITHMS = {"grpo": Algorithm(True, 0.01, "old"), "nft": Algorithm(False, 2e-5, "ref")}
+
+
+class RunConfig(Protocol):
+    """The settings of a run, whatever its objective."""
+
+    kind: ClassVar[str]
+    needs_pixels: ClassVar[bool]  # of the training items, for rewards
+    data_form: ClassVar[str]  # "triplets" or "preferences"
+
+    @property
+    def model(self) -> ModelSettings: ...
+    @property
+    def data(self) -> DataSettings: ...
+    @property
+    def optimizer(self) -> OptimizerSettings: ...
+    @property
+    def run(self) -> RunSettings: ...
+    @property
+    def algorithm(self) -> str:
+        """Name of the objective."""
+        ...
+
+    @property
+    def sampler_steps(self) -> int | None:
+        """Steps of a sample that is learnt from; None: those of the recipe."""
+        ...
+
+    @property
+    def patience(self) -> int:
+        """Validations without a gain after which the run stops; 0: never."""
+        ...
+
+    def check_processes(self, count: int) -> None:
+        """Raise ValueError if the work cannot be split evenly over so many processes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -194,8 +240,40 @@ class RunSettings(Group):
     board: Board = option("none", "Dashboard that gets the curves in addition to log.jsonl.")
 
 
+class BatchConfig:
+    """What the settings of objectives that learn from batches share (see `RunConfig`)."""
+
+    kind: ClassVar[str]
+    needs_pixels: ClassVar[bool] = False
+    data_form: ClassVar[str] = "triplets"
+    run: RunSettings
+
+    @property
+    def algorithm(self) -> str:
+        """See `RunConfig.algorithm`."""
+        return self.kind
+
+    @property
+    def sampler_steps(self) -> int | None:
+        """See `RunConfig.sampler_steps`."""
+        return None
+
+    @property
+    def patience(self) -> int:
+        """See `RunConfig.patience`."""
+        return 0
+
+    def check_processes(self, count: int) -> None:
+        """Raise ValueError if the batch cannot be split evenly over processes and micro-batches."""
+        if self.run.batch % (self.run.micro_batch * count):
+            raise ValueError(
+                f"run.batch = {self.run.batch} is not a multiple of run.micro_batch = "
+                f"{self.run.micro_batch} times {count} processes."
+            )
+
+
 @dataclass(frozen=True)
-class SftConfig:
+class SftConfig(BatchConfig):
     """Stage 1: supervised fine-tuning."""
 
     kind: ClassVar[str] = "sft"
@@ -205,14 +283,6 @@ class SftConfig:
     loss: LossSettings = section(LossSettings)
     optimizer: OptimizerSettings = section(OptimizerSettings)
     run: RunSettings = section(RunSettings)
-
-    def check_processes(self, count: int) -> None:
-        """Raise ValueError if the batch cannot be split evenly over processes and micro-batches."""
-        if self.run.batch % (self.run.micro_batch * count):
-            raise ValueError(
-                f"run.batch = {self.run.batch} is not a multiple of run.micro_batch = "
-                f"{self.run.micro_batch} times {count} processes."
-            )
 
 
 @dataclass(frozen=True)
@@ -258,14 +328,62 @@ class RolloutSettings(Group):
 
 
 @dataclass(frozen=True)
-class ObjectiveSettings(Group):
-    """What stage 2 maximizes."""
+class RewardSettings(Group):
+    """What is maximized."""
 
-    algorithm: Literal["grpo", "nft"] = option("grpo", "Flow-GRPO, or DiffusionNFT.")
+    section_name: ClassVar[str | None] = "objective"
+
     rewards: dict[str, float] = option(
         {"whole": 0.5, "patch": 0.5, "pixels": 0.5, "edges": 0.5, "background": 0.25},
-        "Weight of each part of the reward; a part of weight 0 is only logged.",
+        "Weight of each part of the reward; a part of weight 0 is only logged. Further parts are seam "
+        "(the ring around the region's edge) and judge (see the group judge).",
     )
+    dreamsim: str | None = option(
+        None, "DreamSim weights (.safetensors) for whole and patch; empty: a structural score."
+    )
+    patience: int = option(
+        0,
+        "Validations without a gain after which the run stops; best.safetensors keeps the best "
+        "refiner; 0: never stop early.",
+        0,
+        10**6,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not any(self.rewards.values()):
+            raise ValueError(
+                "All weights in objective.rewards are 0, so there is nothing to maximize."
+            )
+
+
+@dataclass(frozen=True)
+class JudgeSettings(Group):
+    """The vision-language model behind the part "judge" of the reward."""
+
+    url: str | None = option(
+        None, "OpenAI-compatible endpoint (http://HOST:PORT/v1); several, separated by commas."
+    )
+    model: str = option("", "Name of the model at the endpoint.")
+    key: str | None = option(None, "Environment variable that holds the key.")
+    form: Form = option(
+        "digit",
+        "How it is asked: an expected digit (UniWorld-V2), P(yes) (RewardDance), EditScore's two "
+        "questions (edit), or the share of siblings beaten in pairs (Pref-GRPO).",
+    )
+    passes: int = option(1, "Replies per sample, at temperature 0.7 if more than one.", 1, 64)
+    tie_band: float = option(0.05, "Preferences this close to one half are ties (pairs).", 0, 0.49)
+    timeout: float = option(60.0, "Seconds per reply.", 1e-3, 1e5)
+    retries: int = option(
+        3, "Further attempts after a timeout or a busy server, after 1, 2, 4, ... s.", 0, 100
+    )
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings(RewardSettings):
+    """What stage 2 maximizes, and how."""
+
+    algorithm: Literal["grpo", "nft"] = option("grpo", "Flow-GRPO, or DiffusionNFT.")
     combine: Combine = option(
         "each", "Normalize each part of the reward within its group, or only their sum."
     )
@@ -308,23 +426,6 @@ class ObjectiveSettings(Group):
     nft_adaptive: bool = option(
         True, "Divide the error of each sample by its size (nft), as the paper does."
     )
-    dreamsim: str | None = option(
-        None, "DreamSim weights (.safetensors) for whole and patch; empty: a structural score."
-    )
-    patience: int = option(
-        0,
-        "Validations without a gain after which the run stops; best.safetensors keeps the best "
-        "refiner; 0: never stop early.",
-        0,
-        10**6,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not any(self.rewards.values()):
-            raise ValueError(
-                "All weights in objective.rewards are 0, so there is nothing to maximize."
-            )
 
     @property
     def clip_unit(self) -> float:
@@ -336,12 +437,12 @@ class ObjectiveSettings(Group):
     @property
     def kl_weight(self) -> float:
         """The weight of the divergence."""
-        return _DIVERGENCE[self.algorithm][0] if self.kl is None else self.kl
+        return ALGORITHMS[self.algorithm].kl if self.kl is None else self.kl
 
     @property
     def kl_reference(self) -> str:
         """The copy of the weights from which the divergence is measured."""
-        return self.kl_to or _DIVERGENCE[self.algorithm][1]
+        return self.kl_to or ALGORITHMS[self.algorithm].kl_to
 
 
 @dataclass(frozen=True)
@@ -349,27 +450,46 @@ class GrpoConfig:
     """Stage 2: reinforcement learning from rewards."""
 
     kind: ClassVar[str] = "grpo"
+    needs_pixels: ClassVar[bool] = True
+    data_form: ClassVar[str] = "triplets"
 
     model: ModelSettings = section(ModelSettings)
     data: DataSettings = section(DataSettings)
     rollout: RolloutSettings = section(RolloutSettings)
     objective: ObjectiveSettings = section(ObjectiveSettings)
+    judge: JudgeSettings = section(JudgeSettings)
     optimizer: OptimizerSettings = section(OptimizerSettings)
     run: RunSettings = section(RunSettings)
 
+    @property
+    def algorithm(self) -> str:
+        """See `RunConfig.algorithm`."""
+        return self.objective.algorithm
+
+    @property
+    def sampler_steps(self) -> int | None:
+        """See `RunConfig.sampler_steps`."""
+        return self.rollout.steps
+
+    @property
+    def patience(self) -> int:
+        """See `RunConfig.patience`."""
+        return self.objective.patience
+
     def __post_init__(self) -> None:
+        stochastic = ALGORITHMS[self.objective.algorithm].samples_stochastically
         if self.rollout.groups % self.objective.updates:
             raise ValueError(
                 f"rollout.groups = {self.rollout.groups} is not a multiple of objective.updates = "
                 f"{self.objective.updates}."
             )
         r = self.rollout
-        if r.group_mean and self.objective.algorithm != "nft":
+        if r.group_mean and stochastic:
             raise ValueError(
                 "rollout.group_mean = true learns from the mean of samples, which has no probability "
                 "ratio for GRPO: set objective.algorithm = 'nft' or rollout.group_mean = false."
             )
-        if r.same_noise and self.objective.algorithm == "nft":
+        if r.same_noise and not stochastic:
             raise ValueError(
                 "rollout.same_noise = true leaves nothing to learn with objective.algorithm = 'nft', whose "
                 "sampler is deterministic: samples from the same noise are identical. Set it to false."

@@ -69,7 +69,9 @@ def crop_triplet(
     """
     if triplet.target is None:
         raise ValueError(f"{triplet.id} has no target, which training needs.")
-    name = hashlib.sha256(f"{triplet.id}/{number}".encode()).digest()[:8]
+    # The repairs of one case have to be cropped alike.
+    case = triplet.info.get("preference", triplet.id)
+    name = hashlib.sha256(f"{case}/{number}".encode()).digest()[:8]
     rng = np.random.default_rng(int.from_bytes(name, "big"))
     draft, target, mask = (_tensor(a) for a in (triplet.draft, triplet.target, triplet.mask))
     region = _region(mask, rng)

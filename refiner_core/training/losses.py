@@ -39,12 +39,24 @@ def masked_flow_loss(
     Returns:
         the mean over the batch.
     """
+    loss = masked_flow_errors(predicted, target, mask, region=region, background=background)
+    return (loss.clamp_min(1e-8).sqrt() if root else loss).mean()
+
+
+def masked_flow_errors(
+    predicted: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    *,
+    region: float = 1.0,
+    background: float = 1.0,
+) -> Tensor:
+    """`masked_flow_loss` of each sample without its root, `B`."""
     error = (predicted.float() - target.float()).square()
     area = mask.sum((1, 2, 3))
     inside = (error * mask).sum((1, 2, 3)) / (area * error.shape[1]).clamp_min(1)
     outside = (error * (1 - mask)).mean((1, 2, 3))
-    loss = torch.where(area > 0, region * inside + background * outside, error.mean((1, 2, 3)))
-    return (loss.clamp_min(1e-8).sqrt() if root else loss).mean()
+    return torch.where(area > 0, region * inside + background * outside, error.mean((1, 2, 3)))
 
 
 def clip_range(unit: float, dimensions: int) -> float:

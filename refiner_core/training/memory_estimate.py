@@ -18,8 +18,10 @@ from ..nano import nano_file, resolve_weights
 from ..nano.initialisation import nano_config
 from ..recipes.recipe import KONTEXT, NANO, OMNIREFINER, Recipe
 from ..recipes.recipe_files import find_recipe
-from .config import GrpoConfig, ModelSettings, SftConfig
+from .config import ModelSettings, RunConfig
+from .objective import StepCost
 from .quantize import in_a_block
+from .train import OBJECTIVES
 from .trainable import add_lora, all_weights
 
 if TYPE_CHECKING:
@@ -133,24 +135,22 @@ def forward_flops(model: Transformer, tokens: int) -> float:
     return float(matmuls + attention)
 
 
-def step_flops(config: SftConfig | GrpoConfig, once: float, recipe: Recipe) -> float:
+def step_cost(config: RunConfig, recipe: Recipe) -> StepCost:
+    """What a step costs, as the objective of the settings says."""
+    return OBJECTIVES[config.algorithm].cost(config, config.sampler_steps or recipe.steps)
+
+
+def step_flops(config: RunConfig, once: float, cost: StepCost) -> float:
     """Operations of a step, if one forward pass of one sample takes `once`."""
     # A backward pass costs two forward passes (a little over one for a LoRA on a frozen base), and
     # gradient checkpointing repeats the forward pass.
     full = config.model.train == "full"
     learn = once * ((3 if full else 2.1) + (1 if config.model.checkpointing else 0))
-    if not isinstance(config, GrpoConfig):
-        return learn * config.run.batch
-    r, o = config.rollout, config.objective
-    steps = r.steps or recipe.steps
-    extra = (o.kl_weight > 0 and o.kl_reference == "ref") + (o.algorithm == "nft")
-    used = o.nft_levels if o.algorithm == "nft" else min(r.window, max(1, steps // 2))
-    used *= 1 + r.group_mean  # the mean is used at the noise of every sample
-    return r.groups * r.group * (steps * once + used * (learn + extra * once))
+    return cost.plain * once + cost.learnt * learn
 
 
 def estimate_memory(
-    config: SftConfig | GrpoConfig, card: Card, processes: int = 1, divided: bool = False
+    config: RunConfig, card: Card, processes: int = 1, divided: bool = False
 ) -> MemoryEstimate:
     """Parameters, memory and time of a run with these settings, with one process per card.
 
@@ -174,7 +174,8 @@ def estimate_memory(
     )
     learnable, tokens = len(trainable), count_tokens(recipe, config.data.megapixels)
     moments = 2 if config.optimizer.eight_bit else 8
-    copies = (1 if config.optimizer.ema else 0) + (2 if isinstance(config, GrpoConfig) else 0)
+    cost = step_cost(config, recipe)
+    copies = (1 if config.optimizer.ema else 0) + cost.copies
     memory = {
         "base": held / (processes if divided else 1) / GB,
         "gathered blocks": gathered / GB,
@@ -185,17 +186,18 @@ def estimate_memory(
         / GB,  # doubled while they are summed
         "optimizer": learnable * moments / GB,
         "copies (ema, old, ref)": learnable * 4 * copies / GB,
-        "activations": _activation_bytes(model, config, tokens) / GB,
         "clean keys and values": _clean_bytes(model, config, recipe) / GB,
+        "activations": _activation_bytes(model, config, tokens) * cost.stored / GB,
+        "decoder's activations": _decoder_bytes(recipe, config) / GB if cost.decoded else 0.0,
         "autoencoder, workspace": 0.1 if nano else 1.5,
     }
-    flops = step_flops(config, forward_flops(model, tokens), recipe)
+    flops = step_flops(config, forward_flops(model, tokens), cost)
     seconds = flops / (card.rate * 1e12) / processes
     modules = 0 if full else len(trainable.parameters) // 2
     return MemoryEstimate(base, learnable, modules, tokens, memory, flops, seconds)
 
 
-def _activation_bytes(model: Transformer, config: SftConfig | GrpoConfig, tokens: int) -> float:
+def _activation_bytes(model: Transformer, config: RunConfig, tokens: int) -> float:
     """Bytes that a micro-batch stores for the backward pass."""
     blocks = len(model.transformer_blocks) + len(model.single_transformer_blocks)
     recompute = config.model.checkpointing
@@ -205,7 +207,7 @@ def _activation_bytes(model: Transformer, config: SftConfig | GrpoConfig, tokens
     return config.run.micro_batch * tokens * model.inner_dim * wide * vectors
 
 
-def _clean_bytes(model: Transformer, config: SftConfig | GrpoConfig, recipe: Recipe) -> float:
+def _clean_bytes(model: Transformer, config: RunConfig, recipe: Recipe) -> float:
     """Bytes of the keys and values of the clean tokens, which one-way attention keeps in every block."""
     asked = config.model.attention
     if (recipe.attention if asked == "recipe" else asked) != "one way":
@@ -214,6 +216,17 @@ def _clean_bytes(model: Transformer, config: SftConfig | GrpoConfig, recipe: Rec
     blocks = len(model.transformer_blocks) + len(model.single_transformer_blocks)
     wide = 2 if config.model.precision == "bf16" else 4
     return clean_bytes(blocks, config.run.micro_batch * clean * 2 // 3, model.inner_dim, wide)
+
+
+def _decoder_bytes(recipe: Recipe, config: RunConfig) -> float:
+    """Bytes that decoding a micro-batch stores for the backward pass.
+
+    FLUX's decoder keeps about thirty float32 maps of 128 channels at the size of the image; nano's
+    is one linear layer.
+    """
+    size = recipe.buckets.scaled(config.data.megapixels)[0]
+    maps = 3 if recipe is NANO else 30 * 128
+    return 4.0 * config.run.micro_batch * size.width * size.height * maps
 
 
 def describe_estimate(estimate: MemoryEstimate, name: str, card: Card, unit: str) -> str:

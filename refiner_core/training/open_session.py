@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,11 +15,12 @@ from ..models.core_engine import CoreEngine
 from ..models.devices import pick_device
 from ..nano import resolve_weights
 from ..recipes.recipe import KONTEXT, OMNIREFINER
-from .config import GrpoConfig, ModelSettings, SftConfig
+from .config import DataSettings, ModelSettings, RunConfig
 from .dataset import Dataset
 from .distributed import Processes, launched_processes
 from .export import export, fingerprint
 from .policy import Policy, VelocityNet
+from .preference_data import group_preferences, write_preferences
 from .prepare import prepare_datasets
 from .quantize import quantize
 from .session import Session
@@ -85,7 +86,7 @@ def make_trainable(
 
 
 def open_session(
-    config: SftConfig | GrpoConfig,
+    config: RunConfig,
     data: Path,
     out: Path,
     device: str,
@@ -116,17 +117,37 @@ def open_session(
     engine = load_base(config.model)
     engine.to(where)
     if pixels is None:
-        pixels = isinstance(config, GrpoConfig)
+        pixels = config.needs_pixels
     cache = cache or out / "cache"
+    settings, triplets = config.data, data
+    if config.data_form == "preferences":
+        triplets, held = _written(config.data, data, cache, processes)
+        settings = replace(settings, held_out=held)
     dataset, held_out, text = prepare_datasets(
-        engine, engine.text, config.data, data, cache, processes, pixels
+        engine, engine.text, settings, triplets, cache, processes, pixels
     )
+    if config.data_form == "preferences":
+        dataset = group_preferences(dataset, triplets)
     engine.release()
-    return assemble(config, engine, (dataset, held_out), text, out, processes, manifest_hash(data))
+    return assemble(
+        config, engine, (dataset, held_out), text, out, processes, manifest_hash(triplets)
+    )
+
+
+def _written(
+    settings: DataSettings, data: Path, cache: Path, processes: Processes
+) -> tuple[Path, int]:
+    """The preferences of a folder as triplets, written by the main process."""
+    if not processes.main:
+        processes.wait()
+    found = write_preferences(data, cache, settings.held_out, processes.log)
+    if processes.main:
+        processes.wait()
+    return found
 
 
 def assemble(
-    config: SftConfig | GrpoConfig,
+    config: RunConfig,
     engine: CoreEngine,
     datasets: tuple[Dataset, Dataset],
     text: TextCache,
@@ -137,7 +158,7 @@ def assemble(
     """A session of existing parts; `datasets` are the training and the held-out items."""
     sharding = processes.sharding
     trainable = make_trainable(engine, config.model, config.run.seed, sharding)
-    settings = json.loads(json.dumps(asdict(config)))
+    settings = json.loads(json.dumps(asdict(cast(Any, config))))
     identity = {
         "kind": config.kind,
         "base_fingerprint": fingerprint(resolve_weights(config.model.base)),

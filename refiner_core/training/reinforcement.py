@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .advantages import group_advantages
 from .config import GrpoConfig
-from .dataset import Batch, Item, Pixels, Reward, collate
+from .dataset import Batch, Item, Reward, collate
 from .objective import Learner, Term, Update
 from .rollout import Rollout, RolloutSeeds, group_mean, item_order, rollout_seeds
 
@@ -33,6 +33,17 @@ class ScoredRollout:
     is_mean: bool = False
 
 
+def fill_missing(rewards: Tensor) -> tuple[Tensor, int]:
+    """A group's rewards with the mean of the others where one is not finite, and how many are not.
+
+    So a sample without a score is neither learnt from nor pushed away in that part; a group without
+    any score has no spread.
+    """
+    known = torch.isfinite(rewards)
+    mean = rewards[known].mean() if bool(known.any()) else rewards.new_zeros(())
+    return torch.where(known, rewards, mean), int((~known).sum())
+
+
 class ReinforcementObjective(ABC):
     """Learn from the rewards of groups of samples; subclasses say how."""
 
@@ -45,6 +56,7 @@ class ReinforcementObjective(ABC):
         config.check_processes(learner.processes.count)
         self.updates = config.objective.updates
         self._step = 0
+        self._missing: dict[str, int] = {}  # rewards that were not finite, by name
         self._scored: list[tuple[ScoredRollout, Tensor]] = []  # with advantages, empty if dropped
 
     # --- what the algorithms differ in -------------------------------------------------------------
@@ -73,6 +85,7 @@ class ReinforcementObjective(ABC):
     def begin(self, step: int, skip: Callable[[str], None]) -> dict[str, float]:
         """Draw and score the samples of an epoch."""
         self._step = step
+        self._missing = {}
         scored = self.collect(skip)
         advantages, kept = self.advantages(scored)
         self._scored = [
@@ -100,23 +113,23 @@ class ReinforcementObjective(ABC):
     ) -> list[ScoredRollout]:
         rollouts = self._roll_out_group(group, item)
         assert item.pixels is not None, "the data set was prepared without pixels"
+        means = group_mean(rollouts) if self.config.rollout.group_mean else []
+        latents = [r.x0 for r in rollouts] + [m.x0[:1] for m in means[:1]]
+        rewards, finite = self._score(latents, item)
+        if not finite:
+            skip(f"a group whose samples of {item.id} are not finite")
+            # Equal rewards have no spread, so that nothing is learnt from the group.
+            rewards = {k: torch.zeros_like(v) for k, v in rewards.items()}
         scored: list[ScoredRollout] = []
-        finite = True
+        at = 0
         for rollout in rollouts:
-            rewards, is_finite = self._score(rollout.x0, item.pixels)
-            finite = finite and is_finite
-            scored.append(ScoredRollout(rollout, group, rewards))
-        if self.config.rollout.group_mean:
-            means = group_mean(rollouts)
-            rewards, _ = self._score(means[0].x0[:1], item.pixels)
-            for rollout in means:
-                same = {k: v.expand(len(rollout.x0)) for k, v in rewards.items()}
-                scored.append(ScoredRollout(rollout, group, same, is_mean=True))
-        if finite:
-            return scored
-        skip(f"a group whose samples of {item.id} are not finite")
-        # Equal rewards have no spread, so that nothing is learnt from the group.
-        return [replace(s, rewards={k: 0 * v for k, v in s.rewards.items()}) for s in scored]
+            part = slice(at, at + len(rollout.x0))
+            at = part.stop
+            scored.append(ScoredRollout(rollout, group, {k: v[part] for k, v in rewards.items()}))
+        for mean in means:
+            same = {k: v[at:].expand(len(mean.x0)) for k, v in rewards.items()}
+            scored.append(ScoredRollout(mean, group, same, is_mean=True))
+        return scored
 
     def _roll_out_group(self, group: int, item: Item) -> list[Rollout]:
         learner, settings, run = self.learner, self.config.rollout, self.config.run
@@ -138,11 +151,17 @@ class ReinforcementObjective(ABC):
         same_start = self.config.rollout.same_noise
         return rollout_seeds(self.config.run.seed, self._step, group, siblings, same_start)
 
-    def _score(self, x0: Tensor, pixels: Pixels) -> tuple[dict[str, Tensor], bool]:
-        """The rewards of samples, and whether the samples are finite."""
-        images = self.learner.decode(x0).float().clamp(0, 1)
-        rewards = self.reward(images.nan_to_num(), pixels)
-        return {k: v.cpu() for k, v in rewards.items()}, bool(torch.isfinite(images).all())
+    @torch.no_grad()
+    def _score(self, latents: Sequence[Tensor], item: Item) -> tuple[dict[str, Tensor], bool]:
+        """The rewards of a group's samples together, and whether the samples are finite."""
+        assert item.pixels is not None, "the data set was prepared without pixels"
+        images = torch.cat([self.learner.decode(x0).float().clamp(0, 1) for x0 in latents])
+        rewards = self.reward(images.nan_to_num(), item.pixels)
+        filled: dict[str, Tensor] = {}
+        for name, values in rewards.items():
+            filled[name], missing = fill_missing(values.float().cpu())
+            self._missing[name] = self._missing.get(name, 0) + missing
+        return filled, bool(torch.isfinite(images).all())
 
     def advantages(self, scored: Sequence[ScoredRollout]) -> tuple[list[Tensor], list[bool]]:
         """The advantages of each rollout's samples, and whether its group is kept.
@@ -183,7 +202,19 @@ class ReinforcementObjective(ABC):
                 groups.setdefault(s.group, []).append(s.rewards[name])
             spread = [float(torch.cat(g).std()) for g in groups.values()]
             out[f"spread/{name}"] = processes.mean(sum(spread) / len(spread))
-        return out
+        return out | self._missing_metrics()
+
+    def _missing_metrics(self) -> dict[str, float]:
+        """How many samples lack a part of the reward; named only where one does."""
+        sums = {k: self.learner.processes.sum(float(n)) for k, n in self._missing.items()}
+        found = {k: n for k, n in sums.items() if n}
+        if found:
+            counts = ", ".join(f"{k} of {n:.0f}" for k, n in found.items())
+            self.learner.processes.log(
+                f"step {self._step}: samples without a part of the reward, which get the mean of their "
+                f"siblings: {counts}"
+            )
+        return {f"missing/{k}": n for k, n in found.items()}
 
     # --- updates -----------------------------------------------------------------------------------
 

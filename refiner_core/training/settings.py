@@ -9,7 +9,17 @@ import math
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from ..storage.text_files import parse_toml, read_table
 
@@ -50,10 +60,15 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
 
 
 class Group:
-    """A group of settings, a dataclass named `<Name>Settings`; checks the ranges of its numbers."""
+    """A group of settings, a dataclass; checks the ranges of its numbers.
+
+    It is called as its class without "Settings", unless `section_name` names it.
+    """
+
+    section_name: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
-        where = type(self).__name__.removesuffix("Settings").lower()
+        where = self.section_name or type(self).__name__.removesuffix("Settings").lower()
         for f in dataclasses.fields(cast(Any, self)):
             value = getattr(self, f.name)
             if f.metadata["range"] and value is not None:

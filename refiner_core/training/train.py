@@ -11,36 +11,39 @@ from typing import Any, ClassVar, NoReturn, Protocol
 
 import numpy as np
 
-from .config import GrpoConfig, RunSettings, SftConfig
+from .config import RunConfig, RunSettings
 from .dataset import Reward
 from .distributed import Processes
+from .dpo import DpoObjective
 from .grpo import GrpoObjective
 from .nft import NftObjective
 from .objective import Learner, Objective
-from .reinforcement import ReinforcementObjective
 from .session import BEST, REFINER, Session
 from .sft import SftObjective
 from .trainer import Trainer
+from .unrolled import UnrolledObjective
 
-ALGORITHMS: dict[str, type[ReinforcementObjective]] = {"grpo": GrpoObjective, "nft": NftObjective}
+OBJECTIVES: dict[str, Any] = {
+    "sft": SftObjective,
+    "grpo": GrpoObjective,
+    "nft": NftObjective,
+    "reward": UnrolledObjective,
+    "dpo": DpoObjective,
+}
 
 
-def make_objective(
-    config: SftConfig | GrpoConfig, learner: Learner, reward: Reward | None = None
-) -> Objective:
-    """The objective of the settings; stage 2 needs a reward (see `make_reward`).
+def make_objective(config: RunConfig, learner: Learner, reward: Reward | None = None) -> Objective:
+    """The objective of the settings; some need a reward (see `make_reward`).
 
     Raises:
         ValueError: the work cannot be split evenly over the processes.
     """
-    if isinstance(config, SftConfig):
-        return SftObjective(config, learner)
-    assert reward is not None, "stage 2 learns from a reward"
-    return ALGORITHMS[config.objective.algorithm](config, learner, reward)
+    rewarded = () if reward is None else (reward,)
+    return OBJECTIVES[config.algorithm](config, learner, *rewarded)
 
 
 def train(
-    config: SftConfig | GrpoConfig,
+    config: RunConfig,
     session: Session,
     reward: Reward | None = None,
     progress: Progress | None = None,
@@ -49,7 +52,7 @@ def train(
     """Train on an open session; the path of the refiner.
 
     Args:
-        reward: what stage 2 learns from.
+        reward: what reinforcement and learning through the reward maximize.
         progress: where progress is shown; None: a bar in the terminal.
         interruption: what can stop the run; None: Ctrl+C.
 
@@ -65,8 +68,7 @@ def train(
     if saved:
         trainer.step = saved["step"]
         trainer.updates = saved.get("updates", saved["step"])
-    limit = config.objective.patience if isinstance(config, GrpoConfig) else 0
-    run = Run(session, trainer, config.run, Patience(limit, saved))
+    run = Run(session, trainer, config.run, Patience(config.patience, saved))
     return run.follow(
         progress or ProgressBar(config.kind, session.processes.main),
         interruption or Interruption(session.processes),

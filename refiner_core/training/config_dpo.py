@@ -1,0 +1,90 @@
+"""The settings of learning from preferences (`train dpo`), and their presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .config import (
+    SFT_PRESETS,
+    BatchConfig,
+    DataSettings,
+    LossSettings,
+    ModelSettings,
+    OptimizerSettings,
+    RunSettings,
+)
+from .settings import Group, option, section
+
+
+@dataclass(frozen=True)
+class PreferenceSettings(Group):
+    """How much a preference counts."""
+
+    section_name: ClassVar[str | None] = "objective"
+
+    beta: float = option(
+        100.0,
+        "How sharply the loss tells kept from rejected, and how strongly it holds to the refiner that the "
+        "run starts from. Published: 100 (Flow-GRPO's script), 2000 (Flow-Factory).",
+        1e-3,
+        1e6,
+    )
+    ranked: bool = option(
+        False,
+        "Compare all repairs of a case, weighted by the difference of their places (RankDPO); false: one "
+        "pair of each case per update.",
+    )
+    patience: int = option(
+        0,
+        "Validations without a gain after which the run stops; best.safetensors keeps the best "
+        "refiner; 0: never stop early.",
+        0,
+        10**6,
+    )
+
+
+@dataclass(frozen=True)
+class DpoConfig(BatchConfig):
+    """Learning from kept and rejected repairs: Flow-DPO with the start as the frozen reference."""
+
+    kind: ClassVar[str] = "dpo"
+    data_form: ClassVar[str] = "preferences"
+
+    model: ModelSettings = section(ModelSettings)
+    data: DataSettings = section(DataSettings)
+    loss: LossSettings = section(LossSettings)
+    objective: PreferenceSettings = section(PreferenceSettings)
+    optimizer: OptimizerSettings = section(OptimizerSettings)
+    run: RunSettings = section(RunSettings)
+
+    def __post_init__(self) -> None:
+        if self.data.variants > 1:
+            raise ValueError(
+                f"data.variants = {self.data.variants} is not possible with preferences: set it to 1."
+            )
+
+    @property
+    def patience(self) -> int:
+        """See `RunConfig.patience`."""
+        return self.objective.patience
+
+
+DPO_PRESETS: dict[str, dict[str, Any]] = {
+    "nano": {
+        "model": {"train": "full"},
+        "data": {"context": (1.2, 2.0)},
+        "loss": SFT_PRESETS["nano"]["loss"],
+        "optimizer": {"rate": 1e-6, "ema": 0.9, "beta2": 0.99},
+        "run": {"batch": 8, "micro_batch": 4, "max_steps": 200, "validate_every": 20},
+    },
+    **{
+        name: {
+            "model": SFT_PRESETS[name]["model"],
+            "data": {"megapixels": 0.262},
+            "optimizer": {**SFT_PRESETS[name]["optimizer"], "rate": 1e-5, "ema": 0.99},
+            "run": {"batch": 8, "micro_batch": 1, "max_steps": 500, "validate_every": 25},
+        }
+        for name in ("kontext-24gb", "kontext-80gb")
+    },
+}
