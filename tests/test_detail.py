@@ -15,7 +15,7 @@ from refiner_core.images.masks import Region
 from refiner_core.matching.detail_transfer import transfer_detail
 from refiner_core.matching.find_detail import find_detail
 from refiner_core.matching.surface_map import SurfaceMap, box_to_box, warp_surface
-from refiner_core.matching.tone import membrane, relight, rim_of, tone_gain
+from refiner_core.matching.tone import continued, membrane, relight, rim_of, tone_gain, tone_step
 
 _BOX = Box(60, 50, 180, 140)
 
@@ -129,6 +129,36 @@ def test_membrane_continues_a_constant_step_exactly_and_a_ramp_nearly() -> None:
     inside = (membrane(ramp, rim) - ramp)[..., 20:60, 20:60].abs()
     assert float(inside.max()) < 0.01
     assert float(membrane(step, torch.zeros_like(rim)).abs().max()) == 0
+
+
+def test_tone_step_takes_a_shadow_over_but_not_another_detail() -> None:
+    truth, box = _print(4, 120, 160) * 0.6 + 0.2, Box(30, 30, 130, 90)
+    mask, none = _mask(120, 160, box), torch.zeros(1, 1, 120, 160)
+    spot = blur(_mask(120, 160, Box(70, 50, 90, 70)), 8.0)
+    shaded = blur(truth * (1 - 0.4 * spot), 2.0)
+    step = tone_step(truth, shaded, mask, 1 - none, none)
+    before = float(((shaded - truth) * spot).mean())
+    assert float(((shaded - truth - step) * spot).mean().abs()) < abs(before) / 3
+    other = blur((_print(4, 120, 160).flip(3) > 0.5).float(), 2.0)
+    ghost = tone_step(truth, other, mask, 1 - none, none)
+    assert float(ghost.abs().max()) < 0.01
+
+
+def test_values_known_at_one_place_are_continued_everywhere() -> None:
+    known, weight = torch.full((1, 3, 40, 40), 0.3), torch.zeros(1, 1, 40, 40)
+    known[..., 10:, :] = 0.9
+    weight[..., :3, 5:9] = 1
+    assert torch.allclose(continued(known, weight), torch.full_like(known, 0.3), atol=1e-4)
+
+
+def test_the_surroundings_decide_where_the_inside_is_shifted() -> None:
+    draft, reference, true = _planted(_FLAT, 0, 1.0)
+    b, shift = _BOX, 18
+    shifted = draft.clone()
+    inside = draft[..., b.y0 : b.y1, b.x0 : b.x1]
+    shifted[..., b.y0 : b.y1, b.x0 : b.x1] = inside.roll(shift, 3)
+    found = find_detail(shifted, _REGION, reference, _mask(300, 340, Box(110, 100, 230, 190)))
+    assert _error(found.surface, true, Extent(340, 300)) < 2
 
 
 def _transferred(light: float) -> tuple[Tensor, Tensor, Tensor]:

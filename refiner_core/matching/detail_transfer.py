@@ -18,11 +18,13 @@ from ..images.masks import Region
 from ..images.tensors import to_float
 from .surface_map import SurfaceMap, warp_surface
 from .tone import (
+    continued,
     membrane,
     relight,
     rim_of,
     shrink_to_field,
     tone_gain,
+    tone_step,
     wide_blur,
 )
 
@@ -77,20 +79,26 @@ def transfer_detail(
         slice(b.x0 - window.x0, b.x1 - window.x0),
     )
     mask[..., rows, columns] = (region.mask > 0).float()
+    picture, shown = _lay_over(draft, mask, view, inside)
+    return DetailTransfer(window, draft + shown * (picture - draft), shown)
+
+
+def _lay_over(draft: Tensor, mask: Tensor, view: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """The aligned reference in the draft's light, and how much of it is shown."""
     small_draft, small_mask = shrink_to_field(draft), (shrink_to_field(mask) > 0).float()
     small_view, small_inside = shrink_to_field(view), (shrink_to_field(inside) > 0.99).float()
     gain = tone_gain(small_view, small_draft, small_mask, small_inside)
     lit = relight(small_view, gain).clamp(0, 1)
     own = _own_surface(lit, small_draft, small_mask, small_inside)
     rim = rim_of(small_mask) * small_inside * (1 - own)
-    step = membrane(small_draft - lit, rim)
+    step = tone_step(lit, small_draft, small_mask, small_inside, own)
+    step = step + membrane(small_draft - lit - step, rim)
     size = draft.shape[-2:]
     gain, step, own = (
         F.interpolate(x, size, mode="bilinear", align_corners=False) for x in (gain, step, own)
     )
     shown = _faded(inside) * (1 - own)
-    picture = (relight(view, gain).clamp(0, 1) + step).clamp(0, 1)
-    return DetailTransfer(window, draft + shown * (picture - draft), shown)
+    return (relight(view, gain).clamp(0, 1) + step).clamp(0, 1), shown
 
 
 def _window(box: Box, size: Extent) -> Box:
@@ -137,10 +145,10 @@ def _own_surface(lit: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) -> Te
     """
     sigma = _FIELD_SIGMA * max(mask.shape[-2:])
     smooth = wide_blur(draft, sigma)
-    apart = (smooth - wide_blur(lit, sigma)).abs().amax(1, keepdim=True)
-    onward = membrane(wide_blur(draft, 1.5), rim_of(mask))
+    apart = (smooth - wide_blur(lit, sigma)).abs().amax(1, keepdim=True) > _OTHER
+    onward = continued(wide_blur(draft, 1.5), rim_of(mask))
     goes_on = (smooth - onward).abs().amax(1, keepdim=True) < _GOES_ON
-    other = (((apart > _OTHER) & goes_on) | (inside < 0.5))[0, 0].numpy()
+    other = ((apart & goes_on) | (inside < 0.5))[0, 0].numpy()
     near = (F.max_pool2d(mask, 13, 1, 6) > 0.5)[0, 0].numpy()
     beside = other & near & (mask < 0.5)[0, 0].numpy()
     reached = ndimage.binary_propagation(beside, mask=other & near)

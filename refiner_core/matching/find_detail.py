@@ -20,12 +20,15 @@ from ..images.geometry import Box, Extent
 from ..images.masks import Region, bounds
 from ..images.tensors import to_float
 from .displacement_votes import surface_features
-from .surface_fit import COARSE, FINE, MIDDLE, SurfaceMatcher
+from .surface_fit import COARSE, FINE, MIDDLE, SURROUNDINGS_SHARE, SurfaceMatcher
 from .surface_map import SurfaceMap, box_to_box
 
 _TURNS = (0, -10, 10, -20, 20, -30, 30, -42, 42)  # degrees
 _ZOOMS = (1.0, 0.82, 1.2)  # of the detail's box against the region's
-_KEPT = 5  # starts that are followed after the first fit
+# Of the region's sides, along x and y: people draw boxes generously, and a detail in parts resembles
+# itself elsewhere too.
+_SHIFTS = ((-0.15, 0.0), (0.15, 0.0), (0.0, -0.15), (0.0, 0.15))
+_KEPT = 7  # starts that are followed after the first fit
 _LARGEST = 2048  # px of the reference's longer side for matching
 # Search of the whole reference.
 _TEMPLATE = 24  # px, geometric mean of the region's sides
@@ -131,6 +134,9 @@ def _near_boxes(box: Box, detail: Box, size: Extent) -> Iterator[SurfaceMap]:
     for zoom in _ZOOMS:
         for turn in _TURNS:
             yield box_to_box(box, detail, size, turn, zoom)
+    for x, y in _SHIFTS:
+        right, down = round(x * detail.extent.width), round(y * detail.extent.height)
+        yield box_to_box(box, detail.moved(right, down), size, 0, 1.0)
 
 
 def _best(matcher: SurfaceMatcher, starts: list[SurfaceMap]) -> SurfaceMap:
@@ -138,7 +144,7 @@ def _best(matcher: SurfaceMatcher, starts: list[SurfaceMap]) -> SurfaceMap:
 
     def first_look(surface: SurfaceMap) -> float:
         inside, around = matcher.patch_ncc(surface, COARSE)
-        return inside + 0.5 * around - matcher.cost(surface)
+        return inside + SURROUNDINGS_SHARE * around - matcher.cost(surface)
 
     coarse = [matcher.improve(start, COARSE) for start in starts]
     coarse = [s for s in coarse if s.zoom(matcher.reference) > 0] or coarse

@@ -32,7 +32,7 @@ _LIGHT_SIGMA = 0.12  # of the level's size: wider changes of luminance are light
 _LEAST_LIGHT_SIGMA = 1.5  # px
 _LEAST_SIDE = 24  # px, shorter side below which the reference is not averaged down further
 _CHANCE = 0.3  # correlation that unrelated texture reaches too
-_SURROUNDINGS_SHARE = 0.7  # of the patch NCC around the region in a map's quality
+SURROUNDINGS_SHARE = 2.5  # of the patch NCC around the region, where nothing is broken
 _PRIOR_COST = 0.0002  # of one squared standard deviation of the prior, in patch NCC
 
 
@@ -185,7 +185,7 @@ class SurfaceMatcher:
         """One number by which maps are compared: patch NCC at two levels less the prior's cost."""
         coarse, _ = self.patch_ncc(surface, COARSE)
         middle, around = self.patch_ncc(surface, MIDDLE)
-        return 0.5 * (coarse + middle) + _SURROUNDINGS_SHARE * around - self.cost(surface)
+        return 0.5 * (coarse + middle) + SURROUNDINGS_SHARE * around - self.cost(surface)
 
     def cost(self, surface: SurfaceMap) -> float:
         """What the prior takes off a map's patch NCC."""

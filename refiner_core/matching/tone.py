@@ -22,6 +22,15 @@ _TONE_SIGMA = 0.04  # of the region's longer side: narrower differences are deta
 # A wider tolerance is nearer to the truth on average, but lets ghosts of a wrong detail through.
 _SCALES = ((6.0, 0.5), (2.5, 0.15), (1.2, 0.06))
 _EXACT = 0.5  # of the blur: how finely trust is told
+# The draft's own low frequencies.
+_ALIKE = 0.2  # difference of the low frequencies beyond which they show two things
+_BELIEVED = (0.65, 0.78)  # share of the region that is alike: nothing is believed, and everything
+_BELIEVED_NEARBY = (0.45, 0.75)  # likewise for the neighbourhood of a pixel
+_NEARBY = 3.0  # times the sigma of tone: how far a neighbourhood reaches
+_STRICT, _TOLERANT = (
+    0.06,
+    0.3,
+)  # difference that is taken over, where little is believed and where all
 _BLACK = 0.06  # added to both sides of a ratio, which black would make meaningless
 _LEAST_TRUST = 1e-3
 _NEIGHBOURHOOD = 0.1  # of the region's shorter side, around the region, where light is read too
@@ -97,6 +106,43 @@ def tone_gain(reference: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) ->
     return gain
 
 
+def tone_step(lit: Tensor, draft: Tensor, mask: Tensor, inside: Tensor, own: Tensor) -> Tensor:
+    """What the draft's low frequencies have beyond the lit reference's, as far as it is light.
+
+    Where draft and reference mostly look alike when blurred, the draft's detail is only damaged, and
+    what is left between them is light. Where they are often unlike, another detail stands in the
+    draft, whose low frequencies would shine through as a ghost.
+
+    Args:
+        lit, draft: the reference under the draft's light and the draft, float 1 3 h w at the size of
+            a field.
+        mask: the region, 1 1 h w.
+        inside: where the reference shows anything, 1 1 h w.
+        own: where the draft's own surface stays, 1 1 h w in [0, 1].
+
+    Returns:
+        what to add to the lit reference, 1 3 h w.
+    """
+    longer, shorter = mask_sides(mask)
+    sigma = max(1.0, _TONE_SIGMA * longer)
+    near = _grown(mask, max(1, round(_NEIGHBOURHOOD * shorter))) * inside
+    apart = wide_blur(draft - lit, _EXACT * sigma).abs().amax(1, keepdim=True)
+    alike = (-((apart / _ALIKE) ** 2)).exp()
+    counted = mask * inside * (1 - own) + 1e-4
+    everywhere = float((alike * counted).sum() / counted.sum())
+    believed = _ramp(_mean_near(alike, counted, _NEARBY * sigma), _BELIEVED_NEARBY)
+    believed = believed * _ramp(torch.tensor(everywhere), _BELIEVED)
+    tolerance = _STRICT + (_TOLERANT - _STRICT) * believed
+    step = wide_blur(draft - lit, sigma)
+    share = (-((step.abs().amax(1, keepdim=True) / tolerance) ** 2)).exp()
+    return step * wide_blur(share * believed * near, sigma)
+
+
+def _ramp(x: Tensor, ends: tuple[float, float]) -> Tensor:
+    """0 up to the first end, 1 from the second, linear between."""
+    return ((x - ends[0]) / (ends[1] - ends[0])).clamp(0, 1)
+
+
 def mask_sides(mask: Tensor) -> tuple[float, float]:
     """Longer and shorter side of the box around a mask 1 1 h w, in px."""
     ys, xs = (mask[0, 0] > 0.5).nonzero(as_tuple=True)
@@ -115,20 +161,27 @@ def rim_of(mask: Tensor) -> Tensor:
 def membrane(difference: Tensor, rim: Tensor) -> Tensor:
     """A difference known on a rim, continued smoothly everywhere, 1 C h w.
 
-    Each pixel takes the mean of the rim's, weighted by the inverse square of their distance (a sum
-    of Gaussians). Where the difference is large another surface begins, which has little say.
+    Where the difference is large another surface begins, which has little say.
 
     Args:
         difference: 1 C h w.
         rim: 1 1 h w, above 0 where the difference is known. With an empty rim the result is 0.
     """
     large = difference.abs().amax(1, keepdim=True) / _SAME_SURFACE
-    weight = rim * ((-(large**2)).exp() + _LEAST_TRUST)
-    total, norm = torch.zeros_like(difference), torch.zeros_like(weight)
+    return continued(difference, rim * ((-(large**2)).exp() + _LEAST_TRUST))
+
+
+def continued(known: Tensor, weight: Tensor) -> Tensor:
+    """Values 1 C h w, known where `weight` (1 1 h w) is above 0, continued everywhere.
+
+    Each pixel takes the mean of those known, weighted by the inverse square of their distance (a
+    sum of Gaussians).
+    """
+    total, norm = torch.zeros_like(known), torch.zeros_like(weight)
     sigma = _NEAREST
-    for _ in range(math.ceil(math.log2(max(rim.shape[-2:])))):
+    for _ in range(math.ceil(math.log2(max(weight.shape[-2:])))):
         share = 1 / sigma**2
-        total += share * wide_blur(difference * weight, sigma)
+        total += share * wide_blur(known * weight, sigma)
         norm += share * wide_blur(weight, sigma)
         sigma *= 2
     return total / norm.clamp_min(1e-9)
