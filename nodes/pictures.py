@@ -16,6 +16,7 @@ from server import PromptServer
 from torch import Tensor
 
 from ..refiner_core.images.previews import to_pillow
+from ..refiner_core.storage.output_files import atomic_path
 from ..refiner_core.storage.recent_files import NodeRun, RecentFiles
 
 # Longest side of what the page is sent, px: to point at details, and to compare pixel by pixel.
@@ -43,7 +44,8 @@ def _write(shown: Image.Image, width: int, height: int) -> dict[str, Any]:
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     name = f"omnirefiner_{uuid.uuid4().hex[:16]}.png"
-    shown.save(folder / name, compress_level=1)
+    with atomic_path(folder / name) as temporary:
+        shown.save(temporary, compress_level=1)
     context = get_executing_context()
     run = NodeRun("", "") if context is None else NodeRun(context.prompt_id, context.node_id)
     _WRITTEN.add(run, folder / name)

@@ -12,6 +12,7 @@ import io
 import json
 import random
 import re
+import resource
 import struct
 import tempfile
 import time
@@ -34,6 +35,8 @@ from .fuzzing import deep, safetensors_of, tiny_gguf, tiny_picture, tiny_shard, 
 Content = bytes | str | None  # None is a folder
 
 # What a person should never read.
+_FAILED = (2, 3)  # a command, or some of its items
+_RESUMED = ("shard", "pairs", "workflow", "full disk")  # whose folders keep what is finished
 INTERNAL = re.compile(
     r"Traceback|NoneType|object has no attribute|unsupported operand|positional argument|out of range\b"
     r"|not subscriptable|not iterable|unhashable|codec can't|Errno|<class|object at 0x|KeyError|IndexError"
@@ -48,6 +51,7 @@ class BadInput:
     name: str
     arguments: tuple[str, ...]
     files: Mapping[str, Content] = field(default_factory=dict[str, Content])
+    largest: int | None = None  # bytes of a file, after which the disk is as good as full
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.name}"
@@ -71,11 +75,28 @@ def judge(bad: BadInput) -> Verdict:
         arguments = [a.replace("{}", name) for a in bad.arguments]
         before = set(folder.rglob("*"))
         begun = time.perf_counter()
-        status, said = _run(arguments)
+        with disk_of(bad.largest):
+            status, said = _run(arguments)
         seconds = time.perf_counter() - begun
         left = {p for p in set(folder.rglob("*")) - before if not p.is_dir()}
         names = sorted(str(p.relative_to(folder)) for p in left)
-    return Verdict(status, said, seconds, _fault(status, said, names, bad))
+        cut = sorted(p.name for p in left if p.stat().st_size == bad.largest)
+    fault = f"half a file: {cut}" if cut else _fault(status, said, names, bad)
+    return Verdict(status, said, seconds, fault)
+
+
+@contextlib.contextmanager
+def disk_of(largest: int | None) -> Iterator[None]:
+    """No file becomes larger than so many bytes; writing more fails as on a full disk."""
+    if largest is None:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def _write_files(folder: Path, files: Mapping[str, Content]) -> None:
@@ -114,13 +135,15 @@ def _fault(status: int, said: str, left: list[str], bad: BadInput) -> str | None
     hidden = [n for n in left if n.rpartition("/")[2].startswith(".")]
     if status == -1:
         return f"traceback: {said}"
-    if status not in (0, 2, 4):
+    if status not in (0, *_FAILED, 4):
         return f"status {status}"
+    if status == 0 and bad.largest is not None:
+        return "success on a full disk"
     if hidden:
         return f"partial files: {hidden}"
-    if status == 2 and left and bad.kind not in ("shard", "pairs", "workflow"):
+    if status == 2 and left and bad.kind not in _RESUMED:
         return f"files of a failed command: {left}"
-    if status == 2 and len(said.strip()) < 25:
+    if status in _FAILED and len(said.strip()) < 25:
         return f"no message: {said!r}"
     found = INTERNAL.search(said)
     return f"an internal word, {found[0]!r}, in: {said.strip()}" if found else None
@@ -613,6 +636,51 @@ def _options() -> Iterator[BadInput]:
         yield BadInput("option", f"--out {out[:40]}", (*base[:-1], out))
 
 
+def _full_disks() -> Iterator[BadInput]:
+    pair = ("--draft", "{}/good.png", "--reference", "{}/good.png", "--mask", "{}/mask.png")
+    lines: dict[str, tuple[str, ...]] = {
+        "refine": ("refine", *pair, "--steps", "1", "--out", "{}/out.png"),
+        "refine with a report": (
+            "refine",
+            *pair,
+            "--steps",
+            "1",
+            "--out",
+            "{}/out.png",
+            "--report",
+            "{}/out.json",
+        ),
+        "refine to TIFF": ("refine", *pair, "--steps", "1", "--out", "{}/out.tif"),
+        "refine to WebP": ("refine", *pair, "--steps", "1", "--out", "{}/out.webp"),
+        "jobs": ("refine", "--jobs", "{}/cases", "--out", "{}/out", "--steps", "1"),
+        "score": ("score", "{}/good.png", "{}/mask.png", "--heatmap", "{}/out.png"),
+        "animate": ("animate", "--pair", "{}/good.png", "{}/mask.png", "--out", "{}/out.webp"),
+        "animate as GIF": (
+            "animate",
+            "--pair",
+            "{}/good.png",
+            "{}/mask.png",
+            "--out",
+            "{}/out.gif",
+        ),
+        "demo": ("demo", "--out", "{}/demo"),
+        "data build": ("data", "build", "--out", "{}/set", "--count", "2", "--size", "64"),
+        "data show": ("data", "show", "{}/made", "--out", "{}/show"),
+        "evaluate": ("evaluate", "--data", "{}/cases", "--out", "{}/run", "--steps", "1"),
+        "curves": ("train", "curves", "{}/log", "--out", "{}/out.png"),
+    }
+    case: dict[str, Content] = {
+        f"cases/a/{role}.png": good_picture() for role in ("draft", "reference", "target")
+    }
+    files = case | {
+        "cases/a/mask.png": good_mask(),
+        "made/train-00000.tar": tiny_shard(),
+        "log/log.jsonl": '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n',
+    }
+    for name, line in lines.items():
+        yield BadInput("full disk", name, line, files, largest=150)
+
+
 _KINDS: tuple[Callable[[], Iterator[BadInput]], ...] = (
     _pictures,
     _masks,
@@ -623,6 +691,7 @@ _KINDS: tuple[Callable[[], Iterator[BadInput]], ...] = (
     _shards,
     _pairs,
     _options,
+    _full_disks,
 )
 
 

@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from refiner_core.images.image_io import Picture, load_picture, save_picture
 from refiner_core.images.mask_io import load_mask
 from refiner_core.images.tensors import check_finite, composite, resize, to_dtype, to_float
 from refiner_core.storage.output_files import atomic_path, check_output
+from tests.bad_inputs import disk_of
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (11, 17, 3), dtype=np.uint8)
@@ -491,30 +491,28 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
-@pytest.mark.parametrize("kind", ["uint8", "uint16"])
-def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "a.png"
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [
+        (".png", torch.uint8),
+        (".png", torch.uint16),
+        (".tif", torch.uint8),
+        (".tif", torch.uint16),
+        (".webp", torch.uint8),
+    ],
+)
+@pytest.mark.parametrize("bytes_free", [100, 4096, 30_000])
+def test_a_full_disk_leaves_the_old_file_and_no_litter(
+    tmp_path: Path, suffix: str, kind: torch.dtype, bytes_free: int
+) -> None:
+    path = tmp_path / f"a{suffix}"
     path.write_bytes(b"old")
-    code = (
-        "import resource, signal, sys, torch\n"
-        "from refiner_core.images.image_io import Picture, save_picture\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "pixels = torch.randint(0, 256, (1, 3, 200, 200)).to(getattr(torch, sys.argv[2]))\n"
-        "try:\n"
-        "    save_picture(Picture(pixels), sys.argv[1], overwrite=True)\n"
-        "except OSError as e:\n"
-        "    sys.exit(7)\n"
-    )
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path), kind], cwd=root, capture_output=True, check=False
-    )
-    assert done.returncode == 7, done.stderr
+    pixels = torch.randint(0, 256, (1, 3, 150, 150)).to(kind)
+    with disk_of(bytes_free), pytest.raises(OSError):
+        save_picture(Picture(pixels), path, overwrite=True)
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a.png"]
+    assert os.listdir(tmp_path) == [path.name]
 
 
 # --- numbers -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from ..nano import NANO_WEIGHTS
 from ..repair.pipeline import refine
 from ..repair.request import RefineOptions, RefineRequest
 from ..scoring.pixels import masked_psnr, masked_ssim
+from ..storage.output_files import atomic_path
 from ..workers.pool import worker_pool
 from .baselines import PastedReference, pasted_reference
 from .cases import mask_tensor, picture_tensor
@@ -137,5 +138,6 @@ def evaluate_nano(
         order = sorted(rows, key=lambda r: r.psnr["refined"] - r.psnr["draft"])
         halves = (order[:10], order[-10:][::-1])
         columns = [np.concatenate([r.picture for r in half]) for half in halves]
-        Image.fromarray(np.concatenate(columns, 1)).save(sheet)
+        with atomic_path(sheet) as temporary:
+            Image.fromarray(np.concatenate(columns, 1)).save(temporary)
     return rows

@@ -32,7 +32,7 @@ from .sixteen_bit import (
 from .tensors import composite, to_float
 
 WHITE = 1.0
-_LOSSLESS = (".png", ".tif", ".tiff", ".webp")
+_FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}  # the lossless ones
 _WRITERS_16_BIT = {".png": write_png_16_bit, ".tif": write_tiff_16_bit, ".tiff": write_tiff_16_bit}
 # Files of these kinds hold animations or pages; in others a second frame is a thumbnail or a layer.
 _MANY_FRAMES = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")
@@ -238,12 +238,21 @@ def check_picture_output(path: str | Path, overwrite: bool) -> Path:
         ValueError: as `check_output`, or the suffix is not that of a lossless format.
     """
     path = check_output(path, overwrite)
-    if path.suffix.lower() not in _LOSSLESS:
+    if path.suffix.lower() not in _FORMATS:
         raise ValueError(
-            f"The output {path} must end in {', '.join(_LOSSLESS)}. A lossy format would change "
+            f"The output {path} must end in {', '.join(_FORMATS)}. A lossy format would change "
             "pixels outside the region."
         )
     return path
+
+
+class _WholeWrites(io.BufferedRandom):
+    """A file without a descriptor for Pillow, whose encoders take half a write for a whole one: a TIFF
+    would end where the disk was full, without an error.
+    """
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("fileno")
 
 
 def save_picture(picture: Picture, path: str | Path, overwrite: bool = False) -> None:
@@ -267,7 +276,7 @@ def save_picture(picture: Picture, path: str | Path, overwrite: bool = False) ->
         if data.dtype == np.uint16:
             with temporary.open("wb") as stream:
                 _WRITERS_16_BIT[suffix](data, stream)
-        elif suffix == ".webp":
-            Image.fromarray(data).save(temporary, lossless=True, exact=True)
         else:
-            Image.fromarray(data).save(temporary)
+            options = {"lossless": True, "exact": True} if suffix == ".webp" else {}
+            with _WholeWrites(io.FileIO(temporary, "w+")) as stream:
+                Image.fromarray(data).save(stream, _FORMATS[suffix], **options)

@@ -10,6 +10,8 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from ..storage.output_files import atomic_path
+
 Board = Literal["none", "tensorboard", "wandb"]
 
 
@@ -60,7 +62,8 @@ class Tracker:
 
         folder = self.path.parent / "samples"
         folder.mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(folder / f"{name}-{step:06d}.png")
+        with atomic_path(folder / f"{name}-{step:06d}.png") as temporary:
+            Image.fromarray(pixels).save(temporary)
         if self._tensorboard is not None:
             self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
         if self._wandb is not None:
