@@ -78,7 +78,7 @@ def add_parser(kinds: Any) -> None:
     nano.add_argument(
         "--start",
         metavar="FILE",
-        help="a nano to continue from; default: an untrained one, with --tiles the embedded one",
+        help="a nano to continue from; default: an untrained one",
     )
     nano.add_argument(
         "--evaluate",
@@ -283,18 +283,17 @@ def train_stage(
 
 def _train_on_tiles(chosen: argparse.Namespace, out: Path) -> Path:
     """Draw the scenes that are missing and train on their tiles; the refiner's path."""
-    from ..nano import NANO_WEIGHTS
     from ..training.settings import parse_assignments
     from ..training.tile_dataset import draw_scenes
     from ..training.train import train
-    from ..training.train_nano import Setup, open_tile_session, tile_config
+    from ..training.train_nano import Setup, open_tile_session, tile_config, write_tile_start
 
     setup = Setup(out / "scenes", out / "cache", chosen.device, chosen.workers, chosen.seed)
     photos = Path(chosen.photos).expanduser() if chosen.photos else None
     files = draw_scenes(
         setup.triplets, chosen.tiles, photos, setup.seed, setup.workers, show_progress
     )
-    start = Path(chosen.start) if chosen.start else NANO_WEIGHTS
+    start = Path(chosen.start) if chosen.start else write_tile_start(out, setup.seed)
     config = tile_config(setup, start, chosen.max_steps, parse_assignments(chosen.sft_set))
     return train(config, open_tile_session(config, files, out / "tiles", chosen.device))
 

@@ -269,6 +269,7 @@ NANO_TILES = replace(
     NANO,
     name="nano-tiles",
     title="nano on tiles (a nano trained with train nano --tiles)",
+    steps=2,
     attention="one way",
     reference_blend=0.0,
     tile=64,

@@ -29,7 +29,7 @@ from ..models.devices import pick_device
 from ..models.flux_transformer import FluxTransformer
 from ..nano.codec import BlockCodec
 from ..nano.initialisation import initialise, nano_config
-from ..nano.nano_engine import load_nano
+from ..nano.nano_engine import load_codec, load_nano
 from ..recipes.recipe import NANO_TILES
 from ..storage.output_files import atomic_path
 from ..weights.safetensors_io import save_weights
@@ -164,6 +164,22 @@ def grpo_config(
         "run": {"max_steps": epochs, "seed": setup.seed},
     }
     return build(GrpoConfig, merged(merged(GRPO_PRESETS["nano"], chosen), over or {}))
+
+
+def write_tile_start(out: Path, seed: int) -> Path:
+    """Write an untrained nano with the embedded one's codec into the folder of a run.
+
+    The embedded weights are no start: trained on one crop, they mix draft and reference so early
+    that a network behind them cannot tell where the two differ.
+    """
+    path = out / "start.safetensors"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        state = untrained_model(seed).state_dict()
+        tensors = {k: v.detach().contiguous() for k, v in state.items()}
+        tensors |= {f"codec.{k}": v.contiguous() for k, v in load_codec().named_buffers()}
+        save_weights(path, tensors, {"recipe": NANO_TILES.name})
+    return path
 
 
 def tile_config(setup: Setup, weights: Path, steps: int, over: dict[str, Any]) -> SftConfig:
