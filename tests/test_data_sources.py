@@ -15,11 +15,13 @@ from PIL import Image
 
 from refiner_core.__main__ import main
 from refiner_core.data.shards import read_lines, read_manifest, read_triplets
+from refiner_core.data.stages.generated import CachedWorkflow
 from refiner_core.data.stages.selection import VlmVerdict, sharpness
-from refiner_core.data.workflow import load_workflow
+from refiner_core.data.workflow import Workflow, load_workflow
 from refiner_core.evaluation.held_out_scenes import make_scene
 from refiner_core.scoring.dreamsim_release import convert_release
 from refiner_core.scoring.vlm_client import VlmClient
+from refiner_core.storage.file_names import name_problem
 from tests.dreamsim_release import LAYOUTS, TINY, write_release
 
 SIZE = (128, 96)
@@ -376,3 +378,29 @@ def test_dinov2_tells_pictures_apart(tmp_path: Path) -> None:
     y = x.clone()
     y[..., :40, :] = 0
     assert float(scorer.distance(x, y, mask).abs().max()) < 1e-5
+
+
+class Saving:
+    """Servers whose workflow saves a picture from each node of these titles."""
+
+    def __init__(self, titles: list[str]) -> None:
+        self.titles, self.runs = titles, 0
+
+    def run(self, fill: Any, pictures: Any, first: int = 0) -> dict[str, np.ndarray]:
+        self.runs += 1
+        return {t: np.full((4, 4, 3), i, np.uint8) for i, t in enumerate(self.titles)}
+
+
+def test_titles_that_no_file_can_have_are_kept(tmp_path: Path) -> None:
+    titles = ["a/b", "a_b", "C: x?", "con", "..", "", "A_B"]
+    servers = Saving(titles)
+    workflow = Workflow(tmp_path / "w.json", {}, frozenset())
+    cached = CachedWorkflow(workflow, servers, tmp_path / "kept")  # type: ignore[arg-type]
+    for _ in range(2):
+        found = cached({}, {}, 0)
+        assert {t: int(p[0, 0, 0]) for t, p in found.items()} == {
+            t: i for i, t in enumerate(titles)
+        }
+    assert servers.runs == 1
+    names = [p.name for p in (tmp_path / "kept").rglob("*") if p.is_file()]
+    assert all(name_problem(name) is None for name in names)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..storage.text_files import parse_object
 from .triplets import decode_png, encode_png
 from .workflow import titles
 
@@ -59,11 +60,9 @@ class Server:
     def _json(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         try:
-            return json.loads(self._request(path, data))
+            return parse_object(self._request(path, data), f"the response to {path}")
         except ValueError as e:
-            raise _LostError(
-                f"{self.url}{path} is not a ComfyUI server: its response is not JSON"
-            ) from e
+            raise _LostError(f"{self.url} is not a ComfyUI server: {e}") from e
 
     def waiting(self) -> int:
         """Number of graphs running or queued."""
@@ -112,7 +111,9 @@ class Server:
                 query = urllib.parse.urlencode(
                     {k: image[k] for k in ("filename", "subfolder", "type")}
                 )
-                pictures[names[node]] = decode_png(self._request(f"/view?{query}"), mask=False)
+                pictures[names.get(node, node)] = decode_png(
+                    self._request(f"/view?{query}"), mask=False
+                )
         if not pictures:
             raise ValueError("the workflow saved no picture: end it with a Save Image node")
         return pictures

@@ -40,6 +40,7 @@ DEGRADE_PLACEHOLDERS = {
     "seed": "a whole number",
     "strength": "0 to 1",
 }
+_TITLES = "titles.json"  # which may hold characters that names of files cannot
 
 
 def _digest(pixels: np.ndarray) -> str:
@@ -67,20 +68,31 @@ class CachedWorkflow:
                 lambda names: self.workflow.fill({**values, **names}), used, first
             )
             self._store(entry, made)
-        return {p.stem: decode_png(p.read_bytes(), mask=False) for p in sorted(entry.glob("*.png"))}
+        return {t: decode_png(p.read_bytes(), mask=False) for t, p in _titled(entry).items()}
 
     def _store(self, entry: Path, made: Mapping[str, np.ndarray]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".", dir=self.folder))
         try:
-            for title, pixels in made.items():
-                (temporary / f"{title.replace('/', '_')}.png").write_bytes(encode_png(pixels))
+            for number, pixels in enumerate(made.values()):
+                (temporary / f"{number}.png").write_bytes(encode_png(pixels))
+            (temporary / _TITLES).write_text(json.dumps(list(made)), encoding="utf-8")
             temporary.rename(entry)
         except OSError:
             if not entry.is_dir():  # another process may have been first
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _titled(entry: Path) -> dict[str, Path]:
+    """The pictures of a stored run by the titles of their nodes."""
+    titles = entry / _TITLES
+    if titles.is_file():
+        listed: list[str] = json.loads(titles.read_text(encoding="utf-8"))
+        return {title: entry / f"{number}.png" for number, title in enumerate(listed)}
+    # Earlier versions named the files after the titles.
+    return {path.stem: path for path in sorted(entry.glob("*.png"))}
 
 
 def _pick_output(pictures: Mapping[str, np.ndarray], title: str, workflow: Workflow) -> np.ndarray:
