@@ -29,6 +29,7 @@ from .live import LiveView
 from .loaded_files import read_references
 from .nano import load_nano_refiner
 from .pictures import show_inputs, show_text, temp_picture
+from .preferences import remember
 from .types import CATEGORY, Refiner, RefinerSocket, ScorerSocket, boxes_input
 
 MOST_SHOWN = 64  # images of a batch that are sent to the page
@@ -454,6 +455,7 @@ class ReferenceRefine(io.ComfyNode):
         if unmarked_size(request, size, engine.recipe.buckets) is not None:
             return _unchanged(draft, shown)
         result = refine(engine, request, LiveView(cls, engine), scorer)
+        remember(cls, request, result)
         show_text(cls, "\n".join(result.report["notes"]))
         return io.NodeOutput(
             from_core(result.image, draft),

@@ -19,6 +19,7 @@ from ..refiner_core.recipes.recipe import RECIPES
 from .example import NAMES, example_case
 from .loaders import inputs_of
 from .pictures import POINTING
+from .preferences import add_verdict, set_collecting
 
 _FOLDERS = {"input", "output", "temp"}
 _CASE_PICTURES = {"draft", "reference", "target"}
@@ -32,6 +33,8 @@ def add_routes() -> None:
         return
     server.routes.get("/omnirefiner/recipes")(_recipes)
     server.routes.get("/omnirefiner/picture")(_picture)
+    server.routes.post("/omnirefiner/preferences")(set_collecting)
+    server.routes.post("/omnirefiner/verdict")(add_verdict)
 
 
 async def _recipes(_: web.Request) -> web.Response:

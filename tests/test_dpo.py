@@ -18,8 +18,10 @@ from refiner_core.__main__ import main
 from refiner_core.data.preferences import (
     Preference,
     Repair,
+    RepairInputs,
     comparisons,
     read_preference,
+    record_verdict,
     write_preference,
 )
 from refiner_core.data.shards import write_shard
@@ -144,6 +146,24 @@ def test_kept_and_rejected_files_are_two_ranks(tmp_path: Path) -> None:
     found = read_preference(case)
     assert [r.rank for r in found.repairs] == [1, 1, 2, 2]
     assert comparisons([r.rank for r in found.repairs]) == [(0, 2), (0, 3), (1, 2), (1, 3)]
+
+
+def test_verdicts_on_the_same_inputs_share_a_folder(tmp_path: Path) -> None:
+    p = preference(0, 3)
+    inputs = RepairInputs(p.draft, p.reference, p.mask, "a word")
+    best, middle, _ = (r.pixels for r in p.repairs)
+    kept = record_verdict(tmp_path, inputs, best, True)
+    rejected = record_verdict(tmp_path, inputs, middle, False)
+    assert kept.parent == rejected.parent
+    found = read_preference(kept.parent)
+    assert [r.rank for r in found.repairs] == [1, 2] and found.prompt == "a word"
+    assert np.array_equal(found.repairs[0].pixels, best)
+    changed = record_verdict(tmp_path, inputs, best, False)
+    assert changed.is_file() and not kept.exists(), "the second verdict counts"
+    other = record_verdict(tmp_path, inputs._replace(mask=255 - p.mask), best, True)
+    assert other.parent != kept.parent
+    with pytest.raises(ValueError, match="96x72"):
+        record_verdict(tmp_path, inputs, best[:-4], True)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ the best first. Every kept repair is better than every rejected one.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -140,6 +142,52 @@ def write_preference(folder: Path, preference: Preference) -> Path:
     if preference.prompt:
         (target / "prompt.txt").write_text(preference.prompt, encoding="utf-8")
     return target
+
+
+class RepairInputs(NamedTuple):
+    """What a repair was made of: pictures uint8 H W 3, the region uint8 H W, and the prompt."""
+
+    draft: np.ndarray
+    reference: np.ndarray
+    mask: np.ndarray
+    prompt: str = ""
+
+
+def record_verdict(folder: Path, inputs: RepairInputs, repair: np.ndarray, kept: bool) -> Path:
+    """Write one kept or rejected repair into the folder of its inputs; the file.
+
+    The same inputs share a folder, so that kept and rejected repairs of them can be compared. A second
+    verdict on the same repair replaces the first.
+
+    Raises:
+        ValueError: the repair has another size than the draft.
+        OSError: the folder cannot be written.
+    """
+    if repair.shape != inputs.draft.shape:
+        raise ValueError(
+            f"The repair is {repair.shape[1]}x{repair.shape[0]} but the draft is "
+            f"{inputs.draft.shape[1]}x{inputs.draft.shape[0]}; they must have the same size."
+        )
+    pictures = {"draft": inputs.draft, "reference": inputs.reference, "mask": inputs.mask}
+    case = folder / _digest(*pictures.values())
+    case.mkdir(parents=True, exist_ok=True)
+    verdict, other = ("kept", "rejected") if kept else ("rejected", "kept")
+    name = _digest(repair)[:8]
+    pictures[f"{verdict}-{name}"] = repair
+    for stem, pixels in pictures.items():
+        with atomic_path(case / f"{stem}.png") as temporary:
+            temporary.write_bytes(encode_png(pixels))
+    (case / f"{other}-{name}.png").unlink(missing_ok=True)
+    if inputs.prompt:
+        (case / "prompt.txt").write_text(inputs.prompt, encoding="utf-8")
+    return case / f"{verdict}-{name}.png"
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def comparisons(ranks: Sequence[int]) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ import { addStyle } from "./dom.js";
 import { loadMessages, say } from "./messages.js";
 import { migrateGraph } from "./migrate.js";
 import { addPanel, allPanels, graphCompleted, panelFor, panelNamed, watchPage } from "./mount.js";
+import { preferenceSetting } from "./preferences.js";
 import { rankCompleteRepair } from "./search.js";
 import { arrangeSettings, settlePrompt, watchChoices } from "./settings.js";
 import { loadRecipes } from "./sources.js";
@@ -102,6 +103,7 @@ app.registerExtension({
   async init() {
     addStyle();
     await Promise.all([loadMessages(), loadRecipes()]);
+    app.ui.settings.addSetting(preferenceSetting());
     listen();
     watchPage();
   },

@@ -6,6 +6,7 @@ import { button, element } from "./dom.js";
 import { LiveLine } from "./live.js";
 import { say } from "./messages.js";
 import { Picker } from "./picker.js";
+import { VerdictBar } from "./preferences.js";
 import { ReportView } from "./report.js";
 import { arrangeSettings, hasAdvanced, toggleAdvanced } from "./settings.js";
 import { Viewer } from "./viewer.js";
@@ -50,6 +51,10 @@ export class Panel {
     const labels = /** @type {[string, string]} */ (kind.labels.map((l) => say(l)));
     this.viewer = kind.result ? new Viewer(labels) : null;
     this.report = kind.result && this.picker ? new ReportView() : null;
+    this.verdict =
+      this.report &&
+      new VerdictBar(() => ({ node: String(this.node.id), picture: this.viewer?.index ?? 0 }));
+    if (this.verdict) this.viewer?.root.append(this.verdict.root);
     this.live = new LiveLine();
     /** @type {[string, {root: HTMLElement}][]} */
     this.pages = [];
