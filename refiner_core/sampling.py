@@ -25,7 +25,8 @@ StepCallback = Callable[[dict[str, Any]], None]
 class Transition:
     """A stochastic step as it was taken: what a policy gradient needs to judge it again.
 
-    `x` at level `t`, `x_next` at `t_next`; `mean` and `log_prob` of the policy that took it.
+    `x` at level `t`, `x_next` at `t_next`; `mean` and `log_prob` of the policy that took it, with
+    the noise `eta`.
     """
 
     t: float
@@ -34,6 +35,7 @@ class Transition:
     x_next: Tensor
     mean: Tensor
     log_prob: Tensor
+    eta: float
 
 
 def draw_noise_rows(shape: tuple[int, ...], seeds: Sequence[int]) -> Tensor:
@@ -83,7 +85,7 @@ def sample(  # noqa: PLR0913 (the first six are k-diffusion's)
     disable: bool | None = None,
     *,
     kind: flow.StepKind = "ode",
-    eta: float = 0.0,
+    eta: float | Sequence[float] = 0.0,
     window: tuple[int, int] | None = None,
     noise_seed: int | Sequence[int] = 0,
     record: Callable[[Transition], None] | None = None,
@@ -97,7 +99,8 @@ def sample(  # noqa: PLR0913 (the first six are k-diffusion's)
         extra_args: passed to the model.
         callback: called each step with x, i, sigma, sigma_hat, denoised (k-diffusion's keys).
         disable: k-diffusion's progress bar switch; there is none here.
-        kind, eta: the stochastic step; with eta 0 (or kind "ode") Euler's.
+        kind, eta: the stochastic step; with eta 0 (or kind "ode") Euler's. A sequence of etas has one
+            for each step.
         window: `(first, end)` steps that are stochastic, None = all; the rest and the last are ODE.
         noise_seed: seed of the noise that stochastic steps add; a sequence has one seed per sample,
             so that a sample's noise does not depend on the batch it is in.
@@ -106,7 +109,8 @@ def sample(  # noqa: PLR0913 (the first six are k-diffusion's)
     draw = _noise_source(noise_seed)
     levels = [float(s) for s in sigmas]
     for i, (t, t_next) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
-        random = eta > 0 and kind != "ode" and (window is None or window[0] <= i < window[1])
+        own = eta if isinstance(eta, float | int) else eta[i]
+        random = own > 0 and kind != "ode" and (window is None or window[0] <= i < window[1])
         noise = draw(x) if random else None
         done, denoised = advance(
             model,
@@ -115,13 +119,13 @@ def sample(  # noqa: PLR0913 (the first six are k-diffusion's)
             t_next,
             extra_args,
             kind=kind if random else "ode",
-            eta=eta if random else 0.0,
+            eta=own if random else 0.0,
             noise=noise,
         )
         if callback is not None:
             callback({"x": x, "i": i, "sigma": t, "sigma_hat": t, "denoised": denoised})
         if record is not None and done.log_prob is not None:
-            record(Transition(t, t_next, x, done.x, done.mean, done.log_prob))
+            record(Transition(t, t_next, x, done.x, done.mean, done.log_prob, own))
         x = done.x
     return x
 

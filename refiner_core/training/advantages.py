@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Combine = Literal["each", "sum"]
+Combine = Literal["each", "sum", "gdpo", "pareto"]
 Spread = Literal["group", "batch"]
 LARGEST = 5.0
 
@@ -36,6 +36,28 @@ def _normalised(reward: Tensor, groups: Tensor, spread: Spread, floor: float) ->
     return torch.where(flat, torch.zeros_like(scaled), scaled)
 
 
+def _tamed(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Loud rewards as `ln(1 + R)`: those whose spread over the batch, relative to their mean, is above
+    the mean of the parts' (PaCo-RL, arXiv 2512.04784).
+    """
+    loudness = {k: float(v.std() / v.mean().abs().clamp_min(1e-12)) for k, v in table.items()}
+    mean = sum(loudness.values()) / len(loudness)
+    return {k: v.log1p() if loudness[k] > mean else v for k, v in table.items()}
+
+
+def pareto_set(rewards: Tensor, groups: Tensor) -> Tensor:
+    """Which of N samples no sibling beats: in no part worse than it and in one better.
+
+    Args:
+        rewards: parts times N, higher is better.
+        groups: N whole numbers; equal numbers are siblings.
+    """
+    siblings = groups[:, None] == groups[None, :]
+    at_least = (rewards[:, None, :] >= rewards[:, :, None]).all(0)  # [i, j]: j is not worse than i
+    better = (rewards[:, None, :] > rewards[:, :, None]).any(0)
+    return ~(siblings & at_least & better).any(1)
+
+
 def group_advantages(
     rewards: Mapping[str, Tensor],
     groups: Tensor,
@@ -44,6 +66,7 @@ def group_advantages(
     combine: Combine = "each",
     spread: Spread = "group",
     floor: float = 1e-4,
+    tame: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Advantages of N samples in groups that share their conditioning.
 
@@ -53,22 +76,67 @@ def group_advantages(
         weights: of each reward; a reward that is not named is only logged.
         combine: "each" brings every reward to unit spread in its group before they are weighted
             and added, so that a reward of small spread counts as much as one of large spread;
-            "sum" adds the raw rewards first (Flow-GRPO, arXiv 2505.05470).
+            "sum" adds the raw rewards first (Flow-GRPO, arXiv 2505.05470); "gdpo" is "each" brought
+            to mean 0 and spread 1 over the batch (GDPO, arXiv 2601.05242), since the mean of several
+            parts has a smaller spread than each; "pareto" is "each" for the samples that no sibling
+            beats in every part, and 0 for the others (Parrot, arXiv 2401.05675).
         spread: divide by the group's own spread, or by the pooled spread within all groups of the
             batch (Flow-GRPO's `global_std` also counts the differences between cases).
         floor: a group whose spread is not above this carries no information and is dropped.
+        tame: take the logarithm of loud rewards first (PaCo-RL).
 
     Returns:
         advantages in [-5, 5] (float32), and which samples belong to groups that are kept.
+
+    Raises:
+        ValueError: `tame` with rewards of -1 or less, which have no `ln(1 + R)`.
     """
     table = {k: v.detach().double().cpu() for k, v in rewards.items() if weights.get(k, 0) != 0}
     groups = groups.cpu()
+    best = pareto_set(torch.stack([weights[k] * v for k, v in table.items()]), groups)
+    if tame:
+        for name, values in table.items():
+            if float(values.min()) <= -1:
+                raise ValueError(
+                    f"objective.tame takes ln(1 + R), but the reward {name} is {float(values.min()):g}. "
+                    "Set it to false."
+                )
+        table = _tamed(table)
     if combine == "sum":
         total = torch.stack([weights[k] * v for k, v in table.items()]).sum(0)
         table, weights = {"sum": total}, {"sum": 1.0}
     parts = [weights[k] * _normalised(v, groups, spread, floor) for k, v in table.items()]
     weight = sum(abs(weights[k]) for k in table)
     advantage = torch.stack(parts).sum(0) / weight
+    if combine == "pareto":
+        advantage = torch.where(best, advantage, torch.zeros_like(advantage))
     alive = torch.zeros(int(groups.max()) + 1, dtype=torch.bool)
     alive[groups[advantage != 0]] = True
+    if combine == "gdpo":
+        advantage = _over_batch(advantage, alive[groups])
     return advantage.clamp(-LARGEST, LARGEST).float(), alive[groups]
+
+
+def _over_batch(advantage: Tensor, kept: Tensor) -> Tensor:
+    """Mean 0 and standard deviation 1 over the samples that are kept."""
+    if not bool(kept.any()):
+        return advantage
+    chosen = advantage[kept]
+    spread = chosen.std(correction=0).clamp_min(1e-6)
+    return torch.where(kept, (advantage - chosen.mean()) / spread, advantage)
+
+
+def advantage_maps(rewards: Tensor, floor: float = 1e-4) -> Tensor:
+    """Advantages of each place among siblings: `(R_i(p) - mean_j R_j(p)) / max(spread(p), floor)`.
+
+    Args:
+        rewards: G 1 h w, higher is better.
+        floor: places whose spread is not above this get 0.
+
+    Returns:
+        G 1 h w in [-5, 5], of mean 0 over the siblings of each place.
+    """
+    centred = rewards - rewards.mean(0, keepdim=True)
+    spread = centred.square().mean(0, keepdim=True).sqrt()
+    maps = torch.where(spread > floor, centred / spread.clamp_min(floor), torch.zeros_like(centred))
+    return maps.clamp(-LARGEST, LARGEST)

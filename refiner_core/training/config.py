@@ -300,11 +300,25 @@ class RolloutSettings(Group):
         1e-3,
         2,
     )
+    eta_end: float | None = option(
+        None,
+        "Noise of the last stochastic step; it changes linearly from eta to this over the window "
+        "(HiCoGen: falling); empty: eta.",
+        1e-3,
+        2,
+    )
     window: int = option(
         2,
         "Stochastic steps, placed in the first half of the schedule; all others are deterministic.",
         1,
         1000,
+    )
+    window_every: int = option(
+        0,
+        "Epochs after which the window moves on by one step, from the first to the end of the first half "
+        "and again (MixGRPO: 25); 0: a random place for each group.",
+        0,
+        10**6,
     )
     guidance: float | None = option(
         2.5, "Value of the guidance embedding; empty: that of the recipe."
@@ -320,6 +334,7 @@ class RolloutSettings(Group):
         super().__post_init__()
         if self.kind == "cps":
             check_range("rollout.eta", self.eta, 1e-3, 1)
+            check_range("rollout.eta_end", self.eta_end or self.eta, 1e-3, 1)
         if self.steps is not None and self.steps < 2:
             raise ValueError(
                 f"rollout.steps must be at least 2, got {self.steps}: the last step is never "
@@ -385,7 +400,14 @@ class ObjectiveSettings(RewardSettings):
 
     algorithm: Literal["grpo", "nft"] = option("grpo", "Flow-GRPO, or DiffusionNFT.")
     combine: Combine = option(
-        "each", "Normalize each part of the reward within its group, or only their sum."
+        "each",
+        "Normalize each part of the reward within its group (each) or only their sum (sum, Flow-GRPO); "
+        "each, and once more over the batch (gdpo, GDPO); each, only for samples that no sibling beats in "
+        "every part (pareto, Parrot; for groups of 12 and more).",
+    )
+    tame: bool = option(
+        False,
+        "Take ln(1 + R) of parts whose relative spread is above the mean of the parts (PaCo-RL).",
     )
     spread: Spread = option(
         "group",
@@ -419,6 +441,13 @@ class ObjectiveSettings(RewardSettings):
         "old, as in the paper's figure, nft ref, as published.",
     )
     updates: int = option(2, "Optimizer updates per epoch.", 1, 1024)
+    map_share: float = option(
+        0.0,
+        "Share of the advantage that comes from each place's own error instead of the sample's reward "
+        "(nft with nft_adaptive = false); 0: rewards of whole samples.",
+        0,
+        1,
+    )
     nft_beta: float = option(
         1.0, "Distance of DiffusionNFT's implicit policies from the old policy.", 1e-3, 10
     )
@@ -493,6 +522,13 @@ class GrpoConfig:
             raise ValueError(
                 "rollout.same_noise = true leaves nothing to learn with objective.algorithm = 'nft', whose "
                 "sampler is deterministic: samples from the same noise are identical. Set it to false."
+            )
+        o = self.objective
+        if o.map_share and (o.algorithm != "nft" or o.nft_adaptive):
+            raise ValueError(
+                f"objective.map_share = {o.map_share:g} needs objective.algorithm = 'nft' and "
+                f"objective.nft_adaptive = false, got {o.algorithm!r} and {o.nft_adaptive}: only that loss "
+                "weighs places."
             )
         if self.rollout.group % self.run.micro_batch:
             raise ValueError(

@@ -82,15 +82,14 @@ class GrpoObjective(ReinforcementObjective):
 
     def _replay(self, taken: Transition, conditioning: Conditioning) -> flow.Step:
         """The recorded step under the current weights."""
-        r = self.config.rollout
         step, _ = advance(
             self.learner.policy,
             taken.x,
             taken.t,
             taken.t_next,
             {"conditioning": conditioning},
-            kind=r.kind,
-            eta=r.eta,
+            kind=self.config.rollout.kind,
+            eta=taken.eta,
             x_next=taken.x_next,
         )
         return step

@@ -135,7 +135,8 @@ def nft_loss(
         v, v_old: velocities of the learning and the sampling policy at `x`, `B ...`.
         x, t: the sample noised to level `t` (`B`).
         x0: the sample.
-        share: how good it is, 0..1 a sample (`nft_share`).
+        share: how good it is, 0..1 a sample (`nft_share`), or a map `B 1 h w` of how good each place
+            is, which needs `adaptive=False`; a constant map is the same as one value.
         beta: how far the two implicit policies lie from the old one.
         adaptive: divide every sample's error by its size, as the paper does. A shift that all siblings
             share then no longer cancels, though their advantages add up to 0.
@@ -143,17 +144,20 @@ def nft_loss(
     Returns:
         one loss a sample; at v == v_old its gradient is (2 share - 1) times plain matching's.
     """
-    share = share.reshape(-1, *([1] * (x.ndim - 1)))
+    assert share.ndim == 1 or not adaptive, "places have no size to divide by"
     t = t.reshape(-1, *([1] * (x.ndim - 1)))
 
     def matching(velocity: Tensor) -> Tensor:
         error = x - t * velocity - x0
-        squared = error.square().flatten(1).mean(1)
         if not adaptive:
-            return squared
+            return error.square()
+        squared = error.square().flatten(1).mean(1)
         return squared / error.detach().abs().flatten(1).mean(1).clamp_min(1e-5)
 
     positive = beta * v + (1 - beta) * v_old
     negative = (1 + beta) * v_old - beta * v
-    good = share.flatten()
-    return (good * matching(positive) + (1 - good) * matching(negative)) / beta
+    if not adaptive:
+        good = share.reshape(-1, *([1] * (x.ndim - 1))) if share.ndim == 1 else share
+        errors = good * matching(positive) + (1 - good) * matching(negative)
+        return errors.flatten(1).mean(1) / beta
+    return (share * matching(positive) + (1 - share) * matching(negative)) / beta

@@ -79,9 +79,8 @@ class NftObjective(ReinforcementObjective):
             with torch.no_grad(), trainable.swapped("ref"):
                 anchor = policy.velocity(x, t, conditioning)
         v = policy.velocity(x, t, conditioning)
-        loss = nft_loss(
-            v, v_old, x, t, x0, nft_share(advantages), o.nft_beta, adaptive=o.nft_adaptive
-        ).mean()
+        share = nft_share(placed_advantages(advantages, scored.maps, o.map_share))
+        loss = nft_loss(v, v_old, x, t, x0, share, o.nft_beta, adaptive=o.nft_adaptive).mean()
         kl = (v - anchor).square().mean()
         metrics = {"loss": float(loss.detach()) * weight, "kl": float(kl.detach()) * weight}
         return Term((loss + o.kl_weight * kl) * weight, metrics)
@@ -89,3 +88,10 @@ class NftObjective(ReinforcementObjective):
     def end(self, step: int) -> None:
         """Let the old policy follow, faster with every epoch."""
         self.learner.trainable.ema("old", min(0.001 * (step + 1), 0.5))
+
+
+def placed_advantages(advantages: Tensor, maps: Tensor | None, share: float) -> Tensor:
+    """`(1 - share) A + share A(p)`: `B` without maps, else `B 1 h w`."""
+    if maps is None:
+        return advantages
+    return (1 - share) * advantages.reshape(-1, 1, 1, 1) + share * maps.to(advantages)

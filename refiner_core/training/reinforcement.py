@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .advantages import group_advantages
+from .advantages import advantage_maps, group_advantages
 from .config import GrpoConfig
 from .dataset import Batch, Item, Reward, collate
 from .objective import Learner, Term, Update
@@ -31,6 +32,7 @@ class ScoredRollout:
     group: int
     rewards: dict[str, Tensor]
     is_mean: bool = False
+    maps: Tensor | None = None  # advantages of each place, B 1 h w on the latent's grid
 
 
 def fill_missing(rewards: Tensor) -> tuple[Tensor, int]:
@@ -115,7 +117,8 @@ class ReinforcementObjective(ABC):
         assert item.pixels is not None, "the data set was prepared without pixels"
         means = group_mean(rollouts) if self.config.rollout.group_mean else []
         latents = [r.x0 for r in rollouts] + [m.x0[:1] for m in means[:1]]
-        rewards, finite = self._score(latents, item)
+        rewards, finite, images = self._score(latents, item)
+        maps = self._maps(images, item) if self.config.objective.map_share and finite else None
         if not finite:
             skip(f"a group whose samples of {item.id} are not finite")
             # Equal rewards have no spread, so that nothing is learnt from the group.
@@ -125,10 +128,13 @@ class ReinforcementObjective(ABC):
         for rollout in rollouts:
             part = slice(at, at + len(rollout.x0))
             at = part.stop
-            scored.append(ScoredRollout(rollout, group, {k: v[part] for k, v in rewards.items()}))
+            own = {k: v[part] for k, v in rewards.items()}
+            placed = None if maps is None else maps[part]
+            scored.append(ScoredRollout(rollout, group, own, maps=placed))
         for mean in means:
             same = {k: v[at:].expand(len(mean.x0)) for k, v in rewards.items()}
-            scored.append(ScoredRollout(mean, group, same, is_mean=True))
+            placed = None if maps is None else maps[at:].expand(len(mean.x0), -1, -1, -1)
+            scored.append(ScoredRollout(mean, group, same, is_mean=True, maps=placed))
         return scored
 
     def _roll_out_group(self, group: int, item: Item) -> list[Rollout]:
@@ -152,8 +158,10 @@ class ReinforcementObjective(ABC):
         return rollout_seeds(self.config.run.seed, self._step, group, siblings, same_start)
 
     @torch.no_grad()
-    def _score(self, latents: Sequence[Tensor], item: Item) -> tuple[dict[str, Tensor], bool]:
-        """The rewards of a group's samples together, and whether the samples are finite."""
+    def _score(
+        self, latents: Sequence[Tensor], item: Item
+    ) -> tuple[dict[str, Tensor], bool, Tensor]:
+        """The rewards of a group's samples together, whether they are finite, and the images."""
         assert item.pixels is not None, "the data set was prepared without pixels"
         images = torch.cat([self.learner.decode(x0).float().clamp(0, 1) for x0 in latents])
         rewards = self.reward(images.nan_to_num(), item.pixels)
@@ -161,7 +169,16 @@ class ReinforcementObjective(ABC):
         for name, values in rewards.items():
             filled[name], missing = fill_missing(values.float().cpu())
             self._missing[name] = self._missing.get(name, 0) + missing
-        return filled, bool(torch.isfinite(images).all())
+        return filled, bool(torch.isfinite(images).all()), images
+
+    def _maps(self, images: Tensor, item: Item) -> Tensor:
+        """Advantages of each place by its own squared error, pooled to 2x2 latent pixels."""
+        assert item.pixels is not None, "the data set was prepared without pixels"
+        error = (images - item.pixels.target.to(images)).square().mean(1, keepdim=True)
+        size = (item.target.shape[-2], item.target.shape[-1])
+        coarse = F.adaptive_avg_pool2d(-error, (max(1, size[0] // 2), max(1, size[1] // 2)))
+        maps = advantage_maps(coarse, self.config.objective.floor**2)
+        return F.interpolate(maps, size, mode="nearest") * item.mask.to(maps)
 
     def advantages(self, scored: Sequence[ScoredRollout]) -> tuple[list[Tensor], list[bool]]:
         """The advantages of each rollout's samples, and whether its group is kept.
@@ -185,6 +202,7 @@ class ReinforcementObjective(ABC):
             combine=o.combine,
             spread=o.spread,
             floor=o.floor,
+            tame=o.tame,
         )
         mine = slice(processes.rank * len(groups), (processes.rank + 1) * len(groups))
         sizes = [len(s.rollout.x0) for s in scored]

@@ -41,6 +41,7 @@ class RolloutSeeds:
     start: tuple[int, ...]  # of the starting noise of each sample
     steps: tuple[int, ...]  # of the noise that each sample's stochastic steps add
     window: int  # of the place of the stochastic steps, shared by the group
+    epoch: int = 0
 
 
 def rollout_seeds(
@@ -60,7 +61,7 @@ def rollout_seeds(
 
     start = [0] * len(siblings) if same_start else siblings
     window = derive_seed(seed, epoch, group, _WINDOW)
-    return RolloutSeeds(seeds(_START, start), seeds(_STEPS, siblings), window)
+    return RolloutSeeds(seeds(_START, start), seeds(_STEPS, siblings), window, epoch)
 
 
 def item_order(items: int, count: int, seed: int, epoch: int) -> list[int]:
@@ -82,6 +83,24 @@ def place_window(steps: int, length: int, seed: int) -> tuple[int, int]:
     length = min(length, half)
     first = int(np.random.default_rng([seed, 29]).integers(half - length + 1))
     return first, first + length
+
+
+def moving_window(steps: int, length: int, position: int) -> tuple[int, int]:
+    """`(first, end)` of the stochastic steps at a position that moves through the first half of the
+    schedule again and again (MixGRPO, arXiv 2507.21802).
+    """
+    half = max(1, steps // 2)
+    length = min(length, half)
+    first = position % (half - length + 1)
+    return first, first + length
+
+
+def eta_schedule(steps: int, window: tuple[int, int], first: float, last: float) -> list[float]:
+    """The noise of every step: from `first` to `last` over the window, linearly."""
+    begin, end = window
+    span = max(1, end - begin - 1)
+    shares = (min(1.0, max(0.0, (i - begin) / span)) for i in range(steps))
+    return [first + (last - first) * share for share in shares]
 
 
 def group_mean(rollouts: Sequence[Rollout]) -> list[Rollout]:
@@ -113,18 +132,53 @@ def roll_out(
         seeds: of the rows and of the window.
         stochastic: whether the steps in the window are; DiffusionNFT samples deterministically.
     """
-    window = place_window(len(sigmas) - 1, settings.window, seeds.window)
+    steps = len(sigmas) - 1
+    window = place_window(steps, settings.window, seeds.window)
+    if settings.window_every:
+        position = seeds.epoch // settings.window_every
+        window = moving_window(steps, settings.window, position)
     start = draw_noise_rows(tuple(batch.target.shape), seeds.start).to(batch.target)
+    begin, x = _shared_prefix(policy, batch, sigmas, start, window, stochastic)
+    eta: float | list[float] = settings.eta
+    if settings.eta_end is not None:
+        eta = eta_schedule(steps, window, settings.eta, settings.eta_end)[begin:]
     taken: list[Transition] = []
     x0 = sample(
         policy,
-        start,
-        sigmas,
+        x,
+        sigmas[begin:],
         {"conditioning": batch.conditioning},
         kind=settings.kind if stochastic else "ode",
-        eta=settings.eta,
-        window=window,
+        eta=eta,
+        window=(window[0] - begin, window[1] - begin),
         noise_seed=seeds.steps,
         record=taken.append,
     )
     return Rollout(batch, x0, start, tuple(taken))
+
+
+def _shared_prefix(
+    policy: Policy,
+    batch: Batch,
+    sigmas: Tensor,
+    start: Tensor,
+    window: tuple[int, int],
+    stochastic: bool,
+) -> tuple[int, Tensor]:
+    """The steps before the window, taken once for samples that start from the same noise.
+
+    Returns:
+        the number of steps taken, and the states after them.
+    """
+    same = len(start) > 1 and bool((start == start[:1]).all())
+    if not stochastic or not same or window[0] == 0:
+        return 0, start
+    c = batch.conditioning
+    one = replace(
+        c,
+        references=tuple(r[:1] for r in c.references),
+        text=c.text[:1],
+        pooled=c.pooled[:1],
+    )
+    x = sample(policy, start[:1], sigmas[: window[0] + 1], {"conditioning": one})
+    return window[0], x.expand_as(start).contiguous()
