@@ -142,17 +142,23 @@ def _row(image: Tensor, p: Pixels) -> dict[str, float]:
     return region_metrics(image, p) | {f"reward/{k}": float(v) for k, v in rewards.items()}
 
 
+def interval(
+    gains: np.ndarray, seed: int = 0, resamples: int = _RESAMPLES
+) -> tuple[float, float, float]:
+    """The mean of paired differences and its 95 % bootstrap interval."""
+    n = len(gains)
+    draws = np.random.default_rng(seed).integers(0, n, (resamples, n))
+    low, high = np.quantile(gains[draws].mean(1), (0.025, 0.975))
+    return float(gains.mean()), float(low), float(high)
+
+
 def paired(a: dict[str, np.ndarray], b: dict[str, np.ndarray], seed: int = 0) -> list[Comparison]:
     """b compared with a, metric by metric, over the same cases."""
-    rng = np.random.default_rng(seed)
-    n = len(next(iter(a.values())))
-    draws = rng.integers(0, n, (_RESAMPLES, n))
     out = []
     for name in a:
         gain = (b[name] - a[name]) * (-1 if name in _LOWER_IS_BETTER else 1)
-        low, high = np.quantile(gain[draws].mean(1), (0.025, 0.975))
         means = float(a[name].mean()), float(b[name].mean())
-        out.append(Comparison(name, *means, float(gain.mean()), float(low), float(high)))
+        out.append(Comparison(name, *means, *interval(gain, seed)))
     return out
 
 

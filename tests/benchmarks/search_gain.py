@@ -21,13 +21,13 @@ from refiner_core.repair.pipeline import refine
 from refiner_core.repair.request import RefineOptions, RefineRequest
 from refiner_core.scoring.pixels import edge_error, masked_psnr, masked_ssim
 from refiner_core.scoring.structural import StructuralScorer
+from refiner_core.training.compare import interval
 from refiner_core.workers.pool import worker_pool
 
 SINGLE, LIGHT = "one run", "one run, half the reference blend"
 BEST, STEPS = "best of N", "one run, as many steps"
 RUNS = (SINGLE, LIGHT, BEST, STEPS)
 _MEASURES = ("psnr", "ssim", "edges", "structure")
-_DRAWS = 2000  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,6 @@ def _compare(job: tuple[int, int]) -> Gain | None:
     measures[STEPS] = run(engine, replace(plain, steps=price))[0]
     spent = {SINGLE: steps, LIGHT: steps, BEST: price, STEPS: price}
     return Gain(seed, scene.degradation, spent, measures)
-
-
-def interval(differences: np.ndarray) -> tuple[float, float, float]:
-    """Mean of paired differences and its 95 % bootstrap interval."""
-    rng = np.random.default_rng(0)
-    n = len(differences)
-    means = differences[rng.integers(0, n, (_DRAWS, n))].mean(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(differences.mean()), float(low), float(high)
 
 
 def table(rows: list[Gain], candidates: int) -> str:

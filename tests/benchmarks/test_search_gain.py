@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from refiner_core.training.compare import interval
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.search_gain import (
     BEST,
@@ -13,7 +14,6 @@ from tests.benchmarks.search_gain import (
     SINGLE,
     STEPS,
     Gain,
-    interval,
     table,
 )
 
