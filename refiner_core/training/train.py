@@ -38,8 +38,11 @@ def make_objective(config: RunConfig, learner: Learner, reward: Reward | None = 
     Raises:
         ValueError: the work cannot be split evenly over the processes.
     """
-    rewarded = () if reward is None else (reward,)
-    return OBJECTIVES[config.algorithm](config, learner, *rewarded)
+    make = OBJECTIVES[config.algorithm]
+    if not config.needs_pixels:
+        return make(config, learner)
+    assert reward is not None, f"train {config.kind} maximizes a reward"
+    return make(config, learner, reward)
 
 
 def train(

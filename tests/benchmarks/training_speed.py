@@ -134,7 +134,7 @@ class _Work:
 
 def _stages(kind: str, side: int, batch: int, device: torch.device) -> list[_Work]:
     from refiner_core.training.distributed import Processes
-    from refiner_core.training.memory_estimate import forward_flops, step_flops
+    from refiner_core.training.memory_estimate import forward_flops, step_cost, step_flops
     from refiner_core.training.objective import Learner
     from refiner_core.training.open_session import make_trainable
     from refiner_core.training.policy import Policy, VelocityNet
@@ -164,7 +164,8 @@ def _stages(kind: str, side: int, batch: int, device: torch.device) -> list[_Wor
     for name, config in (("SFT step", sft), ("GRPO epoch", grpo)):
         objective = make_objective(config, learner, reward)
         trainer = Trainer(objective, learner.trainable, config.optimizer, config.run.max_steps)
-        works.append(_Work(name, trainer.train_step, step_flops(config, once, recipe)))
+        cost = step_cost(config, recipe)
+        works.append(_Work(name, trainer.train_step, step_flops(config, once, cost)))
     return works
 
 
