@@ -6,13 +6,18 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
 from refiner_core.evaluation.baselines import PastedReference
+from refiner_core.images.crop import box_region
 from refiner_core.images.filters import blur
+from refiner_core.images.geometry import Box
+from refiner_core.matching.find_detail import find_detail
 from refiner_core.matching.tone import close_rim
 from refiner_core.nano.nano_engine import load_nano
 from refiner_core.recipes.recipe import NANO
@@ -70,6 +75,24 @@ def test_an_unrelated_reference_leaves_the_draft_alone_unless_alignment_is_asked
         assert mismatch in result.report["notes"] and mismatch.startswith("region 1: ")
     found = refine(PastedReference(NANO), _case()[0])
     assert found.report["mismatches"] == [] and "poor_match" not in found.report["regions"][0]
+
+
+def _written(word: str, size: tuple[int, int], at: tuple[int, int], paper: int) -> Tensor:
+    image = Image.new("L", size, paper)
+    ImageDraw.Draw(image).text(at, word, fill=20, font=ImageFont.load_default(size=48))
+    return torch.from_numpy(np.array(image))[None, None].expand(-1, 3, -1, -1)
+
+
+def test_letters_are_found_whose_mask_is_smaller_than_the_region() -> None:
+    """As a transparent wordmark's own alpha is, where the region is the whole sign."""
+    draft = _written("AOCRN", (400, 200), (110, 70), 230)
+    reference = _written("ACORN", (240, 90), (40, 20), 255)
+    letters = (reference[:, :1] < 128).float()
+    found = find_detail(draft, box_region(Box(95, 65, 290, 135)), reference, letters)
+    assert found.sure and found.searched
+    # 70 px to the left and 50 px above its place in the draft.
+    for got, expected in zip(found.box(), (25, 15, 220, 85), strict=True):
+        assert abs(got - expected) <= 3
 
 
 def test_the_report_says_where_the_detail_was_found() -> None:

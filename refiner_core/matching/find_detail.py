@@ -103,19 +103,41 @@ def find_detail(
     size = Extent(reference.shape[-1], reference.shape[-2])
     bounded = _bounded(reference)
     matcher = SurfaceMatcher(draft, region, bounded, size)
-    if reference_mask is None:
-        own = _searched(matcher, bounded)
-    else:
-        detail = bounds(reference_mask)
-        if detail is None:
-            raise ValueError("The reference mask is empty; mark the detail or leave it out.")
-        own = list(_near_boxes(region.box, detail, size))
-    surface = _best(matcher, own)
-    if known is not None:
-        surface = max((known, surface), key=matcher.quality)
+    surface, searched = _found(matcher, bounded, reference_mask, known)
     inside, around = matcher.patch_ncc(surface, COARSE)
-    sure = inside > (_SURE if reference_mask is None else _SURE_WITH_BOXES)
-    return FoundDetail(surface, inside, around, sure, reference_mask is None, size)
+    sure = inside > (_SURE if searched else _SURE_WITH_BOXES)
+    return FoundDetail(surface, inside, around, sure, searched, size)
+
+
+def _found(
+    matcher: SurfaceMatcher,
+    reference: Tensor,
+    reference_mask: Tensor | None,
+    known: SurfaceMap | None,
+) -> tuple[SurfaceMap, bool]:
+    """Where the detail is, and whether all of the reference was searched for it.
+
+    A mask may show other parts of a surface than the region: a wordmark's own alpha marks its letters
+    where the region is the whole sign. If it fits badly, the detail is also searched for, and found
+    if it lies around what is marked.
+    """
+    if reference_mask is None:
+        surface = _best(matcher, _searched(matcher, reference))
+        return max((surface, known or surface), key=matcher.quality), True
+    detail = bounds(reference_mask)
+    if detail is None:
+        raise ValueError("The reference mask is empty; mark the detail or leave it out.")
+    surface = _best(matcher, list(_near_boxes(matcher.box, detail, matcher.reference)))
+    surface = max((surface, known or surface), key=matcher.quality)
+    if matcher.patch_ncc(surface, COARSE)[0] > _SURE:
+        return surface, False
+    other = _best(matcher, _searched(matcher, reference))
+    around = other.reach(other.box, matcher.reference)
+    x, y = detail.center
+    marked = around.x0 <= x < around.x1 and around.y0 <= y < around.y1
+    if marked and matcher.patch_ncc(other, COARSE)[0] > _SURE:
+        return other, True
+    return surface, False
 
 
 def _bounded(reference: Tensor) -> Tensor:

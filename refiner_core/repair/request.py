@@ -297,9 +297,8 @@ def _unmarked_region(request: RefineRequest, size: Extent, buckets: Buckets) -> 
     if target is not None:
         raise ValueError(
             f"Nothing is marked in the draft of {size}, so all of it would be repaired, at only "
-            f"{target}, and come back blurred. Mark the detail: with a box (in Reference Refine, "
-            "tab Regions) or a mask. To repair the whole picture, scale it down first, or raise "
-            "megapixels."
+            f"{target}, and come back blurred. Mark the detail with a mask or a box. To repair the whole "
+            "picture, scale it down first, or raise megapixels."
         )
     return whole_region(size)
 
