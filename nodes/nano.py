@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.latent_formats
@@ -10,6 +11,7 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 from PIL import Image
 from torch import Tensor
 
@@ -77,9 +79,25 @@ def _load_transformer(**options: Any) -> Any:
     return model
 
 
+def _attend(_: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """PyTorch's attention in place of ComfyUI's choice."""
+    return attention_pytorch(*args, **kwargs)
+
+
+def _use_fast_attention(model: Any) -> None:
+    """Let nano attend by PyTorch's own kernel on a CPU.
+
+    ComfyUI splits attention into parts there, unless it is started with --use-pytorch-cross-attention;
+    a step of nano on a 256 px crop then takes half as long again.
+    """
+    if mm.is_device_cpu(model.load_device):
+        model.model_options["transformer_options"]["optimized_attention_override"] = _attend
+
+
 def load_nano_refiner() -> Refiner:
     """The nano refiner, loaded by ComfyUI's own loader and managed by ComfyUI."""
     codec, model = BlockCodec(), _load_transformer()
+    _use_fast_attention(model)
     codec.load_state_dict(_read(codec=True))
     width = model.model.model_config.unet_config["context_in_dim"]
     pooled = model.model.model_config.unet_config["vec_in_dim"]

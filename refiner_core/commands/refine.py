@@ -19,9 +19,16 @@ if TYPE_CHECKING:
     from ..repair.request import RefineOptions
 
 
+_SPEED = (
+    "What costs time is loading the model, and then sampling, which grows with --steps, --candidates "
+    "and --megapixels, but not with the size of the picture. To save time, repair many pictures in one "
+    "run with --jobs, and raise those three only as far as you see a difference."
+)
+
+
 def add_parser(commands: Any) -> None:
     """Add the command's options."""
-    p = commands.add_parser("refine", help="repair one picture, or many")
+    p = commands.add_parser("refine", help="repair one picture, or many", epilog=_SPEED)
     _add_files(p.add_argument_group("pictures"))
     add_jobs(p.add_argument_group("many pictures"))
     add_model_options(p)

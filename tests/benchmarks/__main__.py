@@ -20,10 +20,12 @@ from . import (
     overhead,
     queue_load,
     search_gain,
+    speed,
     training_speed,
 )
 
 BENCHMARKS = (
+    speed,
     one_way_speed,
     overhead,
     search_gain,

@@ -1,0 +1,143 @@
+"""Benchmark `speed`: what a repair costs, and what the ways to save time save, in one table.
+
+Times are those of the processor, with one thread, so that other programs disturb them little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refiner_core.images.demo_cases import CASES
+from refiner_core.images.masks import find_regions
+from refiner_core.models.kontext import CleanCache, Conditioning, Denoiser, zero_text
+from refiner_core.nano.nano_engine import load_nano
+from refiner_core.repair.pipeline import refine
+from refiner_core.repair.request import RefineRequest
+
+from .measuring import median_seconds, noise_picture
+
+ROOT = Path(__file__).parents[2]
+
+
+def add_parser(names: Any) -> None:
+    """Add the benchmark's options."""
+    p = names.add_parser("speed", help="start-up, jobs, one-way attention, picture size: one table")
+    p.add_argument("--rounds", type=int, default=3, help="timed runs; the median is reported")
+    p.add_argument(
+        "--jobs", type=int, default=24, help="repairs in the comparison with single calls"
+    )
+    p.set_defaults(run=run)
+
+
+def _row(title: str, seconds: float, other: float, what: str) -> None:
+    print(f"{title:<52}{seconds:>9.3f}{other:>9.3f}{seconds / other:>8.2f}  {what}", flush=True)
+
+
+def _spent(*arguments: str) -> float:
+    """Seconds of the processor that a Python process and its children take."""
+    before = os.times()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, env=environment,
+                   stdout=subprocess.DEVNULL)  # fmt: skip
+    after = os.times()
+    return after.children_user + after.children_system - before[2] - before[3]
+
+
+def _files(case: Path) -> dict[str, str]:
+    return {role: str(case / f"{role}.png") for role in ("draft", "reference", "mask")}
+
+
+def _start_up(rounds: int) -> None:
+    def least(*arguments: str) -> float:
+        return min(_spent(*arguments) for _ in range(rounds))
+
+    imported = least("-c", "import torch")
+    _row("omnirefiner --help", least("-m", "refiner_core", "--help"), imported, "import torch")
+    case = CASES / "word"
+    with tempfile.TemporaryDirectory() as folder:
+        out, report = Path(folder, "out.png"), Path(folder, "out.json")
+        files = [part for role, file in _files(case).items() for part in (f"--{role}", file)]
+        command = ["-m", "refiner_core", "refine", *files, "--out", str(out), "--overwrite",
+                   "--report", str(report)]  # fmt: skip
+        whole = least(*command)
+    repair = median_seconds(_repair_of(case), rounds, time.process_time)
+    _row("refine with nano, from start to file", whole, imported + repair, "import torch + repair")
+
+
+def _repair_of(case: Path) -> Any:
+    from refiner_core.jobs.repair_files import RepairFiles, read_request
+    from refiner_core.repair.request import RefineOptions
+
+    engine, files = load_nano(), {role: Path(file) for role, file in _files(case).items()}
+    request, _ = read_request(
+        RepairFiles(files["draft"], (files["reference"],), files["mask"]), RefineOptions()
+    )
+    return lambda: refine(engine, request)
+
+
+def _many(count: int) -> None:
+    """Jobs in one process and in two, against the repairs alone as their reports have them."""
+    cases = sorted(p for p in CASES.iterdir() if p.is_dir())
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = Path(folder, "jobs.jsonl")
+        lines = [{**_files(cases[i % len(cases)]), "id": f"n{i}", "seed": i} for i in range(count)]
+        jobs.write_text("\n".join(map(json.dumps, lines)))
+        for devices in ("cpu", "cpu,cpu"):
+            out = Path(folder, devices)
+            command = ["-m", "refiner_core", "refine", "--jobs", str(jobs), "--out", str(out)]
+            spent = _spent(*command, "--quiet", "--devices", devices)
+            summary = json.loads((out / "summary.json").read_text())
+            workers = devices.count("cpu")
+            begin = workers * _spent("-c", "import refiner_core.load")
+            _row(f"{count} jobs, --devices {devices}", spent, spent - begin, "without the start")
+            wall = summary["seconds"] * workers
+            _row(f"{count} jobs, --devices {devices}, by the clock", wall,
+                 summary["repair_seconds"], "repairs alone")  # fmt: skip
+
+
+@torch.inference_mode()
+def _one_way(side: int, rounds: int) -> None:
+    """A step of nano with a draft and a reference, its clean tokens known or not."""
+    model = load_nano().model
+    g = torch.Generator().manual_seed(0)
+    x, draft, reference = torch.randn(3, 1, 16, side // 4, side // 4, generator=g)
+    given = {"conditioning": Conditioning((draft, reference), (1, 2), *zero_text(model))}
+    level = torch.tensor([0.7])
+    known, both = Denoiser(model, "one way", CleanCache()), Denoiser(model)
+    usual = median_seconds(lambda: both(x, level, **given), rounds, time.process_time)
+    cached = median_seconds(lambda: known(x, level, **given), rounds, time.process_time)
+    _row(f"a step of nano one way, {side} px", cached, usual, "both ways")
+
+
+def _picture_size(rounds: int) -> None:
+    engine, least = load_nano(), 0.0
+    for side in (512, 2048, 8192):
+        draft, mask = noise_picture(side)
+        b = find_regions(mask)[0].box
+        reference = draft[..., b.y0 : b.y1, b.x0 : b.x1].contiguous()
+        request = RefineRequest(draft, (reference,), mask)
+        spent = median_seconds(lambda r=request: refine(engine, r), rounds, time.process_time)
+        least = least or spent
+        _row(f"a 256 px region in a picture of {side} px", spent, least, "512 px")
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, seconds of the processor, one thread")
+    print(f"{'':<52}{'seconds':>9}{'other':>9}{'ratio':>8}  of what")
+    _start_up(chosen.rounds)
+    for side in (128, 256, 512):
+        _one_way(side, chosen.rounds)
+    _picture_size(chosen.rounds)
+    _many(chosen.jobs)
