@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ..refiner_core import sampling
 from ..refiner_core.interfaces import SamplingJob
+from ..refiner_core.models.devices import most_at_once
 from ..refiner_core.recipes.recipe import Recipe
 from .conditioning import EncodedText, condition, encode_text
-from .one_way import Caches, one_way
+from .one_way import Caches, cache_bytes, one_way
 from .qwen import as_published
 from .tiles import tiled
 from .types import Refiner
@@ -191,6 +192,21 @@ class ComfyEngine:
             if known.prompt == job.prompt and all(a.image is b.image for a, b in pictures):
                 return text
         return encode_text(self.refiner, job)
+
+    def at_once(self, job: SamplingJob) -> int:
+        """How many jobs of this one's size fit into a batch; on a CPU a batch saves nothing.
+
+        Other samplers than the recipe's may draw other noise for a batch.
+        """
+        model, recipe = self.refiner.model, self.recipe
+        alone = recipe.tile or recipe.conditioning != "text" or self.sampler != OWN_SAMPLER
+        if mm.is_device_cpu(model.load_device) or alone:
+            return 1
+        area = sum(z.shape[-2] * z.shape[-1] for z in (job.draft, *job.latents))
+        each = model.memory_required([1, job.draft.shape[1], 1, area])
+        if recipe.attention == "one way":
+            each += cache_bytes(model, job.latents, job.cfg)
+        return most_at_once(mm.get_total_memory(model.load_device) - model.model_size(), each)
 
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
         refiner = self.refiner

@@ -15,11 +15,15 @@ from refiner_core.images.geometry import Box, CropPlan, Extent
 from refiner_core.interfaces import SamplingJob
 from refiner_core.models.core_engine import CoreEngine
 from refiner_core.nano.nano_engine import load_nano
+from refiner_core.recipes.recipe import NANO, Attention, Recipe
 from refiner_core.repair import pipeline
+from refiner_core.repair.batches import batches, joined
 from refiner_core.repair.pipeline import RefineResult, refine
 from refiner_core.repair.region import PlannedRegion
 from refiner_core.repair.request import RefineOptions, RefineRequest, RegionTask
 from refiner_core.repair.waves import waves
+from refiner_core.sampling import draw_noise
+from tests.jobs import job_of
 
 FAST = RefineOptions(steps=2, align=False)
 
@@ -130,3 +134,61 @@ def test_chunks_change_nothing_but_the_memory(
     assert same(together, refine(engine, request))
     assert [c for c in engine.calls if c.startswith("text")] == ["text 4", "text 4", "text 2"]
     assert [r["picture"] for r in together.report["regions"]] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+@dataclass
+class Together(CoreEngine):
+    """Samples several jobs at once, and notes how many."""
+
+    most: int = 1
+    rows: list[int] = field(default_factory=list)
+
+    def at_once(self, job: SamplingJob) -> int:
+        return self.most
+
+    def sample(self, job: SamplingJob, step: Any) -> Tensor:
+        self.rows.append(len(job.draft))
+        return super().sample(job, step)
+
+
+@pytest.mark.parametrize("attention", ["both ways", "one way"])
+@pytest.mark.parametrize(("most", "rows"), [(1, [1] * 4), (3, [3, 1]), (8, [4])])
+@pytest.mark.parametrize("model_mask", [0.0, 0.8])
+def test_regions_of_one_size_are_sampled_together(
+    nano: CoreEngine, attention: Attention, most: int, rows: list[int], model_mask: float
+) -> None:
+    recipe = replace(nano.recipe, attention=attention)
+    alone, together = (
+        Together(recipe, nano.model, nano.codec, nano.text, most=n) for n in (1, most)
+    )
+    request = pictures(2, (20, 200))
+    request = replace(request, options=replace(request.options, model_mask=model_mask))
+    wanted, found = (refine(engine, request) for engine in (alone, together))
+    assert alone.rows == [1] * 4 and together.rows == rows
+    for a, b in zip(found.crops, wanted.crops, strict=True):
+        assert float((a - b).abs().max()) < 1e-4
+    if most == 1:
+        assert same(found, wanted) and same(found, refine(replace_recipe(nano, recipe), request))
+
+
+def replace_recipe(engine: CoreEngine, recipe: Recipe) -> CoreEngine:
+    return CoreEngine(recipe, engine.model, engine.codec, engine.text)
+
+
+def test_other_prompts_sizes_and_steps_are_sampled_apart() -> None:
+    engine = Together(NANO, *[None] * 3, most=8)  # type: ignore[arg-type]
+    latent, large = torch.zeros(1, 16, 8, 8), torch.zeros(1, 16, 8, 16)
+    sigmas = torch.tensor([1.0, 0.5, 0.0])
+    job = job_of((latent, latent), sigmas)
+    others = [
+        job_of((large, latent), sigmas),
+        replace(job, prompt="other"),
+        replace(job, guidance=2.0),
+        replace(job, sigmas=sigmas[::2]),
+        replace(job, restrict=torch.ones(1, 1, 8, 8)),
+    ]
+    jobs = [job, *others, replace(job, seed=5), *others]
+    assert batches(engine, jobs) == [[0, 6], *([i, i + 6] for i in range(1, 6))]
+    start = joined([job, replace(job, seed=5)]).start
+    assert start is not None
+    assert torch.equal(start, torch.cat([draw_noise((1, 16, 8, 8), seed) for seed in (0, 5)]))

@@ -47,11 +47,6 @@ def choose_storage(needed: int, free: float, exact: bool = True) -> Storage:
     return "cpu"
 
 
-def free_memory(device: torch.device) -> float:
-    """Free bytes of a device; of the computer's own memory as much as one likes."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
-
-
 class StoredKeys(MutableMapping[Hashable, _Pair]):
     """Keys and values by block, kept in one of the storages; asked for in the blocks' order.
 

@@ -13,8 +13,10 @@ from ..interfaces import SamplingJob
 from ..recipes.recipe import Recipe
 from ..sampling import DenoiserCall, draw_noise, restrict, sample
 from .detail_encoder import DetailEncoder, fill_triggers
+from .devices import free_memory, most_at_once
 from .kontext import CleanCache, Conditioning, Denoiser
 from .tiles import TileCaches, TiledDenoiser
+from .tokens import PATCH
 
 if TYPE_CHECKING:
     from .flux_transformer import Transformer
@@ -45,6 +47,9 @@ class Movable(Protocol):
     """A part of an engine that computes on a device."""
 
     def to(self, device: torch.device, /) -> object: ...
+
+
+_VECTORS = 40  # of the model's width that a block holds for each token while it computes
 
 
 @dataclass
@@ -89,6 +94,15 @@ class CoreEngine:
         for prompt in dict.fromkeys(job.prompt for job in jobs):
             if self.detail is None:
                 self.text(prompt, self.recipe.text_tokens)
+
+    def at_once(self, job: SamplingJob) -> int:
+        """How many jobs of this one's size fit into a batch; on a CPU a batch saves nothing."""
+        if self.device.type != "cuda" or self.detail is not None or self.recipe.tile:
+            return 1
+        areas = [z.shape[-2] * z.shape[-1] // PATCH**2 for z in (job.draft, *job.latents)]
+        tokens = sum(areas) + self.recipe.text_tokens
+        each = tokens * self.model.inner_dim * self.model.dtype.itemsize * _VECTORS
+        return most_at_once(free_memory(self.device), each)
 
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
         text, pooled = self._encode_text(job)

@@ -25,3 +25,16 @@ def pick_device(name: str) -> torch.device:
         if index and int(index) >= torch.cuda.device_count():
             raise ValueError(f"There is no {name}: PyTorch sees {torch.cuda.device_count()} GPUs.")
     return torch.device(name)
+
+
+def free_memory(device: torch.device) -> float:
+    """Free bytes of a device; of the computer's own memory as much as one likes."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
+
+
+def most_at_once(free: float, each: float, most: int = 8) -> int:
+    """How many samples of `each` bytes fit into half of the free memory; at least one.
+
+    The other half is for what is not counted.
+    """
+    return max(1, min(most, int(free / 2 / each)))

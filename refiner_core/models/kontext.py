@@ -17,7 +17,8 @@ from .. import flow
 from ..recipes.recipe import Attention
 from . import tokens
 from .attention import KeysValues, use_recorded_keys
-from .clean_storage import Storage, StoredKeys, choose_storage, clean_bytes, free_memory
+from .clean_storage import Storage, StoredKeys, choose_storage, clean_bytes
+from .devices import free_memory
 
 if TYPE_CHECKING:
     from .flux_transformer import Transformer

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..interfaces import Engine, SamplingJob, Stage
 from ..scoring.scorer import Scorer
+from .batches import batches, joined
 from .candidates import sample_best
 from .region import (
     PlannedRegion,
@@ -78,10 +79,7 @@ def repair_together(
     pairs = [pair for pair in zip(works, prepared, strict=True) if not pair[1].left_alone]
     jobs = [_encode(engine, work, region, options, watch) for work, region in pairs]
     engine.encode_text(jobs)
-    sampled = [
-        _sample(engine, work, region, job, options, watch, scorer)
-        for (work, region), job in zip(pairs, jobs, strict=True)
-    ]
+    sampled = _sample_all(engine, pairs, jobs, options, watch, scorer)
     decoded = [
         _decode(engine, work, region, job, result, watch)
         for (work, region), job, result in zip(pairs, jobs, sampled, strict=True)
@@ -115,7 +113,29 @@ def _encode(
     return sampling_job(engine.recipe, region.plan.target, inputs, options, region.mask)
 
 
-def _sample(
+def _sample_all(
+    engine: Engine,
+    pairs: Sequence[tuple[Work, PreparedRegion]],
+    jobs: Sequence[SamplingJob],
+    options: RefineOptions,
+    watch: Watch,
+    scorer: Scorer | None,
+) -> list[Sampled]:
+    """What sampling makes of every region; regions of equal size in one batch where that fits."""
+    if options.candidates > 1:  # they are a batch already
+        return [
+            _sample_candidates(engine, work, region, job, options, watch, scorer)
+            for (work, region), job in zip(pairs, jobs, strict=True)
+        ]
+    found: dict[int, Sampled] = {}
+    for batch in batches(engine, jobs):
+        watch.start(pairs[batch[-1]][0].at("sample"))
+        latents = engine.sample(joined([jobs[i] for i in batch]), watch.step)
+        found |= {i: Sampled(z) for i, z in zip(batch, latents.split(1), strict=True)}
+    return [found[i] for i in range(len(jobs))]
+
+
+def _sample_candidates(
     engine: Engine,
     work: Work,
     region: PreparedRegion,
@@ -125,10 +145,8 @@ def _sample(
     scorer: Scorer | None,
 ) -> Sampled:
     watch.start(work.at("sample"))
-    if options.candidates > 1:
-        picture, report = sample_best(engine, region, job, options, scorer, watch.step)
-        return Sampled(None, picture, report)
-    return Sampled(engine.sample(job, watch.step))
+    picture, report = sample_best(engine, region, job, options, scorer, watch.step)
+    return Sampled(None, picture, report)
 
 
 def _decode(
