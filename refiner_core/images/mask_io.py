@@ -144,7 +144,7 @@ def usable_mask(
 
 def coverage_notes(mask: Tensor, name: str = "mask") -> Notes:
     """A note about a mask B 1 H W in [0, 1] that marks most of the picture, as inverted masks do."""
-    coverage = float((mask > 0).float().mean())
+    coverage = int(torch.count_nonzero(mask > 0)) / max(1, mask.numel())
     if not _LARGE < coverage < 1:
         return ()
     return (
