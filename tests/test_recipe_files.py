@@ -123,6 +123,11 @@ def test_former_names_of_fields_are_read(tmp_path: Path) -> None:
         ({"reference_blend": 0.5, "prefill": 0.5}, ["reference_blend"]),
         ({"prefill": 2}, ["prefill", "0 to 1", "got 2"]),
         ({"prompt_strip": ["("]}, ["prompt_strip", "'('"]),
+        ({"prompt_strip": ["(a+)+$"]}, ["prompt_strip", "'(a+)+$'"]),
+        ({"prompt_strip": ["(?:a|a)*"]}, ["prompt_strip", "'(?:a|a)*'"]),
+        ({"prompt_strip": ["(a*){1,40}b"]}, ["prompt_strip", "{1,40}"]),
+        ({"prompt_strip": ["a{99999999999}"]}, ["prompt_strip", "99999999999"]),
+        ({"prompt_strip": ["(" * 900 + ")" * 900]}, ["prompt_strip"]),
         ({"references": [2, 1]}, ["references", "[2, 1]"]),
         ({"tile": 40}, ["tile", "16", "40"]),
         ({"tile": 64, "based_on": "omnirefiner"}, ["align", "native_detail"]),
@@ -177,3 +182,9 @@ def test_refused_files(tmp_path: Path, name: str, text: str | None) -> None:
     with pytest.raises(ValueError, match="recipe") as e:
         read_recipe(tmp_path / name)
     assert name in str(e.value)
+
+
+@pytest.mark.parametrize("pattern", [r"\(x\)+", "(a)?b{3}", r"\[\s*\d+(?:,\d+){3}\]", "x*y+"])
+def test_patterns_that_are_quick_are_read(tmp_path: Path, pattern: str) -> None:
+    table = {"name": "mine", "based_on": "imagecritic", "prompt_strip": [pattern]}
+    assert read_recipe(write(tmp_path, table)).prompt_strip == (pattern,)

@@ -31,6 +31,8 @@ from .recipe import (
 SUFFIXES = TABLE_SUFFIXES
 _NAMED_BUCKETS = {"kontext": KONTEXT_BUCKETS, "qwen": QWEN_BUCKETS, "nano": NANO_BUCKETS}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
+# Of (a+)+ and (a|a)* Python tries every division of a text, of which there are 2^length.
+_REPEATED_GROUP = re.compile(r"(?<!\\)\)(?:[*+]|\{(?:\d*,\d*|\d{2,})\})")
 _ROLES = ("draft", "reference", "mask")
 _LARGEST = 100_000  # bytes; a recipe has about a thousand
 
@@ -142,10 +144,15 @@ def _patterns(value: Any) -> tuple[str, ...]:
     for pattern in patterns:
         try:
             re.compile(pattern)
-        except re.error as e:
+        except (re.error, RecursionError, OverflowError) as e:
             raise BadValueError(
                 f"contains {pattern!r}, which is not a valid regular expression ({e})"
             ) from e
+        if _REPEATED_GROUP.search(pattern):
+            raise BadValueError(
+                f"contains {pattern!r}, which repeats a group any number of times: some prompts would "
+                "take hours. Repeat it fewer than 10 times, for example (...){3}"
+            )
     return patterns
 
 
