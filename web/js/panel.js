@@ -164,7 +164,7 @@ export class Panel {
       this.open("regions");
       this.live.end(say("unmarked"));
     }
-    if (shown.reports.some((/** @type {any} */ r) => r.mismatches?.length)) this.live.end(say("poorMatch"), true);
+    if (shown.reports.some((/** @type {any} */ r) => r.mismatches?.length)) this.live.end(say("poorMatch"));
     if (shown.pairs && this.viewer) {
       if (news) this.open("result");
       void this.viewer.show(shown.pairs);
