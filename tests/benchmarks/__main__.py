@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from . import (
     ablation,
-    bad_inputs,
     comfyui_speed,
     data_speed,
     demo_cases,
     dreamsim_speed,
-    fuzz,
-    kills,
     objectives,
     one_way_speed,
     overhead,
@@ -37,10 +35,12 @@ BENCHMARKS = (
     comfyui_speed,
     demo_cases,
     queue_load,
-    fuzz,
-    bad_inputs,
-    kills,
 )
+
+if find_spec("hypothesis"):  # which ComfyUI's Python does not have
+    from . import bad_inputs, fuzz, kills
+
+    BENCHMARKS = (*BENCHMARKS, kills, fuzz, bad_inputs)
 
 
 def parser() -> argparse.ArgumentParser:
