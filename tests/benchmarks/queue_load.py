@@ -95,9 +95,13 @@ def run(chosen: argparse.Namespace) -> None:
         write_inputs(base / "input")
         with launcher.running(base) as server:
             begun = time.monotonic()
-            samples = list(measure(server, chosen.prompts, chosen.seed))
-            spent = time.monotonic() - begun
-    print_table(samples, chosen.early, spent)
+            samples: list[Sample] = []
+            try:
+                for sample in measure(server, chosen.prompts, chosen.seed):
+                    samples.append(sample)
+            finally:  # also of a run that was stopped
+                if samples:
+                    print_table(samples, chosen.early, time.monotonic() - begun)
 
 
 def write_inputs(folder: Path) -> None:
@@ -180,6 +184,7 @@ def print_table(samples: list[Sample], early: int, spent: float) -> None:
     count = len(samples)
     print(f"{count} prompts in {spent:.0f} s, {spent / count:.2f} s each; medians of {_WINDOW}")
     print(f"{'prompts':>8}{'memory MB':>12}{'temp files':>12}{'temp MB':>10}")
+    early = min(early, count)
     shown = sorted({early, *range(count // 10, count + 1, max(1, count // 10)), count} - {0})
     for end in shown:
         last = samples[end - 1]

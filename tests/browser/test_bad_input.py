@@ -131,6 +131,17 @@ def test_an_error_is_shown_and_the_boxes_stay(open_comfy: Callable[..., Any]) ->
     comfy.shot("refine-error")
 
 
+def test_texts_never_become_elements(open_comfy: Callable[..., Any]) -> None:
+    comfy = open_comfy()
+    hostile = '<img src=x onerror="window.hostile = 1">'
+    refine_graph(comfy, boxes=json.dumps([{"draft": hostile}]), prompt=hostile)
+    assert hostile in comfy.server.error(comfy.run())
+    comfy.settle(800)
+    assert hostile in comfy.page.locator(".omnirefiner-live").inner_text()
+    assert comfy.page.evaluate("() => window.hostile") is None
+    assert comfy.page.locator("[onerror]").count() == 0
+
+
 def test_a_run_is_stopped_from_the_node(open_comfy: Callable[..., Any]) -> None:
     comfy = open_comfy()
     text = '[{"draft": [0.5, 0.4, 0.8, 0.7], "reference": null}]'
