@@ -62,7 +62,7 @@ def test_a_large_region_comes_back_as_sharp_as_its_surroundings(engine: PastedRe
 def test_an_unrelated_reference_leaves_the_draft_alone_unless_alignment_is_asked_for() -> None:
     request, _ = _case()
     other = (_picture(77, 600, 640) * 255).to(torch.uint8)
-    request = replace(request, references=(other,))
+    request = replace(request, references=(other,), reference_masks=())
     left = refine(PastedReference(NANO), request)
     assert torch.equal(left.image, request.draft)
     assert "agreement" in left.report["regions"][0]["left_alone"]
@@ -93,6 +93,24 @@ def test_letters_are_found_whose_mask_is_smaller_than_the_region() -> None:
     # 70 px to the left and 50 px above its place in the draft.
     for got, expected in zip(found.box(), (25, 15, 220, 85), strict=True):
         assert abs(got - expected) <= 3
+
+
+def test_both_marked_are_repaired_and_the_report_says_that_nothing_fits() -> None:
+    request, _ = _case()
+    other = (_picture(77, 600, 640) * 255).to(torch.uint8)
+    repaired = refine(PastedReference(NANO), replace(request, references=(other,)))
+    (region,) = repaired.report["regions"]
+    assert not torch.equal(repaired.image, request.draft)
+    assert "left_alone" not in region and "poor_match" in region
+    assert not region["references"][0]["alignment"]["sure"]
+
+
+def test_a_mark_on_one_colour_leaves_the_draft_alone() -> None:
+    request, _ = _case()
+    plain = torch.full((1, 3, 600, 640), 128, dtype=torch.uint8)
+    left = refine(PastedReference(NANO), replace(request, references=(plain,)))
+    assert torch.equal(left.image, request.draft)
+    assert left.report["mismatches"] and "left_alone" in left.report["regions"][0]
 
 
 def test_the_report_says_where_the_detail_was_found() -> None:

@@ -44,6 +44,7 @@ _LEAST_SEARCHED = 12  # px, shorter side of a place in the reference
 # reach 0.035 where all of the reference is searched, and 0.003 between two boxes.
 _SURE = 0.04
 _SURE_WITH_BOXES = 0.008
+_LEAST_CONTRAST = 0.02  # standard deviation in the reference below which a mark shows nothing
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class FoundDetail:
     """Whether that is enough to believe it."""
     searched: bool
     """Whether the whole reference was searched."""
+    empty: bool
+    """Whether the reference shows nothing there but one colour."""
     reference: Extent
     """Size of the reference in px."""
 
@@ -97,6 +100,9 @@ def find_detail(
         reference_mask: the detail in it, 1 1 h w, above 0 somewhere; None searches all of it.
         known: another method's result, which is taken where it fits better.
 
+    Returns:
+        the best fit. Where both pictures are marked and nothing fits, the marks alone decide.
+
     Raises:
         ValueError: the reference mask is empty.
     """
@@ -106,7 +112,8 @@ def find_detail(
     surface, searched = _found(matcher, bounded, reference_mask, known)
     inside, around = matcher.patch_ncc(surface, COARSE)
     sure = inside > (_SURE if searched else _SURE_WITH_BOXES)
-    return FoundDetail(surface, inside, around, sure, searched, size)
+    empty = matcher.contrast(surface, COARSE) < _LEAST_CONTRAST
+    return FoundDetail(surface, inside, around, sure, searched, empty, size)
 
 
 def _found(
@@ -118,8 +125,8 @@ def _found(
     """Where the detail is, and whether all of the reference was searched for it.
 
     A mask may show other parts of a surface than the region: a wordmark's own alpha marks its letters
-    where the region is the whole sign. If it fits badly, the detail is also searched for, and found
-    if it lies around what is marked.
+    where the region is the whole sign. If it fits badly, inside and around, the detail is also
+    searched for, and found if it lies around what is marked. If nothing fits, the marks alone decide.
     """
     if reference_mask is None:
         surface = _best(matcher, _searched(matcher, reference))
@@ -127,9 +134,9 @@ def _found(
     detail = bounds(reference_mask)
     if detail is None:
         raise ValueError("The reference mask is empty; mark the detail or leave it out.")
-    surface = _best(matcher, list(_near_boxes(matcher.box, detail, matcher.reference)))
-    surface = max((surface, known or surface), key=matcher.quality)
-    if matcher.patch_ncc(surface, COARSE)[0] > _SURE:
+    starts = list(_near_boxes(matcher.box, detail, matcher.reference))
+    surface = max((_best(matcher, starts), known or starts[0]), key=matcher.quality)
+    if max(matcher.patch_ncc(surface, COARSE)) > _SURE:
         return surface, False
     other = _best(matcher, _searched(matcher, reference))
     around = other.reach(other.box, matcher.reference)
@@ -137,7 +144,9 @@ def _found(
     marked = around.x0 <= x < around.x1 and around.y0 <= y < around.y1
     if marked and matcher.patch_ncc(other, COARSE)[0] > _SURE:
         return other, True
-    return surface, False
+    if matcher.patch_ncc(surface, COARSE)[0] > _SURE_WITH_BOXES:
+        return surface, False
+    return max((starts[0], known or starts[0]), key=matcher.quality), False
 
 
 def _bounded(reference: Tensor) -> Tensor:

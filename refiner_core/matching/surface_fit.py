@@ -99,14 +99,18 @@ class SurfaceMatcher:
             self._levels[level] = _Seen(scale, features, mask[::s, ::s], x[::s, ::s], y[::s, ::s])
         return self._levels[level]
 
-    def _moving(self, surface: SurfaceMap, level: FitLevel) -> tuple[Tensor, Tensor]:
-        """Features of the reference under a map, and where it shows anything."""
+    def _view(self, surface: SurfaceMap, level: FitLevel) -> tuple[Tensor, Tensor]:
+        """The reference under a map, and where it shows anything."""
         seen = self._level(level)
         zoom = abs(surface.zoom(self.reference)) / seen.scale / self._shrunk
         depth = math.floor(math.log2(max(1.0, zoom)) + 0.3)
         picture = self._pyramid[min(depth, len(self._pyramid) - 1)]
         size = Extent(seen.features.shape[-1], seen.features.shape[-2])
-        view, inside = warp_surface(picture, surface, self.window, size)
+        return warp_surface(picture, surface, self.window, size)
+
+    def _moving(self, surface: SurfaceMap, level: FitLevel) -> tuple[Tensor, Tensor]:
+        """Features of the reference under a map, and where it shows anything."""
+        view, inside = self._view(surface, level)
         inside = 1 - F.max_pool2d(1 - inside, 3, 1, 1)
         return surface_features(view, _light_sigma(level.size)), inside
 
@@ -180,6 +184,13 @@ class SurfaceMatcher:
             return float((found * where).sum() / (own * where).sum().clamp_min(1e-6))
 
         return mean(seen.mask), mean(1 - seen.mask)
+
+    def contrast(self, surface: SurfaceMap, level: FitLevel) -> float:
+        """Standard deviation of what the reference shows in the region, in units of full scale."""
+        view, inside = self._view(surface, level)
+        s = level.stride
+        shown = view[0, :, ::s, ::s][:, (self._level(level).mask * inside[0, 0, ::s, ::s]) > 0.5]
+        return float(shown.std(1).max()) if shown.shape[1] > 1 else 0.0
 
     def quality(self, surface: SurfaceMap) -> float:
         """One number by which maps are compared: patch NCC at two levels less the prior's cost."""

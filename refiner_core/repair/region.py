@@ -20,6 +20,7 @@ from ..images.tensors import check_finite, to_float
 from ..interfaces import CleanInput, SamplingJob
 from ..matching.alignment import POOR_AGREEMENT
 from ..matching.detail_transfer import DetailTransfer
+from ..matching.find_detail import FoundDetail
 from ..matching.tone import close_rim
 from ..nano.reference_blend import ReferenceBlend
 from ..nano.tile_inputs import with_draft_tone
@@ -208,13 +209,10 @@ def prepare_region(
         report["references"] = [
             {"crop": list(own.box), "size": str(own.target), "alignment": found.report()}
         ]
-        left_alone = not found.sure and options.align is None
+        lost = not found.sure and (found.searched or found.empty)
+        left_alone = lost and options.align is None
         if left_alone:
-            report["left_alone"] = (
-                f"The detail was not found in the reference (agreement {found.score:.3f}), so "
-                "the draft was left as it is. Mark the detail in the reference, or turn alignment "
-                "on to repair it anyway."
-            )
+            report["left_alone"] = _not_found(found)
     for reference, mask, own in given[len(crops) :]:
         cut, done = crop_reference(reference, mask, draft, region_mask, own, aligned=aligned)
         crops.append(ReferenceCrop(reference, mask, own, cut))
@@ -234,6 +232,19 @@ def prepare_region(
         report,
         transfer,
         left_alone,
+    )
+
+
+def _not_found(found: FoundDetail) -> str:
+    """Why a region was left alone."""
+    if found.empty and not found.searched:
+        return (
+            f"The reference shows only one colour at {list(found.box())}, so the draft was left as "
+            "it is. Mark the detail in the reference, or turn alignment on to repair it anyway."
+        )
+    return (
+        f"The detail was not found in the reference (agreement {found.score:.3f}), so the draft was "
+        "left as it is. Mark the detail in the reference, or turn alignment on to repair it anyway."
     )
 
 
