@@ -99,6 +99,16 @@ def test_a_reference_without_the_detail_is_not_believed(marked: bool) -> None:
     assert not find_detail(draft, _REGION, reference, mask).sure
 
 
+def test_what_lies_beyond_the_mark_in_the_reference_is_not_shown() -> None:
+    truth, reference, surface = _planted(_FLAT, 0, 1.0)
+    left = Box(110, 100, 170, 190)
+    all_of_it = transfer_detail(truth, _REGION, reference, surface).part(_BOX)[1]
+    half = transfer_detail(truth, _REGION, reference, surface, left).part(_BOX)[1]
+    assert float(all_of_it[..., 80:].mean()) > 0.9
+    assert float(half[..., 20:40].mean()) > 0.9
+    assert float(half[..., 80:].max()) == 0
+
+
 def test_a_part_of_the_reference_gives_the_same_picture() -> None:
     _, reference, surface = _planted(_CURVED, 5, 1.0)
     part = Box(20, 30, 320, 280)

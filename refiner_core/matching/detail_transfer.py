@@ -34,6 +34,8 @@ _ALIASING = 1.15  # reference pixels per draft pixel above which the reference i
 _REFERENCE_MARGIN = 8  # px of the reference around what is read
 _REFERENCE_EDGE = 3  # px next to the reference's edge that are not shown
 _EDGE_SIGMA = 1.5  # px
+_MARK_SIDE = 1024  # px of the longer side at which a mark is compared
+_MARKED = 0.02  # of the region's shorter side: how far beyond a mark the detail may reach
 # The draft's own surface.
 _OTHER = 0.15  # difference of draft and reference that makes them two things
 _GOES_ON = 0.12  # difference from the surroundings' colour below which a surface goes on
@@ -59,7 +61,11 @@ class DetailTransfer:
 
 
 def transfer_detail(
-    image: Tensor, region: Region, reference: Tensor, surface: SurfaceMap
+    image: Tensor,
+    region: Region,
+    reference: Tensor,
+    surface: SurfaceMap,
+    detail: Box | None = None,
 ) -> DetailTransfer:
     """Lay the reference's detail over a region.
 
@@ -68,10 +74,14 @@ def transfer_detail(
         region: what is repaired in it.
         reference: 1 3 h w in any stored type.
         surface: from the draft's pixels to the reference.
+        detail: where the detail is marked in the reference, in px; what lies beyond it is not shown.
     """
     window = _window(region.box, Extent(image.shape[-1], image.shape[-2]))
     draft = to_float(image[..., window.y0 : window.y1, window.x0 : window.x1])
     view, inside = _aligned(reference, surface, window)
+    if detail is not None:
+        grown = round(_MARKED * min(region.box.extent))
+        inside = inside * _marked(detail, Extent(*reference.shape[:1:-1]), surface, window, grown)
     mask = torch.zeros_like(inside)
     b = region.box
     rows, columns = (
@@ -126,6 +136,16 @@ def _aligned(reference: Tensor, surface: SurfaceMap, window: Box) -> tuple[Tenso
         picture, surface.within(used, size), window, window.extent, "bicubic"
     )
     return view.clamp(0, 1), inside
+
+
+def _marked(detail: Box, reference: Extent, surface: SurfaceMap, window: Box, grown: int) -> Tensor:
+    """Where the window shows the marked detail or is within `grown` px of it, 1 1 h w, 0 or 1."""
+    scale = min(1.0, _MARK_SIDE / max(reference))
+    x0, y0, x1, y1 = (round(scale * edge) for edge in detail)
+    marked = torch.zeros(1, 1, round(scale * reference.height), round(scale * reference.width))
+    marked[..., y0:y1, x0:x1] = 1
+    seen, _ = warp_surface(marked, surface, window, window.extent)
+    return F.max_pool2d((seen > 0.5).float(), 2 * grown + 1, 1, grown)
 
 
 def _faded(inside: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ _ZOOMS = (1.0, 0.82, 1.2)  # of the detail's box against the region's
 # Of the region's sides, along x and y: people draw boxes generously, and a detail in parts resembles
 # itself elsewhere too.
 _SHIFTS = ((-0.15, 0.0), (0.15, 0.0), (0.0, -0.15), (0.0, 0.15))
+_LED = 9  # starts that are also fitted to the surroundings alone
 _KEPT = 7  # starts that are followed after the first fit
 _LARGEST = 2048  # px of the reference's longer side for matching
 # Search of the whole reference.
@@ -162,12 +163,12 @@ def _bounded(reference: Tensor) -> Tensor:
 
 def _near_boxes(box: Box, detail: Box, size: Extent) -> Iterator[SurfaceMap]:
     yield box_to_box(box, detail, size)
-    for zoom in _ZOOMS:
-        for turn in _TURNS:
-            yield box_to_box(box, detail, size, turn, zoom)
     for x, y in _SHIFTS:
         right, down = round(x * detail.extent.width), round(y * detail.extent.height)
         yield box_to_box(box, detail.moved(right, down), size, 0, 1.0)
+    for zoom in _ZOOMS:
+        for turn in _TURNS:
+            yield box_to_box(box, detail, size, turn, zoom)
 
 
 def _best(matcher: SurfaceMatcher, starts: list[SurfaceMap]) -> SurfaceMap:
@@ -178,6 +179,9 @@ def _best(matcher: SurfaceMatcher, starts: list[SurfaceMap]) -> SurfaceMap:
         return inside + SURROUNDINGS_SHARE * around - matcher.cost(surface)
 
     coarse = [matcher.improve(start, COARSE) for start in starts]
+    # Parts of the detail in the wrong order lead astray, what is around it does not.
+    led = starts[:_LED]
+    coarse += [matcher.improve(start, COARSE, inside_weight=0) for start in led]
     coarse = [s for s in coarse if s.zoom(matcher.reference) > 0] or coarse
     coarse.sort(key=first_look, reverse=True)
     middle = [matcher.improve(start, MIDDLE) for start in coarse[:_KEPT]]

@@ -32,7 +32,7 @@ _LIGHT_SIGMA = 0.12  # of the level's size: wider changes of luminance are light
 _LEAST_LIGHT_SIGMA = 1.5  # px
 _LEAST_SIDE = 24  # px, shorter side below which the reference is not averaged down further
 _CHANCE = 0.3  # correlation that unrelated texture reaches too
-SURROUNDINGS_SHARE = 2.5  # of the patch NCC around the region, where nothing is broken
+SURROUNDINGS_SHARE = 3.0  # of the patch NCC around the region, where nothing is broken
 _PRIOR_COST = 0.0002  # of one squared standard deviation of the prior, in patch NCC
 
 
@@ -153,13 +153,13 @@ class SurfaceMatcher:
         """Geometric mean of the region's sides, px of the draft."""
         return math.sqrt(self.box.extent.width * self.box.extent.height)
 
-    def improve(self, surface: SurfaceMap, level: FitLevel) -> SurfaceMap:
-        """The map after one fit at a level."""
+    def improve(self, surface: SurfaceMap, level: FitLevel, inside_weight: float = 1) -> SurfaceMap:
+        """The map after one fit at a level; with `inside_weight` 0 to the surroundings alone."""
         seen = self._level(level)
         moving, inside = self._moving(surface, level)
         volume = correlation_volume(seen.features, moving, inside, level)
         own, other = self._textures(moving, level)
-        share = _SURROUNDINGS_WEIGHT + (1 - _SURROUNDINGS_WEIGHT) * seen.mask
+        share = _SURROUNDINGS_WEIGHT + (inside_weight - _SURROUNDINGS_WEIGHT) * seen.mask
         u, v = surface.region_coordinates(seen.x.flatten(), seen.y.flatten())
         half = torch.tensor(self.box.extent, dtype=torch.float64) * seen.scale / 2
         weight = (own * other).sqrt() * share

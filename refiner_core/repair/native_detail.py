@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..images.crop import crop
 from ..images.geometry import Box, CropPlan, Extent
+from ..images.masks import bounds
 from ..images.tensors import to_float
 from ..matching.detail_transfer import DetailTransfer, transfer_detail
 from ..matching.find_detail import FoundDetail, find_detail
@@ -41,7 +42,8 @@ def transfer_reference(
         to_reference = _between(reference_plan.box, Box(0, 0, *size))
         known = SurfaceMap(task.region.box, to_reference @ homography.double() @ to_crop)
     found = find_detail(image, task.region, reference, mask, known)
-    transfer = transfer_detail(image, task.region, reference, found.surface)
+    marked = None if mask is None else bounds(mask)
+    transfer = transfer_detail(image, task.region, reference, found.surface, marked)
     return transfer, found
 
 
