@@ -42,7 +42,7 @@ def transfer_reference(
         to_reference = _between(reference_plan.box, Box(0, 0, *size))
         known = SurfaceMap(task.region.box, to_reference @ homography.double() @ to_crop)
     found = find_detail(image, task.region, reference, mask, known)
-    marked = None if mask is None else bounds(mask)
+    marked = None if mask is None or found.searched else bounds(mask)
     transfer = transfer_detail(image, task.region, reference, found.surface, marked)
     return transfer, found
 
