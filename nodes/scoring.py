@@ -291,4 +291,4 @@ class DreamSimScore(io.ComfyNode):
         drawn = from_core(draw_heat(a, result.heat, heat_scale))
         text = " · ".join(part for part in (name, result.summary()) if part)
         shown = ui.PreviewImage(drawn[:4], cls=cls).as_dict() | {"text": (text,)}
-        return io.NodeOutput(result.distance, 1 - result.distance, drawn, text, ui=shown)
+        return io.NodeOutput(result.distance, result.similarity, drawn, text, ui=shown)

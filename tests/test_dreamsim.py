@@ -18,7 +18,7 @@ from torch import Tensor
 
 from refiner_core.__main__ import main
 from refiner_core.images.filters import blur
-from refiner_core.scoring.comparison import compare, match_size
+from refiner_core.scoring.comparison import PairDistances, compare, match_size
 from refiner_core.scoring.dreamsim import cosine_distance
 from refiner_core.scoring.dreamsim_files import load_dreamsim, read_variant, save_dreamsim
 from refiner_core.scoring.dreamsim_release import convert_release
@@ -373,3 +373,9 @@ def test_command_line(tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert load_dreamsim(out).side == 224
     assert main(["convert", "dreamsim", str(release), out]) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("distance", "similarity"), [(0.0, 1.0), (0.25, 0.75), (1.4, 0.0)])
+def test_similarity_is_never_below_zero(distance: float, similarity: float) -> None:
+    pairs = PairDistances("any", torch.tensor([distance]), None)
+    assert pairs.similarity == similarity and f"{similarity:.4f}" in pairs.summary()

@@ -99,7 +99,7 @@ def run(chosen: argparse.Namespace) -> None:
     report = {
         "metric": scorer.name,
         "distance": result.distance,
-        "similarity": 1 - result.distance,
+        "similarity": result.similarity,
         "a": chosen.a,
         "b": chosen.b,
         "mask": chosen.mask,

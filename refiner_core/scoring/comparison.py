@@ -32,11 +32,16 @@ class PairDistances:
         """The mean over the pairs."""
         return float(self.distances.mean())
 
+    @property
+    def similarity(self) -> float:
+        """1 minus the distance, and 0 where the distance is larger."""
+        return max(0.0, 1 - self.distance)
+
     def summary(self) -> str:
         """One line: the distance, or the mean, the range and the distance of every pair."""
         values = self.distances.tolist()
         if len(values) == 1:
-            return f"{self.name}: distance {values[0]:.4f}, similarity {1 - values[0]:.4f}"
+            return f"{self.name}: distance {values[0]:.4f}, similarity {self.similarity:.4f}"
         each = ", ".join(f"{v:.4f}" for v in values)
         return (
             f"{self.name}: mean distance {self.distance:.4f} of {len(values)} pairs "
