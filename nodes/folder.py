@@ -19,8 +19,13 @@ def input_folder(name: str) -> Path:
     """The folder that a user entered: a full path, or a folder in ComfyUI's input folder.
 
     Raises:
-        ValueError: no system has a folder of that name.
+        ValueError: nothing was entered, or no system has a folder of that name.
     """
+    if not name.strip():
+        raise ValueError(
+            "No folder is entered. Enter the name of a folder inside ComfyUI's input folder, a full "
+            "path, or a dot (.) for the input folder itself."
+        )
     try:
         folder = Path(folder_paths.get_input_directory()) / Path(name).expanduser()
         folder.is_dir()
@@ -70,8 +75,7 @@ class LoadFolder(io.ComfyNode):
                     "folder",
                     default="",
                     tooltip="The folder to load images from: a folder inside ComfyUI's input folder, "
-                    "or a full path. If empty, the input folder itself is loaded. Subfolders are not "
-                    "searched.",
+                    "or a full path. A dot (.) is the input folder itself. Subfolders are not searched.",
                 ),
                 io.Int.Input(
                     "most",

@@ -232,7 +232,7 @@ EXAMPLES = [
         "(OmniRefiner)* provides the correct image and the mask of the area that counts. Replace it with "
         "*Load Image* to use your own, or remove the mask to compare the whole images.",
         [
-            node("OmniRefiner_LoadFolder", 20, 60, 360, 110),
+            node("OmniRefiner_LoadFolder", 20, 60, 360, 110, folder="."),
             case("logo", y=260),
             node("OmniRefiner_DreamSimScore", 440, 60, 380, 400, sizes="stretch"),
             node("OmniRefiner_Compare", 880, 60, 560, 520),

@@ -15,7 +15,7 @@ BOXES = '[{"draft": [0.25, 0.2155, 0.6734, 0.8407], "reference": [0.135, 0.1175,
 
 def report_of(comfy: Any, **values: Any) -> tuple[dict[str, Any], str]:
     """Run Reference Refine; its report, and what the tab Report says."""
-    node = refine_graph(comfy, boxes=BOXES, **values)[3]
+    node = refine_graph(comfy, **({"boxes": BOXES} | values))[3]
     entry = comfy.run()
     assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
     comfy.page.get_by_role("tab", name="Report").click()
@@ -67,4 +67,19 @@ def test_what_was_done_is_readable(open_comfy: Callable[..., Any], vue: bool) ->
     assert f"{x0}, {y0} – {x1}, {y1}" in said
     for word in ("nano", "Euler", str(report["seed"]), "seconds", "drift", "128×128"):
         assert word in said, word
+    comfy.assert_clean()
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_a_reference_that_does_not_match_is_named(
+    open_comfy: Callable[..., Any], vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue)
+    sky = json.dumps([{"draft": [0.125, 0.2342, 0.2188, 0.3747], "reference": None}])
+    report, said = report_of(comfy, boxes=sky, steps=2 + vue)
+    (mismatch,) = report["mismatches"]
+    assert mismatch in said
+    note = comfy.page.locator(".omnirefiner-live [role=status]")
+    assert note.is_visible() and note.inner_text()
+    comfy.shot(f"report-mismatch-{'vue' if vue else 'canvas'}")
     comfy.assert_clean()

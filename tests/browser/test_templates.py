@@ -63,6 +63,8 @@ def test_template_opens_and_runs(published: Any, open_comfy: Callable[..., Any],
         " && !LiteGraph.registered_node_types[t])"
     )
     assert missing == []
+    if "SAM3" in name:
+        return  # its weights exist in full size only
     if any(word in name for word in DOWNLOADS):
         note = comfy.page.evaluate(SHORTEN)
         assert "`models` folder" in note

@@ -157,6 +157,7 @@ PROMPTS: dict[str, Graph] = {
     "a recipe outside": loaded(recipe="../../x.json"),
     "a recipe without its files": loaded(recipe="omnirefiner"),
     "a folder that does not exist": folder("no such folder"),
+    "no folder": folder(" "),
     "a folder of NUL": folder("\0"),
     "a folder without pictures": folder("/proc/self"),
     "a file as a folder": folder("/etc/passwd"),
