@@ -23,64 +23,29 @@ _EPOCHS = 10  # of stage 2
 def add_parser(kinds: Any) -> None:
     """Add the commands `nano` and `evaluate-nano`."""
     nano = kinds.add_parser("nano", help="train the small embedded model on procedural triplets")
-    nano.add_argument(
+    _add_run(nano)
+    _add_data(nano)
+    _add_stages(nano)
+    nano.set_defaults(run=run)
+    _add_evaluation(kinds)
+
+
+def _add_run(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
         "--out",
         required=True,
         metavar="DIR",
         help="folder of the run; an existing run is continued",
     )
-    nano.add_argument("--data", metavar="DIR", help="triplets; default: drawn in OUT/triplets")
-    nano.add_argument(
-        "--tiles",
-        type=int,
-        metavar="N",
-        help="train stage 1 on tiles of N drawn scenes at the draft's own resolution, from --start",
-    )
-    nano.add_argument(
-        "--photos",
-        metavar="DIR",
-        help="with --tiles, photographs that serve as surfaces; default: those of scikit-image",
-    )
-    nano.add_argument(
-        "--triplets", type=int, metavar="N", help=f"triplets to draw; default: {_TRIPLETS}"
-    )
-    nano.add_argument("--workers", type=int, default=2, help="processes that draw and crop")
-    nano.add_argument(
-        "--max-steps",
-        type=int,
-        default=2500,
-        metavar="N",
-        help="updates of stage 1 in total; default: %(default)s",
-    )
-    nano.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    nano.add_argument(
-        "--sft-set",
-        action="append",
-        default=[],
-        metavar="GROUP.NAME=VALUE",
-        help="a setting of stage 1 (see train sft --print-config); can be given several times",
-    )
-    nano.add_argument("--threads", type=int, default=0, help="torch threads; 0: all")
-    nano.add_argument("--seed", type=int, default=0)
-    nano.add_argument(
-        "--grpo-steps",
-        type=int,
-        metavar="N",
-        help="epochs of stage 2 in total; default: 10, with --tiles 0",
-    )
-    nano.add_argument(
-        "--grpo-set",
-        action="append",
-        default=[],
-        metavar="GROUP.NAME=VALUE",
-        help="a setting of stage 2 (see train grpo --print-config); can be given several times",
-    )
-    nano.add_argument(
+    p.add_argument(
         "--start",
         metavar="FILE",
         help="a nano to continue from; default: an untrained one",
     )
-    nano.add_argument(
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument("--threads", type=int, default=0, help="torch threads; 0: all")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument(
         "--evaluate",
         type=int,
         default=256,
@@ -88,7 +53,58 @@ def add_parser(kinds: Any) -> None:
         help="held-out scenes on which the model card compares the stages; 0: none; "
         "default: %(default)s",
     )
-    nano.set_defaults(run=run)
+
+
+def _add_data(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--data", metavar="DIR", help="triplets; default: drawn in OUT/triplets")
+    p.add_argument(
+        "--triplets", type=int, metavar="N", help=f"triplets to draw; default: {_TRIPLETS}"
+    )
+    p.add_argument(
+        "--tiles",
+        type=int,
+        metavar="N",
+        help="train stage 1 on tiles of N drawn scenes at the draft's own resolution, from --start",
+    )
+    p.add_argument(
+        "--photos",
+        metavar="DIR",
+        help="with --tiles, photographs that serve as surfaces; default: those of scikit-image",
+    )
+    p.add_argument("--workers", type=int, default=2, help="processes that draw and crop")
+
+
+def _add_stages(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--max-steps",
+        type=int,
+        default=2500,
+        metavar="N",
+        help="updates of stage 1 in total; default: %(default)s",
+    )
+    p.add_argument(
+        "--sft-set",
+        action="append",
+        default=[],
+        metavar="GROUP.NAME=VALUE",
+        help="a setting of stage 1 (see train sft --print-config); can be given several times",
+    )
+    p.add_argument(
+        "--grpo-steps",
+        type=int,
+        metavar="N",
+        help="epochs of stage 2 in total; default: 10, with --tiles 0",
+    )
+    p.add_argument(
+        "--grpo-set",
+        action="append",
+        default=[],
+        metavar="GROUP.NAME=VALUE",
+        help="a setting of stage 2 (see train grpo --print-config); can be given several times",
+    )
+
+
+def _add_evaluation(kinds: Any) -> None:
     evaluate = kinds.add_parser("evaluate-nano", help="print the held-out table of the model card")
     evaluate.add_argument(
         "--count", type=int, default=256, help="held-out scenes; default: %(default)s"

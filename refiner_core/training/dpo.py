@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .. import flow
 from ..data.preferences import comparisons
-from .batches import BatchObjective
+from .batch_objective import BatchObjective
 from .config_dpo import DpoConfig
 from .dataset import Item, collate
 from .losses import masked_flow_errors

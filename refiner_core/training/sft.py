@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import flow
 from ..recipes.recipe import Recipe
-from .batches import BatchObjective
+from .batch_objective import BatchObjective
 from .config import LossSettings, RunConfig, SftConfig
 from .dataset import Batch, Item, collate
 from .losses import masked_flow_loss

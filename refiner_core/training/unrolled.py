@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import flow
 from ..models.kontext import Conditioning
 from ..sampling import sample
-from .batches import BatchObjective
+from .batch_objective import BatchObjective
 from .config_unrolled import UnrolledConfig
 from .dataset import Batch, Item, Pixels, Reward, collate
 from .objective import Learner, StepCost, Term
