@@ -21,9 +21,7 @@ from .kontext import CleanCache, Conditioning
 
 _OVERLAP = 0.25  # of a tile's side, at least
 _AT_ONCE = 16  # tiles in one forward pass
-KEPT_PASSES = (
-    24  # passes whose clean keys and values are kept from step to step: nano's take 16 MB each
-)
+KEPT_PASSES = 12  # whose clean keys and values are kept between steps; nano takes 16 MB each
 
 
 def tile_starts(length: int, side: int) -> list[int]:
