@@ -108,6 +108,7 @@ def test_former_names_of_fields_are_read(tmp_path: Path) -> None:
         ({"prompt": "{subject.__class__}"}, ["prompt", "{subject}", "__class__"]),
         ({"prompt": "{0}"}, ["prompt", "{subject}", "{0}"]),
         ({"order": ["reference"]}, ["order", "draft", "['reference']"]),
+        ({"order": [["draft"]]}, ["order", "[['draft']]"]),
         ({"order": ["draft"], "indices": [1, 2]}, ["order", "1", "indices", "[1, 2]"]),
         ({"indices": [2, 1]}, ["indices", "[2, 1]"]),
         ({"indices": []}, ["indices", "[]"]),

@@ -106,7 +106,7 @@ def _tile(value: Any) -> int:
 
 
 def _order(value: Any) -> tuple[str, ...]:
-    roles = tuple(_list(value, "roles"))
+    roles = tuple(_text(role) for role in _list(value, "roles"))
     if "draft" not in roles or len(set(roles)) != len(roles) or set(roles) - set(_ROLES):
         raise BadValueError(
             "must contain draft, and may contain reference and mask, each only once"
