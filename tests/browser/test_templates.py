@@ -96,7 +96,7 @@ def test_the_blueprint_is_offered_and_runs(open_comfy: Callable[..., Any]) -> No
     comfy.shot("blueprint-connected")
     entry = comfy.run()
     assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
-    assert 0.005 < repaired(comfy, entry) < 0.2
+    assert 0.005 < repaired(comfy, entry) < 0.27  # the box covers a quarter of the draft
     comfy.assert_clean()
 
 
