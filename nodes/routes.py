@@ -46,6 +46,7 @@ def _sizes(recipe: Any) -> dict[str, Any]:
         "sizes": [list(s) for s in recipe.buckets.sizes],
         "multiple": recipe.buckets.multiple,
         "context": recipe.context,
+        "native_detail": recipe.native_detail,
         "inputs": inputs_of(recipe),
     }
 

@@ -39,7 +39,7 @@ def planned(region: tuple[int, int], crop: tuple[int, int]) -> PlannedRegion:
     task = RegionTask(box_region(box), (), ())
     whole = Box(100 * crop[0], 0, 100 * crop[1], 1)
     plan = CropPlan(Extent(2000, 1), box, whole, whole.extent)
-    return PlannedRegion(task, plan, plan, (), plan.scale, task.region)
+    return PlannedRegion(task, plan, plan, (), plan.scale, False, task.region)
 
 
 @pytest.mark.parametrize(

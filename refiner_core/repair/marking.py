@@ -96,6 +96,8 @@ def region_notes(regions: Sequence[PlannedRegion], size: Extent) -> tuple[str, .
                 "but the detail, invert it. To repair the whole picture, scale it down first, or "
                 "raise megapixels."
             )
+        if planned.native:
+            continue
         notes.append(
             f"the region of {region.box.extent} is large: {seen}, so fine detail comes back blurred. "
             "Mark a smaller part, or raise megapixels"

@@ -50,6 +50,8 @@ class PlannedRegion:
     """Of each reference's own crop."""
     largest_scale: float
     """Of the crop that shows the region alone: the model sees it no larger."""
+    native: bool
+    """Whether the detail is laid over at the draft's own resolution, however small the model sees it."""
     pasted: Region
     """Where the repaired crop is blended in: usually the region itself."""
 
@@ -151,7 +153,8 @@ def plan_region(
     pasted, outlines = _pasted(task, plan), plan
     if recipe.tile and task.references and _aligns(recipe, options):
         plan = alone = plan_native_crop(plan, pasted.box, recipe.tile, options.megapixels)
-    return PlannedRegion(task, plan, outlines, tuple(others), alone.scale, pasted)
+    native = recipe.native_detail and bool(task.references) and _aligns(recipe, options)
+    return PlannedRegion(task, plan, outlines, tuple(others), alone.scale, native, pasted)
 
 
 def _aligns(recipe: Recipe, options: RefineOptions) -> bool:

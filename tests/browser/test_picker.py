@@ -229,12 +229,19 @@ def test_a_box_that_is_too_large_is_named_while_it_is_drawn(
     open_comfy: Callable[..., Any], vue: bool
 ) -> None:
     comfy = open_comfy(vue=vue)
-    node = refine_graph(comfy)[3]
+    _, _, loader, node = refine_graph(comfy, megapixels=0.05)
     status = comfy.page.locator(".omnirefiner-picker .omnirefiner-status")
     x, y, width, height = frame_of(comfy, 0)
     mouse = comfy.page.mouse
     mouse.move(x + 0.05 * width, y + 0.05 * height)
     mouse.down()
+    mouse.move(x + 0.9 * width, y + 0.9 * height, steps=3)
+    assert "Box 1 is large" not in status.inner_text(), "nano works at the draft's own resolution"
+    comfy.page.evaluate(
+        "(id) => { const [recipe] = app.graph.getNodeById(id).widgets; recipe.value = 'kontext';"
+        " recipe.callback?.('kontext'); }",
+        loader,
+    )
     mouse.move(x + 0.2 * width, y + 0.2 * height, steps=3)
     assert "Box 1 is large" not in status.inner_text()
     mouse.move(x + 0.9 * width, y + 0.9 * height, steps=3)

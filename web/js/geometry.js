@@ -11,6 +11,7 @@
  * @property {Extent[]} sizes Resolutions the model works at.
  * @property {number} multiple What its codec needs sides to be a multiple of.
  * @property {number} context The recipe's own crop size over region size.
+ * @property {boolean} [native_detail] Whether details are laid over at the draft's own resolution.
  * @property {string[]} [inputs] The inputs of Load Refiner that it reads.
  */
 /**

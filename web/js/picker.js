@@ -236,7 +236,7 @@ export class Picker {
   largeNote() {
     const planning = planningOf(this.node);
     const { picture, size } = this.panes.draft;
-    if (!planning || !picture) return null;
+    if (!planning || !picture || planning.recipe.native_detail) return null;
     const shapes = this.pairs.map((p) => p.draft);
     if (this.sketched?.side === "draft") shapes.push(this.sketched.box);
     for (const [i, shape] of shapes.entries()) {
