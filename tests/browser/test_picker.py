@@ -248,7 +248,7 @@ def test_a_box_that_is_too_large_is_named_while_it_is_drawn(
     assert "Box 1 is large" in status.inner_text()
     mouse.move(x + 0.25 * width, y + 0.25 * height, steps=3)
     assert "Box 1 is large" not in status.inner_text()
-    mouse.move(x + 0.85 * width, y + 0.9 * height, steps=3)
+    mouse.move(x + 0.92 * width, y + 0.92 * height, steps=3)
     mouse.up()
     comfy.settle(250)
     comfy.shot(f"picker-too-large-{'vue' if vue else 'canvas'}")

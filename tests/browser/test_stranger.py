@@ -100,5 +100,5 @@ def test_the_blueprint_with_painted_masks(
     assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
     comfy.shot(f"stranger-blueprint-{'vue' if vue else 'canvas'}")
     (saved,) = comfy.server.saved(entry, save)
-    assert fault(saved) < 0.5 * fault(LOGO / "draft.png")
+    assert fault(saved) < 0.7 * fault(LOGO / "draft.png")
     assert comfy.errors == [] and comfy.external == []
