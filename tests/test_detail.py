@@ -99,14 +99,20 @@ def test_a_reference_without_the_detail_is_not_believed(marked: bool) -> None:
     assert not find_detail(draft, _REGION, reference, mask).sure
 
 
-def test_what_lies_beyond_the_mark_in_the_reference_is_not_shown() -> None:
-    truth, reference, surface = _planted(_FLAT, 0, 1.0)
-    left = Box(110, 100, 170, 190)
-    all_of_it = transfer_detail(truth, _REGION, reference, surface).part(_BOX)[1]
-    half = transfer_detail(truth, _REGION, reference, surface, left).part(_BOX)[1]
-    assert float(all_of_it[..., 80:].mean()) > 0.9
-    assert float(half[..., 20:40].mean()) > 0.9
-    assert float(half[..., 80:].max()) == 0
+def test_beyond_the_mark_in_the_reference_the_drafts_surface_stays_but_no_wrong_detail() -> None:
+    _, reference, surface = _planted(_FLAT, 0, 1.0)
+    faint = 0.15 * reference + 0.5
+    surface_only, left = torch.full((1, 3, 190, 240), 0.57), Box(110, 100, 170, 190)
+    wrong = surface_only.clone()
+    wrong[..., 70:120, 130:160] = 0.0
+
+    def shown(draft: Tensor, detail: Box | None) -> Tensor:
+        return transfer_detail(draft, _REGION, faint, surface, detail).part(_BOX)[1]
+
+    assert float(shown(surface_only, None).mean()) > 0.9
+    assert float(shown(surface_only, left)[..., 20:40].mean()) > 0.9
+    assert float(shown(surface_only, left)[..., 80:].mean()) < 0.1
+    assert float(shown(wrong, left)[..., 25:65, 75:95].mean()) > 0.9
 
 
 def test_a_part_of_the_reference_gives_the_same_picture() -> None:

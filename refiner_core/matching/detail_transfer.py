@@ -39,6 +39,7 @@ _MARKED = 0.02  # of the region's shorter side: how far beyond a mark the detail
 # The draft's own surface.
 _OTHER = 0.15  # difference of draft and reference that makes them two things
 _GOES_ON = 0.12  # difference from the surroundings' colour below which a surface goes on
+_GOES_ON_UNMARKED = 0.3  # likewise beyond the mark: a wrong detail of the draft must not stay
 _FIELD_SIGMA = 0.024  # of the field's longer side, for comparing colours
 
 
@@ -74,14 +75,16 @@ def transfer_detail(
         region: what is repaired in it.
         reference: 1 3 h w in any stored type.
         surface: from the draft's pixels to the reference.
-        detail: where the detail is marked in the reference, in px; what lies beyond it is not shown.
+        detail: where the detail is marked in the reference, in px; beyond it the draft's own surface
+            stays, where it goes on from around the region.
     """
     window = _window(region.box, Extent(image.shape[-1], image.shape[-2]))
     draft = to_float(image[..., window.y0 : window.y1, window.x0 : window.x1])
     view, inside = _aligned(reference, surface, window)
+    marked = inside
     if detail is not None:
         grown = round(_MARKED * min(region.box.extent))
-        inside = inside * _marked(detail, Extent(*reference.shape[:1:-1]), surface, window, grown)
+        marked = _marked(detail, Extent(*reference.shape[:1:-1]), surface, window, grown)
     mask = torch.zeros_like(inside)
     b = region.box
     rows, columns = (
@@ -89,17 +92,19 @@ def transfer_detail(
         slice(b.x0 - window.x0, b.x1 - window.x0),
     )
     mask[..., rows, columns] = (region.mask > 0).float()
-    picture, shown = _lay_over(draft, mask, view, inside)
+    picture, shown = _lay_over(draft, mask, view, inside, marked)
     return DetailTransfer(window, draft + shown * (picture - draft), shown)
 
 
-def _lay_over(draft: Tensor, mask: Tensor, view: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+def _lay_over(
+    draft: Tensor, mask: Tensor, view: Tensor, inside: Tensor, marked: Tensor
+) -> tuple[Tensor, Tensor]:
     """The aligned reference in the draft's light, and how much of it is shown."""
     small_draft, small_mask = shrink_to_field(draft), (shrink_to_field(mask) > 0).float()
     small_view, small_inside = shrink_to_field(view), (shrink_to_field(inside) > 0.99).float()
     gain = tone_gain(small_view, small_draft, small_mask, small_inside)
     lit = relight(small_view, gain).clamp(0, 1)
-    own = _own_surface(lit, small_draft, small_mask, small_inside)
+    own = _own_surface(lit, small_draft, small_mask, small_inside, shrink_to_field(marked))
     rim = rim_of(small_mask) * small_inside * (1 - own)
     step = tone_step(lit, small_draft, small_mask, small_inside, own)
     step = step + membrane(small_draft - lit - step, rim)
@@ -157,9 +162,11 @@ def _faded(inside: Tensor) -> Tensor:
     return wide_blur(1 - ends, _EDGE_SIGMA) * (1 - F.max_pool2d(1 - inside, 2 * k + 1, 1, k))
 
 
-def _own_surface(lit: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
+def _own_surface(
+    lit: Tensor, draft: Tensor, mask: Tensor, inside: Tensor, marked: Tensor
+) -> Tensor:
     """Where the draft's surroundings go on inside the region and the reference shows something
-    else, 1 1 h w in [0, 1]: what lies beside the detail is the draft's.
+    else, or what is not marked there, 1 1 h w in [0, 1]: what lies beside the detail is the draft's.
 
     All at the size of a field.
     """
@@ -167,8 +174,9 @@ def _own_surface(lit: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) -> Te
     smooth = wide_blur(draft, sigma)
     apart = (smooth - wide_blur(lit, sigma)).abs().amax(1, keepdim=True) > _OTHER
     onward = continued(wide_blur(draft, 1.5), rim_of(mask))
-    goes_on = (smooth - onward).abs().amax(1, keepdim=True) < _GOES_ON
-    other = ((apart & goes_on) | (inside < 0.5))[0, 0].numpy()
+    change = (smooth - onward).abs().amax(1, keepdim=True)
+    unmarked = (marked < 0.5) & (change < _GOES_ON_UNMARKED)
+    other = ((apart & (change < _GOES_ON)) | unmarked | (inside < 0.5))[0, 0].numpy()
     near = (F.max_pool2d(mask, 13, 1, 6) > 0.5)[0, 0].numpy()
     beside = other & near & (mask < 0.5)[0, 0].numpy()
     reached = ndimage.binary_propagation(beside, mask=other & near)
