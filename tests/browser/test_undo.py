@@ -96,13 +96,13 @@ def test_an_undo_keeps_zoom_and_result_and_the_next_run_is_shown(
     view.wait_for(state="visible", timeout=20_000)
     view.click()
     comfy.page.keyboard.press("1")
-    zoom = comfy.page.locator(".omnirefiner-viewer .omnirefiner-status").inner_text()
+    zoom = comfy.page.locator(".omnirefiner-viewer .omnirefiner-status").first.inner_text()
     comfy.page.keyboard.press("Control+z")
     comfy.page.wait_for_function(
         f"() => {{ const s = ({_STATE})(); return s.boxes === 1 }}", timeout=20_000
     )
     view.wait_for(state="visible", timeout=20_000)
-    assert comfy.page.locator(".omnirefiner-viewer .omnirefiner-status").inner_text() == zoom
+    assert comfy.page.locator(".omnirefiner-viewer .omnirefiner-status").first.inner_text() == zoom
     comfy.page.get_by_role("tab", name="Regions").click()
     drag(comfy, 0, *C)
     wait_for_boxes(comfy, 2)
