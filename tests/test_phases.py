@@ -12,14 +12,16 @@ from torch import Tensor
 
 from refiner_core.images.crop import box_region
 from refiner_core.images.geometry import Box, CropPlan, Extent
+from refiner_core.images.masks import Region
 from refiner_core.interfaces import SamplingJob
 from refiner_core.models.core_engine import CoreEngine
 from refiner_core.nano.nano_engine import load_nano
 from refiner_core.recipes.recipe import NANO, Attention, Recipe
 from refiner_core.repair import pipeline
 from refiner_core.repair.batches import batches, joined
+from refiner_core.repair.marking import region_notes
 from refiner_core.repair.pipeline import RefineResult, refine
-from refiner_core.repair.region import PlannedRegion
+from refiner_core.repair.region import PlannedRegion, plan_region
 from refiner_core.repair.request import RefineOptions, RefineRequest, RegionTask
 from refiner_core.repair.waves import waves
 from refiner_core.sampling import draw_noise
@@ -192,3 +194,15 @@ def test_other_prompts_sizes_and_steps_are_sampled_apart() -> None:
     start = joined([job, replace(job, seed=5)]).start
     assert start is not None
     assert torch.equal(start, torch.cat([draw_noise((1, 16, 8, 8), seed) for seed in (0, 5)]))
+
+
+@pytest.mark.parametrize(("recipe", "notes"), [(NANO, 0), (replace(NANO, native_detail=False), 1)])
+def test_a_large_region_is_named_only_where_the_model_sees_it_small(
+    recipe: Recipe, notes: int
+) -> None:
+    size = Extent(1000, 1000)
+    region = Region(Box(100, 100, 700, 700), torch.ones(1, 1, 600, 600))
+    task = RegionTask(region, (torch.rand(1, 3, 200, 200),), (None,))
+    planned = plan_region(task, size, recipe, RefineOptions())
+    assert planned.largest_scale < 0.5
+    assert len(region_notes([planned], size)) == notes
