@@ -192,7 +192,9 @@ def test_a_right_click_opens_and_saves(open_comfy: Callable[..., Any], vue: bool
     comfy.shot(f"compare-menu-{'vue' if vue else 'canvas'}")
     with comfy.page.context.expect_page() as opened:
         comfy.page.get_by_text("Open image: B").click()
-    assert shown["pairs"][0]["after"]["filename"] in opened.value.url
+    filename = shown["pairs"][0]["after"]["filename"]
+    # A new tab exists before it has an address.
+    opened.value.wait_for_url(lambda address: filename in address)
     opened.value.close()
     view.click(button="right")
     with comfy.page.expect_download() as saved:
