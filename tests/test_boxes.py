@@ -20,7 +20,7 @@ from refiner_core.images.boxes import (
     reference_box_mask,
 )
 from refiner_core.images.geometry import Box, Extent
-from refiner_core.images.painting import RelativePainting, Stroke
+from refiner_core.images.shapes import RelativePainting, Stroke
 from refiner_core.matching.outline import is_upright, quadrilateral
 from refiner_core.repair.mask_building import MaskOptions, build_mask, grown_boxes, reference_mask
 

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from .geometry import Box, Extent
 from .masks import MAX_REGIONS, Region, find_regions
-from .painting import RelativePainting, Stroke
-from .shapes import RelativeBox, RelativeQuad, bends
+from .shapes import RelativeBox, RelativePainting, RelativeQuad, Stroke, bends
 
 _KEYS = {"draft", "reference"}
 _MOST_POINTS = 20_000  # of the strokes of one painting
