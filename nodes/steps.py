@@ -11,16 +11,10 @@ from torch import Tensor
 
 from ..refiner_core.images.geometry import Extent
 from ..refiner_core.recipes.recipe import OMNIREFINER, RECIPES, Recipe, get_recipe
+from ..refiner_core.repair.finish_region import correct_region, stitch_region
 from ..refiner_core.repair.marking import normalize_request
-from ..refiner_core.repair.region import (
-    clean_inputs,
-    correct_region,
-    plan_region,
-    prepare_region,
-    sampling_job,
-    shown_pictures,
-    stitch_region,
-)
+from ..refiner_core.repair.prepare_region import plan_region, prepare_region
+from ..refiner_core.repair.region import shown_pictures
 from ..refiner_core.repair.request import (
     RefineOptions,
     RefineRequest,
@@ -29,6 +23,7 @@ from ..refiner_core.repair.request import (
     single_region,
     unite_masks,
 )
+from ..refiner_core.repair.sampling_inputs import clean_inputs, sampling_job
 from .conditioning import EncodedText, condition, encode_text
 from .engine import check_layout, decode_latent, encode_image
 from .layout import from_core, mask_from_core, mask_to_core, to_core

@@ -21,7 +21,8 @@ from refiner_core.repair import pipeline
 from refiner_core.repair.batches import batches, joined
 from refiner_core.repair.marking import region_notes
 from refiner_core.repair.pipeline import RefineResult, refine
-from refiner_core.repair.region import PlannedRegion, plan_region
+from refiner_core.repair.prepare_region import plan_region
+from refiner_core.repair.region import PlannedRegion
 from refiner_core.repair.request import RefineOptions, RefineRequest, RegionTask
 from refiner_core.repair.waves import waves
 from refiner_core.sampling import draw_noise

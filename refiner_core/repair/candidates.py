@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from ..scoring.scorer import IncomparableError, Scorer
 from ..scoring.structural import StructuralScorer
 from .best_of_n import Candidate, Score, StepCallback, rounds, search
 from .model_inputs import crop_reference
-from .region import PreparedRegion, clean_inputs, correct_region, shown_pictures
+from .region import PreparedRegion, shown_pictures
 from .request import RefineOptions
+from .sampling_inputs import clean_inputs
 
 
 def sample_best(
@@ -22,6 +23,7 @@ def sample_best(
     prepared: PreparedRegion,
     job: SamplingJob,
     options: RefineOptions,
+    correct: Callable[[Tensor], Tensor],
     scorer: Scorer | None,
     on_step: StepCallback,
 ) -> tuple[Tensor, dict[str, Any]]:
@@ -29,6 +31,7 @@ def sample_best(
 
     Args:
         job: the plain run's, which is the first candidate.
+        correct: takes drift and colour cast out of a decoded candidate, float 1 3 H W.
         scorer: None = the one without weights.
 
     Raises:
@@ -40,7 +43,7 @@ def sample_best(
     candidates = [_candidate(engine, prepared, job, i) for i in range(options.candidates)]
     steps = len(job.sigmas) - 1
     plan = rounds(steps, options.candidates, options.keep, options.prune_at)
-    score = _score(prepared, options, scorer, list(targets.values()))
+    score = _score(prepared, correct, scorer, list(targets.values()))
     result = search(engine, job, candidates, plan, score, on_step)
     report = result.report(candidates, steps)
     described: dict[str, Any] = {"scorer": scorer.name, "targets": list(targets)}
@@ -95,12 +98,15 @@ def _candidate(engine: Engine, prepared: PreparedRegion, job: SamplingJob, i: in
 
 
 def _score(
-    prepared: PreparedRegion, options: RefineOptions, scorer: Scorer, targets: list[Tensor]
+    prepared: PreparedRegion,
+    correct: Callable[[Tensor], Tensor],
+    scorer: Scorer,
+    targets: list[Tensor],
 ) -> Score:
     """Distance of decoded candidates to all targets, as the root of the mean square."""
 
     def score(pictures: Tensor) -> Tensor:
-        corrected = torch.cat([correct_region(prepared, p, options)[0] for p in pictures.split(1)])
+        corrected = torch.cat([correct(p) for p in pictures.split(1)])
         distances = [scorer.distance(corrected, t, prepared.mask) for t in targets]
         return torch.stack(distances).square().mean(0).sqrt()
 

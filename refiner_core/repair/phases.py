@@ -14,17 +14,11 @@ from ..interfaces import Engine, SamplingJob, Stage
 from ..scoring.scorer import Scorer
 from .batches import batches, joined
 from .candidates import sample_best
-from .region import (
-    PlannedRegion,
-    PreparedRegion,
-    clean_inputs,
-    correct_region,
-    prepare_region,
-    sampling_job,
-    shown_pictures,
-    stitch_region,
-)
+from .finish_region import correct_region, stitch_region
+from .prepare_region import prepare_region
+from .region import PlannedRegion, PreparedRegion, shown_pictures
 from .request import RefineOptions
+from .sampling_inputs import clean_inputs, sampling_job
 from .watch import Watch
 
 
@@ -145,7 +139,11 @@ def _sample_candidates(
     scorer: Scorer | None,
 ) -> Sampled:
     watch.start(work.at("sample"))
-    picture, report = sample_best(engine, region, job, options, scorer, watch.step)
+
+    def correct(picture: Tensor) -> Tensor:
+        return correct_region(region, picture, options)[0]
+
+    picture, report = sample_best(engine, region, job, options, correct, scorer, watch.step)
     return Sampled(None, picture, report)
 
 

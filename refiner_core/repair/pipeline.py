@@ -24,7 +24,7 @@ from ..recipes.recipe import Recipe
 from ..scoring.scorer import Scorer
 from .marking import normalize_request, region_notes
 from .phases import Repaired, Work, repair_together
-from .region import plan_region
+from .prepare_region import plan_region
 from .request import (
     RefineOptions,
     RefineRequest,
