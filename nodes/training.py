@@ -23,8 +23,7 @@ from ..refiner_core.data.shards import TripletSet
 from ..refiner_core.data.splits import manifest_hash
 from ..refiner_core.models.kontext import Conditioning
 from ..refiner_core.recipes.recipe import NANO, Recipe
-from ..refiner_core.storage.file_names import check_name
-from ..refiner_core.storage.output_files import atomic_path
+from ..refiner_core.storage.output_files import atomic_path, check_name
 from ..refiner_core.training.config import SFT_PRESETS, SftConfig
 from ..refiner_core.training.distributed import Processes
 from ..refiner_core.training.export import describe

@@ -21,7 +21,7 @@ from refiner_core.data.workflow import Workflow, load_workflow
 from refiner_core.evaluation.held_out_scenes import make_scene
 from refiner_core.scoring.dreamsim_release import convert_release
 from refiner_core.scoring.vlm_client import VlmClient
-from refiner_core.storage.file_names import name_problem
+from refiner_core.storage.output_files import name_problem
 from tests.dreamsim_release import LAYOUTS, TINY, write_release
 
 SIZE = (128, 96)

@@ -28,7 +28,7 @@ from refiner_core.evaluation.metric import Column
 from refiner_core.evaluation.plots import bars, scatter
 from refiner_core.evaluation.runner import case_seed
 from refiner_core.evaluation.tables import summarise, worst_first
-from refiner_core.storage.file_names import unique_ids
+from refiner_core.storage.output_files import unique_ids
 
 ROOT = Path(__file__).parents[1]
 FAST = ["--steps", "1"]

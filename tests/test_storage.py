@@ -11,8 +11,14 @@ from pathlib import Path
 import pytest
 
 from refiner_core.storage import output_files
-from refiner_core.storage.file_names import check_ids, check_name, name_problem, unique_ids
-from refiner_core.storage.output_files import atomic_path, check_output
+from refiner_core.storage.output_files import (
+    atomic_path,
+    check_ids,
+    check_name,
+    check_output,
+    name_problem,
+    unique_ids,
+)
 from refiner_core.storage.recent_files import NodeRun, RecentFiles
 
 

@@ -16,7 +16,7 @@ from ..data.pair_files import PairFiles, find_pairs, read_pixels
 from ..data.shards import TripletSet
 from ..data.triplets import Triplet, check
 from ..images.mask_io import load_mask
-from ..storage.file_names import unique_ids
+from ..storage.output_files import unique_ids
 
 _NEEDED = ("draft", "reference", "mask")
 

@@ -27,8 +27,7 @@ from ..load import load_engine
 from ..recipes.recipe import NANO
 from ..repair.pipeline import refine
 from ..repair.request import RefineOptions, RefineRequest
-from ..storage.file_names import check_ids, ignores_case
-from ..storage.output_files import atomic_path
+from ..storage.output_files import atomic_path, check_ids, ignores_case
 from .baselines import PastedReference, pasted_reference
 from .cases import Cases, open_cases
 from .digests import triplet_digest

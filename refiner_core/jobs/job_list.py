@@ -11,7 +11,7 @@ from typing import Any, cast
 from ..data.pair_files import PairFiles, find_pairs
 from ..data.triplets import check_id
 from ..repair.request import RefineOptions
-from ..storage.file_names import check_ids, unique_ids
+from ..storage.output_files import check_ids, unique_ids
 from ..storage.text_files import parse_object, read_text
 from .repair_files import RepairFiles
 

@@ -26,8 +26,7 @@ from ..data.splits import manifest_hash, split_data
 from ..models.core_engine import TextEncoder
 from ..nano.reference_blend import ReferenceBlend
 from ..recipes.recipe import Recipe
-from ..storage.file_names import check_ids, ignores_case
-from ..storage.output_files import atomic_path
+from ..storage.output_files import atomic_path, check_ids, ignores_case
 from ..weights.safetensors_io import save_weights
 from ..workers.pool import worker_pool
 from .augment import AugmentedDataset
