@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from ..images.image_io import DECODING_ERRORS
 from ..storage.text_files import parse_object
@@ -204,3 +206,13 @@ def decode(name: str, members: Mapping[str, bytes]) -> Triplet:
             info,
         )
     )
+
+
+def picture_tensor(array: np.ndarray) -> Tensor:
+    """uint8 H W 3 -> 1 3 H W."""
+    return torch.from_numpy(np.array(array)).permute(2, 0, 1)[None]
+
+
+def mask_tensor(array: np.ndarray) -> Tensor:
+    """uint8 H W -> float32 1 1 H W in [0, 1]."""
+    return torch.from_numpy(np.array(array))[None, None].float() / 255

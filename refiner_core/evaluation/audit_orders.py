@@ -16,12 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.degrade import DEGRADATIONS, degrade_box
-from ..data.triplets import Triplet
+from ..data.triplets import Triplet, mask_tensor, picture_tensor
 from ..images.geometry import Box
 from ..images.image_io import load_picture
 from ..images.tensors import to_dtype, to_float
 from ..scoring.seam import RING
-from .cases import mask_tensor, picture_tensor
 from .metric import cut, region_box
 
 IDENTICAL = "identical"  # the kind whose pictures are equal

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from ..data.pair_files import PairFiles, find_pairs, read_pixels
 from ..data.shards import TripletSet
@@ -122,13 +120,3 @@ def open_cases(data: Path, split: str | None = None) -> Cases:
     if not pairs:
         raise ValueError(f"{data} holds no cases: no folder has draft.png and reference.png.")
     return FileCases(unique_ids([p.name for p in pairs]), pairs)
-
-
-def picture_tensor(array: np.ndarray) -> Tensor:
-    """uint8 H W 3 -> 1 3 H W."""
-    return torch.from_numpy(np.array(array)).permute(2, 0, 1)[None]
-
-
-def mask_tensor(array: np.ndarray) -> Tensor:
-    """uint8 H W -> float32 1 1 H W in [0, 1]."""
-    return torch.from_numpy(np.array(array))[None, None].float() / 255

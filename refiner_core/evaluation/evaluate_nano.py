@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.triplets import mask_tensor, picture_tensor
 from ..nano import NANO_WEIGHTS
 from ..repair.pipeline import refine
 from ..repair.request import RefineOptions, RefineRequest
@@ -16,7 +17,6 @@ from ..scoring.pixels import masked_psnr, masked_ssim
 from ..storage.output_files import atomic_path
 from ..workers.pool import worker_pool
 from .baselines import PastedReference, pasted_reference
-from .cases import mask_tensor, picture_tensor
 from .held_out_scenes import FIRST_SEED, HeldOutScene, make_scene
 from .metric import MAX_PSNR
 

@@ -14,10 +14,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..data.triplets import Triplet
+from ..data.triplets import Triplet, mask_tensor, picture_tensor
 from ..images.geometry import Box
 from ..images.masks import bounds
-from .cases import mask_tensor, picture_tensor
 
 MAX_PSNR = 60.0  # dB; the PSNR of an exact match would be infinite and make every mean infinite
 _CONTEXT = 1.3  # of the region's box: how much of the surroundings a crop shows

@@ -25,7 +25,7 @@ from refiner_core.commands.train_nano import check_least, check_one_process, ope
 from refiner_core.data.preferences import Preference, Repair, write_preference
 from refiner_core.data.shards import TripletSet
 from refiner_core.data.splits import split_data
-from refiner_core.evaluation.cases import mask_tensor, picture_tensor
+from refiner_core.data.triplets import mask_tensor, picture_tensor
 from refiner_core.images.tensors import to_float
 from refiner_core.nano import NANO_WEIGHTS
 from refiner_core.nano.nano_engine import load_nano

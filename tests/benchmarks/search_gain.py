@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from refiner_core.evaluation.cases import mask_tensor, picture_tensor
+from refiner_core.data.triplets import mask_tensor, picture_tensor
 from refiner_core.evaluation.held_out_scenes import FIRST_SEED, make_scene
 from refiner_core.evaluation.metric import MAX_PSNR
 from refiner_core.images.tensors import to_float
