@@ -127,3 +127,9 @@ class Engine(Protocol):
     def describe(self) -> dict[str, str]:
         """What weights these are, for the report."""
         ...
+
+
+class TextEncoder(Protocol):
+    """Prompt and padding length to text embeddings 1 L D and pooled 1 P."""
+
+    def __call__(self, prompt: str, length: int, /) -> tuple[Tensor, Tensor]: ...

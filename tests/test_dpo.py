@@ -111,7 +111,7 @@ def test_the_first_update_of_a_run_starts_from_ln_2(
 
 def test_repairs_of_a_case_are_cropped_alike(data: Path, tmp_path: Path) -> None:
     session = open_session(config(), data, tmp_path, "cpu")
-    from refiner_core.training.preference_data import PreferenceDataset
+    from refiner_core.training.preference_dataset import PreferenceDataset
 
     assert isinstance(session.dataset, PreferenceDataset) and len(session.dataset) == 3
     repairs = session.dataset.repairs(0)

@@ -33,7 +33,8 @@ from refiner_core.training.optimizers import rate_at
 from refiner_core.training.prepare import PreparedDataset, prepare, prepare_datasets
 from refiner_core.training.reward import make_reward
 from refiner_core.training.settings import build, merged
-from refiner_core.training.sft import SftObjective, without_references
+from refiner_core.training.sft import SftObjective
+from refiner_core.training.supervised_loss import without_references
 from refiner_core.training.text_cache import TextCache
 from refiner_core.training.tracker import Tracker
 from refiner_core.training.train import Interruption

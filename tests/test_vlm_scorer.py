@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from refiner_core.scoring.vlm_answers import (
+    Form,
     edit_scores,
     expected_score,
     probability_of,
     win_rates,
 )
 from refiner_core.scoring.vlm_client import Question, Reply, VlmClient
-from refiner_core.scoring.vlm_scorer import Form, VlmScorer
+from refiner_core.scoring.vlm_scorer import VlmScorer
 from tests.vlm_endpoint import endpoint, said, said_with_tokens
 
 

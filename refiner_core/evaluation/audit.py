@@ -18,7 +18,7 @@ from ..images.tensors import to_float
 from ..scoring.scorer import Scorer
 from ..scoring.vlm_scorer import VlmScorer
 from ..storage.output_files import atomic_path
-from .audit_orders import IDENTICAL, AuditOrder, audit_orders
+from .audit_orders import IDENTICAL, AuditOrder, read_orders
 from .cases import open_cases
 
 Log = Callable[[str], None]
@@ -189,22 +189,6 @@ def audit_scorers(
     each = {k: v / max(1, asked) for k, v in seconds.items()}
     costs = {s.name: s.cost() for s in scorers}
     return Audit(pairs, taus, each, costs, orders, done, skipped)
-
-
-def read_orders(
-    data: Path, split: str | None, index: int, results: Path | None
-) -> list[AuditOrder]:
-    """The orders of a case.
-
-    Raises:
-        ValueError: the case cannot be read, or has no target or an empty mask.
-    """
-    triplet = open_cases(data, split).load(index)
-    if triplet.target is None:
-        raise ValueError("it has no target.")
-    if not triplet.mask.any():
-        raise ValueError("its mask is empty.")
-    return list(audit_orders(triplet, index, results))
 
 
 def judge_order(

@@ -21,6 +21,7 @@ from ..images.geometry import Box
 from ..images.image_io import load_picture
 from ..images.tensors import to_dtype, to_float
 from ..scoring.seam import RING
+from .cases import open_cases
 from .metric import cut, region_box
 
 IDENTICAL = "identical"  # the kind whose pictures are equal
@@ -101,6 +102,22 @@ def audit_orders(
         order = make(case)
         if order is not None:
             yield order
+
+
+def read_orders(
+    data: Path, split: str | None, index: int, results: Path | None
+) -> list[AuditOrder]:
+    """The orders of a case.
+
+    Raises:
+        ValueError: the case cannot be read, or has no target or an empty mask.
+    """
+    triplet = open_cases(data, split).load(index)
+    if triplet.target is None:
+        raise ValueError("it has no target.")
+    if not triplet.mask.any():
+        raise ValueError("its mask is empty.")
+    return list(audit_orders(triplet, index, results))
 
 
 def _read_repair(folder: Path, triplet: Triplet) -> Tensor | None:

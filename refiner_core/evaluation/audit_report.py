@@ -17,10 +17,9 @@ from .audit import (
     agreement,
     audit_kinds,
     format_share,
-    read_orders,
     summarise_audit,
 )
-from .audit_orders import AuditOrder
+from .audit_orders import AuditOrder, read_orders
 from .cases import open_cases
 from .metric import cut, region_box
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import Tensor
 
-from ..interfaces import SamplingJob
+from ..interfaces import SamplingJob, TextEncoder
 from ..recipes.recipe import Recipe
 from ..sampling import DenoiserCall, draw_noise, restrict, sample
 from .detail_encoder import DetailEncoder, fill_triggers
@@ -27,12 +27,6 @@ class Codec(Protocol):
 
     def encode(self, images: Tensor) -> Tensor: ...
     def decode(self, latents: Tensor) -> Tensor: ...
-
-
-class TextEncoder(Protocol):
-    """Prompt and padding length to text embeddings 1 L D and pooled 1 P."""
-
-    def __call__(self, prompt: str, length: int, /) -> tuple[Tensor, Tensor]: ...
 
 
 class TriggerText(Protocol):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .vlm_client import Reply, json_objects
+
+# How a model is asked: for a digit, for yes or no, for EditScore's two numbers, or which of two is better.
+Form = Literal["digit", "yes", "edit", "pairs"]
 
 HIGHEST = 5  # of the scale on which a model answers with one digit
 EDIT_RANGE = 25.0  # of EditScore's and UnifiedReward-Edit's scales

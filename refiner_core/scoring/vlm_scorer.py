@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from PIL import Image
@@ -16,11 +16,9 @@ from ..images.masks import bounds
 from ..images.tensors import to_dtype
 from .preparation import square_view
 from .scorer import check_pair
-from .vlm_answers import HIGHEST, edit_scores, expected_score, probability_of, win_rates
+from .vlm_answers import HIGHEST, Form, edit_scores, expected_score, probability_of, win_rates
 from .vlm_client import Question, Reply, VlmClient, png_url
 
-Form = Literal["digit", "yes", "edit", "pairs"]
-FORMS: tuple[Form, ...] = get_args(Form)
 _CONTEXT, _SIDE = 1.3, 448  # of the region's crop; px
 _SHORT = 8  # tokens of an answer of one word
 
@@ -80,8 +78,10 @@ class VlmScorer:
     tie_band: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise ValueError(f"The form must be one of {', '.join(FORMS)}, got {self.form!r}.")
+        if self.form not in get_args(Form):
+            raise ValueError(
+                f"The form must be one of {', '.join(get_args(Form))}, got {self.form!r}."
+            )
         if self.passes < 1 or not 0 <= self.tie_band < 0.5:
             raise ValueError(
                 "passes must be at least 1 and the tie band from 0 to under 0.5, got "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-from ..scoring.vlm_scorer import Form
+from ..scoring.vlm_answers import Form
 from .advantages import Combine, Spread
 from .losses import Guard
 from .settings import Group, check_range, option, section

@@ -16,8 +16,8 @@ from .config_dpo import DpoConfig
 from .dataset import Item, collate
 from .losses import masked_flow_errors
 from .objective import Learner, StepCost, Term
-from .preference_data import PreferenceDataset
-from .sft import draw_timestep
+from .preference_dataset import PreferenceDataset
+from .supervised_loss import draw_timestep
 
 _RANKED_REPAIRS = 8  # of a case, for the estimate of costs
 

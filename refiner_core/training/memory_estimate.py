@@ -20,8 +20,8 @@ from ..recipes.recipe import KONTEXT, NANO, OMNIREFINER, Recipe
 from ..recipes.recipe_files import find_recipe
 from .config import ModelSettings, RunConfig
 from .objective import StepCost
+from .objectives import step_cost
 from .quantize import in_a_block
-from .train import OBJECTIVES
 from .trainable import add_lora, all_weights
 
 if TYPE_CHECKING:
@@ -133,11 +133,6 @@ def forward_flops(model: Transformer, tokens: int) -> float:
     matmuls = 2 * 12 * hidden * hidden * (double + single) * tokens
     attention = 4 * tokens * tokens * hidden * (double + single)
     return float(matmuls + attention)
-
-
-def step_cost(config: RunConfig, recipe: Recipe) -> StepCost:
-    """What a step costs, as the objective of the settings says."""
-    return OBJECTIVES[config.algorithm].cost(config, config.sampler_steps or recipe.steps)
 
 
 def step_flops(config: RunConfig, once: float, cost: StepCost) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from ..data.preferences import (
 )
 from ..data.shards import MANIFEST, write_lines, write_shard
 from ..data.triplets import Triplet
-from ..evaluation.audit import read_orders
+from ..evaluation.audit_orders import read_orders
 from ..evaluation.cases import open_cases
 from ..images.image_io import load_picture
-from .dataset import Dataset, Item, Shape
+from .dataset import Dataset
+from .preference_dataset import PreferenceDataset
 from .prepare import PreparedDataset
 
 # What an evaluation's repairs are ordered by: the first of these that they have; True: higher is better.
@@ -38,44 +39,6 @@ _FILES = {
     "refined": "refined.png",
 }
 _Reader = Callable[[], Preference]
-
-
-class PreferenceDataset:
-    """The cases of preferences as a `Dataset`; an item is the best repair of its case."""
-
-    def __init__(self, prepared: PreparedDataset, ranks: Mapping[str, tuple[str, int]]) -> None:
-        """Group the prepared repairs by case and crop.
-
-        Args:
-            ranks: case and rank by the id of a repair.
-
-        Raises:
-            ValueError: no case has two repairs of different rank that could be prepared.
-        """
-        self._items = prepared
-        groups: dict[tuple[str, str], list[tuple[int, int]]] = {}
-        for index, name in enumerate(prepared.names):
-            repair, _, crop = name.rpartition("-")
-            case, rank = ranks[repair]
-            groups.setdefault((case, crop), []).append((rank, index))
-        complete = [sorted(g) for g in groups.values() if len({rank for rank, _ in g}) > 1]
-        self._groups = complete
-        if not complete:
-            raise ValueError("None of the preferences has two repairs of different rank left.")
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    @property
-    def shapes(self) -> Sequence[Shape]:
-        return [self._items.shapes[group[0][1]] for group in self._groups]
-
-    def __getitem__(self, index: int) -> Item:
-        return self._items[self._groups[index][0][1]]
-
-    def repairs(self, index: int) -> list[tuple[int, Item]]:
-        """Rank and item of every repair of a case, best first."""
-        return [(rank, self._items[at]) for rank, at in self._groups[index]]
 
 
 def write_preferences(

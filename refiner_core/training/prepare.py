@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..data.shards import TripletSet
 from ..data.splits import manifest_hash, split_data
-from ..models.core_engine import TextEncoder
+from ..interfaces import TextEncoder
 from ..nano.reference_blend import ReferenceBlend
 from ..recipes.recipe import Recipe
 from ..storage.output_files import atomic_path, check_ids, ignores_case

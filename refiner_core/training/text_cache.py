@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..models.core_engine import TextEncoder
+from ..interfaces import TextEncoder
 from ..weights.safetensors_io import save_weights
 
 _IN_MEMORY = 64  # embeddings: T5's of one prompt takes 8 MB, and a data set may have thousands

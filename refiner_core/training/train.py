@@ -14,35 +14,9 @@ import numpy as np
 from .config import RunConfig, RunSettings
 from .dataset import Reward
 from .distributed import Processes
-from .dpo import DpoObjective
-from .grpo import GrpoObjective
-from .nft import NftObjective
-from .objective import Learner, Objective
+from .objectives import make_objective
 from .session import BEST, REFINER, Session
-from .sft import SftObjective
 from .trainer import Trainer
-from .unrolled import UnrolledObjective
-
-OBJECTIVES: dict[str, Any] = {
-    "sft": SftObjective,
-    "grpo": GrpoObjective,
-    "nft": NftObjective,
-    "reward": UnrolledObjective,
-    "dpo": DpoObjective,
-}
-
-
-def make_objective(config: RunConfig, learner: Learner, reward: Reward | None = None) -> Objective:
-    """The objective of the settings; some need a reward (see `make_reward`).
-
-    Raises:
-        ValueError: the work cannot be split evenly over the processes.
-    """
-    make = OBJECTIVES[config.algorithm]
-    if not config.needs_pixels:
-        return make(config, learner)
-    assert reward is not None, f"train {config.kind} maximizes a reward"
-    return make(config, learner, reward)
 
 
 def train(

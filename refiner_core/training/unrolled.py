@@ -22,7 +22,7 @@ from .dataset import Batch, Item, Pixels, Reward, collate
 from .objective import Learner, StepCost, Term
 from .policy import Policy
 from .rollout import derive_seed
-from .sft import SftObjective
+from .supervised_loss import SupervisedLoss
 
 _TRUNCATION = 61  # sets the seed of an update's number of steps apart
 
@@ -73,7 +73,7 @@ class UnrolledObjective(BatchObjective):
     def __init__(self, config: UnrolledConfig, learner: Learner, reward: Reward) -> None:
         super().__init__(config, learner)
         self.config, self.reward = config, reward
-        self._sft = SftObjective(config, learner) if config.objective.sft else None
+        self._supervised = SupervisedLoss(config.loss, learner, config.run.seed)
 
     @staticmethod
     def cost(config: UnrolledConfig, steps: int) -> StepCost:
@@ -90,12 +90,6 @@ class UnrolledObjective(BatchObjective):
         sft = 1 if config.objective.sft else 0
         return StepCost(batch * plain, batch * (learnt + sft), stored, decoded=True)
 
-    def begin(self, step: int, skip: Any) -> dict[str, float]:
-        """Choose the batch of the step."""
-        if self._sft is not None:
-            self._sft.begin(step, skip)
-        return super().begin(step, skip)
-
     def term(self, items: Sequence[Item], places: Sequence[int], weight: float) -> Term:
         """Minus the weighted reward of one sample of each item."""
         images, before = self.unroll(items, places)
@@ -108,8 +102,9 @@ class UnrolledObjective(BatchObjective):
             uncertainty = (rewards - self._rewards(before, pixels)).abs()
             loss = loss * (-uncertainty).exp() + balance * uncertainty
         total = loss.mean()
-        if self._sft is not None:
-            total = total + self.config.objective.sft * self._sft.loss(items, places)
+        if self.config.objective.sft:
+            supervised = self._supervised(items, self.generators(places), self._step)
+            total = total + self.config.objective.sft * supervised
         metrics = {"loss": total, "reward": rewards.mean(), "uncertainty": uncertainty.mean()}
         return Term(total * weight, {k: float(v.detach()) * weight for k, v in metrics.items()})
 

@@ -134,12 +134,12 @@ class _Work:
 
 def _stages(kind: str, side: int, batch: int, device: torch.device) -> list[_Work]:
     from refiner_core.training.distributed import Processes
-    from refiner_core.training.memory_estimate import forward_flops, step_cost, step_flops
+    from refiner_core.training.memory_estimate import forward_flops, step_flops
     from refiner_core.training.objective import Learner
+    from refiner_core.training.objectives import make_objective, step_cost
     from refiner_core.training.open_session import make_trainable
     from refiner_core.training.policy import Policy, VelocityNet
     from refiner_core.training.reward import make_reward
-    from refiner_core.training.train import make_objective
     from refiner_core.training.trainer import Trainer
 
     engine = _random_engine(kind, device)
