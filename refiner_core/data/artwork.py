@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .credits import OwnFile, UnusableFileError
+from .source_files import OwnFile, UnusableFileError
 
 ARTWORK_SUFFIXES = (".png", ".svg")
 _MIN_SIDE = 32  # px of a PNG's shorter side

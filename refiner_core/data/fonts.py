@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .credits import OwnFile, UnusableFileError
 from .scripts import LATIN, SCRIPTS, needed_characters
+from .source_files import OwnFile, UnusableFileError
 
 FONT_SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 _HAIRLINE = (

@@ -18,10 +18,9 @@ from typing import TypeVar
 from PIL import Image
 
 from .artwork import ARTWORK_SUFFIXES, check_artwork, load_svg_renderer
-from .credits import OwnFile, UnusableFileError, own_file
 from .fonts import FONT_SUFFIXES, Font, read_fonts
-from .pair_files import SUFFIXES, is_system_file
 from .scripts import SCRIPTS
+from .source_files import SUFFIXES, OwnFile, UnusableFileError, is_system_file, own_file
 
 _MIN_PHOTO = 256  # px of the shorter side
 _T = TypeVar("_T")

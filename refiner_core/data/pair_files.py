@@ -25,8 +25,8 @@ from ..images.image_io import load_picture
 from ..images.mask_io import load_mask
 from ..images.tensors import to_dtype, to_float
 from ..storage.text_files import parse_object, read_object, read_text
+from .source_files import SUFFIXES, is_system_file
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _OWN = {n: n for n in ("reference", "target", "draft", "mask", "reference_mask")}
 _CRITIC = {
     "reference": "product",
@@ -35,8 +35,6 @@ _CRITIC = {
     "mask": "mask",
 }
 _LISTED = {"draft": "B_image", "reference": "A_image", "mask": "mask", "target": "target"}
-# What macOS and Windows leave in folders; such files are skipped and counted.
-_SYSTEM_NAMES = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini")
 # Two files of one picture may differ by a rounding of their sides, but not by more.
 _MAX_SKEW = 0.02
 
@@ -64,11 +62,6 @@ def _read_folder(folder: Path, names: Mapping[str, str]) -> PairFiles:
     known = read_object(info, "description") if info.is_file() else {}
     files = {role: path for role, path in pictures.items() if path}
     return PairFiles(folder.name, files, text, known, critic=names is _CRITIC)
-
-
-def is_system_file(path: Path) -> bool:
-    """Whether macOS or Windows made the file or folder, such as `._picture.png` or `Thumbs.db`."""
-    return path.name.startswith("._") or path.name.lower() in _SYSTEM_NAMES
 
 
 def count_system_files(folder: Path) -> int:

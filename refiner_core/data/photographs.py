@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from .credits import OwnFile
+from .source_files import OwnFile
 
 _PHOTO_SIDE = 2048  # px to which the user's own photographs are reduced
 _LARGE_CANVAS = 768  # px; for larger pictures they are reduced less

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from ..matching import homography as hom
-from .credits import OwnFile
+from .source_files import OwnFile
 from .textures import Texture
 
 _SUPERSAMPLE = 2

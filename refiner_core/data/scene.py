@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from ..matching import homography as hom
-from .credits import OwnFile
 from .own_files import OwnFiles
 from .photographs import draw_background, draw_own_background
 from .render import Bend, Light, Projection, SurfaceView, draw_pose, project
+from .source_files import OwnFile
 from .textures import Texture
 
 _ASPECTS = ((1, 1), (4, 3), (3, 4), (3, 2), (16, 9))

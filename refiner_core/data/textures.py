@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from .artwork import load_artwork
-from .credits import OwnFile
 from .fonts import Font, bundled_fonts, load_font
 from .own_files import NO_FILES, OwnFiles
 from .scripts import LATIN, letters, misspell, random_word
+from .source_files import OwnFile
 
 KINDS = ("word", "logo", "pattern")
 _LATIN_SHARE = 0.5
