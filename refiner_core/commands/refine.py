@@ -49,12 +49,14 @@ def _run_one(chosen: argparse.Namespace) -> int:
     from ..storage.output_files import atomic_path, check_output
 
     _check_single(chosen)
+    files, options, model = chosen_files(chosen), chosen_options(chosen), model_arguments(chosen)
+    line = ProgressLine(chosen.quiet)
     out = check_picture_output(chosen.out, chosen.overwrite)
     report = check_output(chosen.report, chosen.overwrite) if chosen.report else None
-    request, draft = read_request(chosen_files(chosen), chosen_options(chosen))
-    with ProgressLine(chosen.quiet) as line:
+    with line:
         line.say("loading the refiner")
-        result = refine(load_engine(**model_arguments(chosen)), request, RepairProgress(line))
+        request, draft = read_request(files, options)
+        result = refine(load_engine(**model), request, RepairProgress(line))
     save_picture(Picture(result.image, draft.alpha), out, chosen.overwrite)
     if report is not None:
         data = {**result.report, "draft_file": str(chosen.draft)}
@@ -75,19 +77,19 @@ def _run_list(chosen: argparse.Namespace) -> int:
     from ..jobs.results import SUMMARY
     from ..jobs.run_jobs import run_jobs
 
-    options = chosen_options(chosen)
+    options, model = chosen_options(chosen), model_arguments(chosen)
+    line = ProgressLine(chosen.quiet)
     _check_list(chosen)
+    where = place(chosen)
     out = Path(chosen.out)
     if out.is_file():
         raise ValueError(f"--out {out} is a file; with --jobs it must be a folder.")
     listed = read_jobs(Path(chosen.jobs), options, chosen.resize_mask)
     for name, reason in listed.broken.items():
         print(f"{name}: FAILED: {reason}", file=sys.stderr)
-    with ProgressLine(chosen.quiet) as line:
+    with line:
         line.say("loading the refiner")
-        summary = run_jobs(
-            listed, out, model_arguments(chosen), place(chosen), chosen.overwrite, _Teller(line)
-        )
+        summary = run_jobs(listed, out, model, where, chosen.overwrite, _Teller(line))
     if not chosen.quiet:
         print(_sentence(summary))
     if summary.failed:

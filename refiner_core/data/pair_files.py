@@ -24,6 +24,7 @@ from PIL import Image
 from ..images.image_io import load_picture
 from ..images.mask_io import load_mask
 from ..images.tensors import to_dtype, to_float
+from ..storage.output_files import unique_ids
 from ..storage.text_files import parse_object, read_object, read_text
 from .source_files import SUFFIXES, is_system_file
 
@@ -144,6 +145,20 @@ def find_pairs(folder: Path) -> tuple[PairFiles, ...]:
             "generated_with_degradation.png, or a .jsonl file that lists them)."
         )
     return tuple(pairs)
+
+
+def find_cases(data: Path, reserved: Sequence[str] = ()) -> dict[str, PairFiles]:
+    """The pairs of `find_pairs` that have a draft or a reference, by ids that name files.
+
+    Args:
+        reserved: ids that none of them gets.
+
+    Raises:
+        ValueError: as `find_pairs`.
+    """
+    pairs = [p for p in find_pairs(data) if p.files.keys() & {"draft", "reference"}]
+    ids = unique_ids([*reserved, *(p.name for p in pairs)])[len(reserved) :]
+    return dict(zip(ids, pairs, strict=True))
 
 
 def find_references(folder: Path) -> tuple[PairFiles, ...]:

@@ -10,11 +10,10 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from ..data.pair_files import PairFiles, find_pairs, read_pixels
+from ..data.pair_files import PairFiles, find_cases, read_pixels
 from ..data.shards import TripletSet
 from ..data.triplets import Triplet, check
 from ..images.mask_io import load_mask
-from ..storage.output_files import unique_ids
 
 _NEEDED = ("draft", "reference", "mask")
 
@@ -115,8 +114,7 @@ def open_cases(data: Path, split: str | None = None) -> Cases:
         return ShardCases(data, split)
     if split is not None:
         raise ValueError(f"{data} holds no shards (*.tar), so it has no split {split!r}.")
-    pairs = find_pairs(data)
-    pairs = [p for p in pairs if p.files.keys() & {"draft", "reference"}]
-    if not pairs:
+    found = find_cases(data)
+    if not found:
         raise ValueError(f"{data} holds no cases: no folder has draft.png and reference.png.")
-    return FileCases(unique_ids([p.name for p in pairs]), pairs)
+    return FileCases(list(found), list(found.values()))

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .image_io import Picture, load_picture
+from .masks import bounds
 from .tensors import check_finite, to_float
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -27,6 +29,7 @@ _GRAY_CHROMA = 16 / _BYTE  # difference of channels that JPEG makes in a gray pi
 _SAME_HUE = 0.1  # difference of channels over the brightest one
 _LARGE = 0.5  # part of the picture that is more than a detail
 _UNPAINTED = (64, 64)  # ComfyUI's Load Image gives a mask of this size if nothing is painted
+_ONE_COLOR = 4 / _BYTE  # difference of values up to which a reference is uniform
 _LISTED_COLORS = 4
 _LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jfif")
 
@@ -56,6 +59,42 @@ def read_mask(path: str | Path, name: str = "mask") -> tuple[Tensor, Notes]:
         notes = (*notes, f"the traces that JPEG leaves on the black of the {named} are removed")
     mask, more = normalize_mask(mask, named)
     return mask, (*notes, *more)
+
+
+def read_mask_of(
+    path: Path, picture: Tensor, name: str = "mask", *, resize: bool = False
+) -> tuple[Tensor, Notes]:
+    """The mask of `read_mask`, of a picture B 3 H W that has its size.
+
+    Raises:
+        ValueError: it has another size, and is not to be resized; and as `read_mask`.
+    """
+    mask, notes = read_mask(path, name)
+    if mask.shape[-2:] == picture.shape[-2:]:
+        return mask, notes
+    if not resize:
+        raise ValueError(
+            f"The {name} {path} is {mask.shape[-1]}x{mask.shape[-2]} but its picture is "
+            f"{picture.shape[-1]}x{picture.shape[-2]}. Pass --resize-mask to resize it."
+        )
+    return F.interpolate(mask, picture.shape[-2:], mode="bilinear", antialias=True), notes
+
+
+def read_reference(
+    path: Path, mask_path: Path | None, resize_mask: bool
+) -> tuple[Tensor, Tensor | None, list[str]]:
+    """A reference as it is seen, the mask of the detail in it, and notes about both.
+
+    The mask is its alpha, unless a mask file is given; None where there is neither.
+    """
+    picture, mask = load_picture(path, "reference").as_reference()
+    notes = [f"reference {path}: {note}" for note in picture.notes]
+    if mask_path is not None:
+        mask, more = read_mask_of(mask_path, picture.pixels, "reference mask", resize=resize_mask)
+        return picture.pixels, mask, [*notes, *more]
+    if mask is not None:
+        notes.append(f"reference {path}: its alpha channel is taken as the reference mask")
+    return picture.pixels, mask, notes
 
 
 def normalize_mask(mask: Tensor, name: str = "mask") -> tuple[Tensor, Notes]:
@@ -149,6 +188,27 @@ def coverage_notes(mask: Tensor, name: str = "mask") -> Notes:
         return ()
     return (
         f"the {name} marks {coverage:.0%} of the picture. If the detail is the rest, invert it",
+    )
+
+
+def uniform_notes(reference: Tensor, mask: Tensor | None) -> Notes:
+    """A note about a reference B 3 h w that shows one color where its mask, B 1 h w, marks it."""
+    pixels = reference[0].flatten(1)
+    if mask is not None and mask.shape[-2:] == reference.shape[-2:]:
+        box = bounds(mask[:1])
+        if box is None:
+            return ()
+        marked = mask[0, 0, box.y0 : box.y1, box.x0 : box.x1] > 0
+        pixels = reference[0, :, box.y0 : box.y1, box.x0 : box.x1][:, marked]
+    # Torch cannot compare uint16, and all of a large picture as floats takes gigabytes.
+    values = pixels.int() if pixels.dtype == torch.uint16 else pixels
+    low, high = (to_float(v.to(pixels.dtype)) for v in (values.amin(1), values.amax(1)))
+    if float((high - low).max()) > _ONE_COLOR:
+        return ()
+    color = tuple(int(v) for v in ((low + high) / 2 * 255).round())
+    return (
+        f"the reference is uniformly {color} where it is used, so it shows no detail. If its file is "
+        "transparent, save it with an opaque background",
     )
 
 

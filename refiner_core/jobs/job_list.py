@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-from ..data.pair_files import PairFiles, find_pairs
+from ..data.pair_files import PairFiles, find_cases
 from ..data.triplets import check_id
 from ..repair.request import RefineOptions
-from ..storage.output_files import check_ids, unique_ids
+from ..storage.output_files import check_ids
 from ..storage.text_files import parse_object, read_text
 from .repair_files import RepairFiles
 
@@ -76,14 +76,14 @@ def read_jobs(path: Path, options: RefineOptions, resize_masks: bool = False) ->
         ValueError: there is no such file or folder, it holds no job, or two jobs have the same id.
     """
     if path.is_dir():
-        return _from_pairs(find_pairs(path), options, resize_masks)
+        return _from_cases(find_cases(path, (SUMMARY_ID,)), options, resize_masks)
     if not path.is_file():
         raise ValueError(f"The list of jobs {path} does not exist.")
     lines = [(n, line) for n, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path} lists no jobs: it is empty.")
     if f'"{_CRITIC}"' in lines[0][1]:
-        return _from_pairs(find_pairs(path), options, resize_masks)
+        return _from_cases(find_cases(path, (SUMMARY_ID,)), options, resize_masks)
     jobs: list[Job] = []
     broken: dict[str, str] = {}
     for number, line in lines:
@@ -165,15 +165,13 @@ def _kind(name: str) -> tuple[tuple[type, ...], str]:
     return ((int,), "a whole number") if name in _WHOLE else ((int, float), "a number")
 
 
-def _from_pairs(
-    pairs: tuple[PairFiles, ...], options: RefineOptions, resize_masks: bool
+def _from_cases(
+    cases: Mapping[str, PairFiles], options: RefineOptions, resize_masks: bool
 ) -> JobList:
     """The jobs of cases in folders; they have the ids that `evaluate` gives them."""
-    pairs = tuple(p for p in pairs if p.files.keys() & {"draft", "reference"})
     jobs: list[Job] = []
     broken: dict[str, str] = {}
-    ids = unique_ids([SUMMARY_ID, *(p.name for p in pairs)])[1:]
-    for name, pair in zip(ids, pairs, strict=True):
+    for name, pair in cases.items():
         missing = [role for role in ("draft", "reference") if role not in pair.files]
         if missing:
             broken[name] = f"there is no {missing[0]} picture"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..images.image_io import Picture, load_picture
-from ..images.mask_io import read_mask
+from ..images.mask_io import read_mask_of, read_reference
 from ..repair.request import RefineOptions, RefineRequest
 
 
@@ -52,58 +52,28 @@ def read_request(files: RepairFiles, options: RefineOptions) -> tuple[RefineRequ
         OSError: a file cannot be read.
     """
     draft = load_picture(files.draft, "draft")
-    references, reference_masks, notes = _references(files)
-    notes = [f"draft {files.draft}: {note}" for note in draft.notes] + notes
+    notes = [f"draft {files.draft}: {note}" for note in draft.notes]
+    references: list[Tensor] = []
+    reference_masks: list[Tensor | None] = []
+    for path, mask_path in zip_longest(files.references, files.reference_masks):
+        reference, mask, more = read_reference(path, mask_path, files.resize_masks)
+        references.append(reference)
+        reference_masks.append(mask)
+        notes += more
     masks: list[Tensor | None] = []
     for path, name in ((files.mask, "mask"), (files.paste_mask, "paste mask")):
-        mask, more = (None, ()) if path is None else _mask(path, draft.pixels, files, name)
+        mask = None
+        if path is not None:
+            mask, more = read_mask_of(path, draft.pixels, name, resize=files.resize_masks)
+            notes += more
         masks.append(mask)
-        notes += more
     request = RefineRequest(
         draft.pixels,
-        references,
+        tuple(references),
         masks[0],
-        reference_masks,
+        tuple(reference_masks),
         options,
         notes=tuple(notes),
         paste_mask=masks[1],
     )
     return request, draft
-
-
-def _mask(
-    path: Path, like: Tensor, files: RepairFiles, name: str
-) -> tuple[Tensor, tuple[str, ...]]:
-    mask, notes = read_mask(path, name)
-    if mask.shape[-2:] == like.shape[-2:]:
-        return mask, notes
-    if not files.resize_masks:
-        raise ValueError(
-            f"The {name} {path} is {mask.shape[-1]}x{mask.shape[-2]} but its picture is "
-            f"{like.shape[-1]}x{like.shape[-2]}. Pass --resize-mask to resize it."
-        )
-    return F.interpolate(mask, like.shape[-2:], mode="bilinear", antialias=True), notes
-
-
-def _references(
-    files: RepairFiles,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...], list[str]]:
-    """References as they are seen, their masks, and notes about both.
-
-    The mask of a reference is its alpha, unless a mask file is given for it.
-    """
-    pictures: list[Tensor] = []
-    masks: list[Tensor | None] = []
-    notes: list[str] = []
-    for number, path in enumerate(files.references):
-        picture, mask = load_picture(path, "reference").as_reference()
-        notes += [f"reference {path}: {note}" for note in picture.notes]
-        if number < len(files.reference_masks):
-            file = files.reference_masks[number]
-            mask, more = _mask(file, picture.pixels, files, "reference mask")
-            notes += more
-        elif mask is not None:
-            notes.append(f"reference {path}: its alpha channel is taken as the reference mask")
-        pictures.append(picture.pixels)
-        masks.append(mask)
-    return tuple(pictures), tuple(masks), notes

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from ..images.geometry import Extent
-from ..images.mask_io import coverage_notes, usable_mask
-from ..images.masks import bounds
-from ..images.tensors import check_finite, to_float
+from ..images.mask_io import coverage_notes, uniform_notes, usable_mask
+from ..images.tensors import check_finite
 from .region import PlannedRegion
 from .request import RefineRequest
 
 _BLURRED = 0.5  # a region that the model sees at a smaller scale loses its fine detail
-_ONE_COLOR = 4 / 255  # difference of values up to which a reference is uniform
 _WHOLE = 0.8  # part of the picture's area from which on a region is no detail
 
 
@@ -37,7 +34,7 @@ def normalize_request(request: RefineRequest) -> RefineRequest:
         height, width = reference.shape[-2:]
         own, more = usable_mask(given, width, height, "reference mask")
         reference_masks.append(own)
-        notes += (*more, *_uniform_notes(reference, own))
+        notes += (*more, *uniform_notes(reference, own))
     rest = request.reference_masks[len(reference_masks) :]
     height, width = request.draft.shape[-2:]
     paste_mask, more = usable_mask(request.paste_mask, width, height, "paste mask")
@@ -47,27 +44,6 @@ def normalize_request(request: RefineRequest) -> RefineRequest:
         reference_masks=(*reference_masks, *rest),
         notes=(*request.notes, *notes, *more),
         paste_mask=paste_mask,
-    )
-
-
-def _uniform_notes(reference: Tensor, mask: Tensor | None) -> tuple[str, ...]:
-    """A note about a reference B 3 h w that shows one color where its mask, B 1 h w, marks it."""
-    pixels = reference[0].flatten(1)
-    if mask is not None and mask.shape[-2:] == reference.shape[-2:]:
-        box = bounds(mask[:1])
-        if box is None:
-            return ()
-        marked = mask[0, 0, box.y0 : box.y1, box.x0 : box.x1] > 0
-        pixels = reference[0, :, box.y0 : box.y1, box.x0 : box.x1][:, marked]
-    # Torch cannot compare uint16, and all of a large picture as floats takes gigabytes.
-    values = pixels.int() if pixels.dtype == torch.uint16 else pixels
-    low, high = (to_float(v.to(pixels.dtype)) for v in (values.amin(1), values.amax(1)))
-    if float((high - low).max()) > _ONE_COLOR:
-        return ()
-    color = tuple(int(v) for v in ((low + high) / 2 * 255).round())
-    return (
-        f"the reference is uniformly {color} where it is used, so it shows no detail. If its file is "
-        "transparent, save it with an opaque background",
     )
 
 

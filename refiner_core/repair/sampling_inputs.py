@@ -43,10 +43,11 @@ def sampling_job(
         mask: the region in the crop, 1 1 H W, which `options.model_mask` holds sampling to.
     """
     guidance, cfg = recipe.resolve_guidance(options.guidance)
+    prompt = recipe.text(options.prompt, options.subject)
     job = SamplingJob(
         inputs,
         recipe.sigmas(size, options.steps),
-        recipe.text(options.prompt, options.subject),
+        prompt,
         guidance,
         options.seed,
         cfg=cfg,
