@@ -28,7 +28,7 @@ from refiner_core.repair.waves import waves
 from refiner_core.sampling import draw_noise
 from tests.jobs import job_of
 
-FAST = RefineOptions(steps=2, align=False)
+FAST = RefineOptions(steps=2, align=False, megapixels=0.004)
 
 
 @pytest.fixture(scope="module")
