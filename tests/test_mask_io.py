@@ -16,6 +16,7 @@ from refiner_core.images.mask_io import (
     normalize_mask,
     read_mask,
 )
+from refiner_core.images.masks import bounds
 
 SHAPE = np.zeros((40, 60), bool)
 SHAPE[10:20, 15:40] = True
@@ -166,5 +167,5 @@ def test_what_load_image_gives_when_nothing_is_painted() -> None:
 def test_a_mask_of_most_of_the_picture_is_noted(rows: int, noted: bool) -> None:
     mask = torch.zeros(1, 1, 40, 60)
     mask[..., :rows, :] = 1
-    notes = coverage_notes(mask)
+    notes = coverage_notes(mask, bounds(mask))
     assert bool(notes) == noted and all("90%" in note for note in notes)

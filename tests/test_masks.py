@@ -175,6 +175,23 @@ def test_broken_numbers(value: float) -> None:
         find_regions(mask)
 
 
+def test_a_number_that_is_none_is_found_far_from_what_is_marked() -> None:
+    mask = mask_of("#.......\n........")
+    mask[0, 0, 1, 6] = math.nan
+    with pytest.raises(ValueError, match="NaN"):
+        find_regions(mask)
+
+
+@pytest.mark.parametrize("grow_pixels", [-1, 0, 2])
+def test_a_mask_that_is_read_within_a_box_gives_the_same_regions(grow_pixels: float) -> None:
+    mask = torch.zeros(1, 1, 90, 120)
+    mask[..., 20:30, 5:15] = mask[..., 60:88, 70:100] = 0.5
+    whole = find_regions(mask, grow_pixels=grow_pixels)
+    part = find_regions(mask, grow_pixels=grow_pixels, within=bounds(mask))
+    assert [r.box for r in part] == [r.box for r in whole] and len(part) == 2
+    assert all(torch.equal(a.mask, b.mask) for a, b in zip(part, whole, strict=True))
+
+
 def test_empty() -> None:
     with pytest.raises(ValueError, match="7x5"):
         find_regions(torch.zeros(1, 1, 5, 7))

@@ -7,12 +7,14 @@ refused, with the values that were found.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .geometry import Box
 from .image_io import Picture, load_picture
 from .masks import bounds
 from .tensors import check_finite, to_float
@@ -110,9 +112,10 @@ def normalize_mask(mask: Tensor, name: str = "mask") -> tuple[Tensor, Notes]:
     Raises:
         ValueError: NaN, or values whose meaning is not clear; names the smallest and the largest.
     """
-    check_finite(mask, name)
     mask = to_float(mask)
     low, high = (float(v) for v in torch.aminmax(mask)) if mask.numel() else (0.0, 0.0)
+    if not math.isfinite(low + high):
+        check_finite(mask, name)
     notes: list[str] = []
     if low >= -_ROUNDING and high <= 1 + _ROUNDING:
         mask = mask.clamp(0, 1) if low < 0 or high > 1 else mask
@@ -181,9 +184,17 @@ def usable_mask(
     return normalize_mask(mask, name)
 
 
-def coverage_notes(mask: Tensor, name: str = "mask") -> Notes:
-    """A note about a mask B 1 H W in [0, 1] that marks most of the picture, as inverted masks do."""
-    coverage = int(torch.count_nonzero(mask > 0)) / max(1, mask.numel())
+def coverage_notes(mask: Tensor, box: Box | None, name: str = "mask") -> Notes:
+    """A note about a mask B 1 H W in [0, 1] that marks most of the picture, as inverted masks do.
+
+    Args:
+        mask: of a picture or several.
+        box: tight around all that it marks, which spares reading the rest; None = it marks nothing.
+        name: what the mask is to the user.
+    """
+    if box is None or box.extent.area <= _LARGE * mask.shape[-1] * mask.shape[-2]:
+        return ()
+    coverage = int(torch.count_nonzero(mask > 0)) / mask.numel()
     if not _LARGE < coverage < 1:
         return ()
     return (

@@ -26,17 +26,32 @@ class Region:
 
 
 def bounds(mask: Tensor, threshold: float = 0.0) -> Box | None:
-    """Tight box of `mask > threshold` over batch and channels, or None if that is empty."""
-    flat = mask.reshape(-1, *mask.shape[-2:])
-    on_rows = torch.zeros(mask.shape[-2], dtype=torch.bool)
-    on_cols = torch.zeros(mask.shape[-1], dtype=torch.bool)
-    for m in flat:
-        on_rows |= (m.amax(1) > threshold).cpu()
-        on_cols |= (m.amax(0) > threshold).cpu()
-    rows, cols = on_rows.nonzero().flatten(), on_cols.nonzero().flatten()
-    if len(rows) == 0:
+    """Tight box of `mask > threshold` over batch and channels, or None if that is empty.
+
+    All of the mask is read once; its columns are looked at in the rows that it marks.
+    """
+    return _bounds(mask, _highest(mask), threshold)
+
+
+def _highest(mask: Tensor) -> Tensor:
+    """The largest value of each row, over all of the batch N H; NaN where the row has any."""
+    return mask.reshape(-1, *mask.shape[-2:]).amax(2)
+
+
+def _bounds(mask: Tensor, highest: Tensor, threshold: float = 0.0) -> Box | None:
+    """`bounds` where the rows' largest values are known; reads the columns of the marked rows only."""
+    y0, y1 = _ends(highest > threshold)
+    if y1 == 0:
         return None
-    return Box(int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1)
+    rows = mask.reshape(-1, *mask.shape[-2:])[:, y0:y1]
+    x0, x1 = _ends(rows.amax(1) > threshold)
+    return Box(x0, y0, x1, y1)
+
+
+def _ends(marked: Tensor) -> tuple[int, int]:
+    """The first marked place along the second axis, and the one after the last; 0, 0 without any."""
+    places = marked.any(0).nonzero().flatten()
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
 
 
 def _distance(inside: np.ndarray) -> np.ndarray:
@@ -143,6 +158,7 @@ def find_regions(
     smallest: int = 1,
     merge: int = MERGE_DISTANCE,
     split: bool = True,
+    within: Box | None = None,
 ) -> list[Region]:
     """The regions of a mask `1 1 H W`, from top to bottom and left to right.
 
@@ -153,11 +169,12 @@ def find_regions(
         smallest: pieces with fewer pixels are dropped as specks.
         merge: pieces with a gap of at most this many pixels are one region.
         split: False makes everything one region.
+        within: where the mask is read, if it is known to be 0 elsewhere; None reads all of it.
 
     Raises:
         ValueError: the mask is empty or becomes empty, contains NaN, or has over 64 regions.
     """
-    window, pixels = _grown_window(mask, grow_pixels, holes)
+    window, pixels = _grown_window(mask, grow_pixels, holes, within)
     labels, count = ndimage.label(pixels > 0, structure=np.ones((3, 3)))  # type: ignore[misc]
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     kept = [i for i in range(1, count + 1) if sizes[i] >= smallest]
@@ -182,12 +199,12 @@ def find_regions(
     return sorted(regions, key=lambda r: (r.box.y0, r.box.x0))
 
 
-def _grown_window(mask: Tensor, grow_pixels: float, holes: bool) -> tuple[Box, np.ndarray]:
+def _grown_window(
+    mask: Tensor, grow_pixels: float, holes: bool, within: Box | None
+) -> tuple[Box, np.ndarray]:
     """The part of the picture that the grown mask covers, and the mask in it."""
-    if not all_finite(mask):
-        raise ValueError("The mask contains values that are NaN or infinite.")
     image = Extent(mask.shape[-1], mask.shape[-2])
-    tight = bounds(mask)
+    tight = _finite_bounds(mask, within or Box(0, 0, *image))
     if tight is None:
         raise ValueError(
             f"The mask ({image}) is empty, so there is nothing to repair. Paint the detail, or leave "
@@ -200,6 +217,21 @@ def _grown_window(mask: Tensor, grow_pixels: float, holes: bool) -> tuple[Box, n
     m = mask[..., window.y0 : window.y1, window.x0 : window.x1].float().cpu()
     m = grow(m, grow_pixels)
     return window, (fill_holes(m) if holes else m)[0, 0].numpy()
+
+
+def _finite_bounds(mask: Tensor, within: Box) -> Box | None:
+    """`bounds` of a part of a mask, in pixels of all of it.
+
+    Raises:
+        ValueError: the part has a value that is NaN or infinite.
+    """
+    part = mask[..., within.y0 : within.y1, within.x0 : within.x1]
+    highest = _highest(part)
+    box = _bounds(part, highest)
+    marked = part if box is None else part[..., box.y0 : box.y1, box.x0 : box.x1]
+    if not (all_finite(highest) and all_finite(marked)):
+        raise ValueError("The mask contains values that are NaN or infinite.")
+    return None if box is None else box.moved(within.x0, within.y0)
 
 
 def _region(pixels: np.ndarray, window: Box) -> Region:

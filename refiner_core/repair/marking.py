@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..images.geometry import Extent
 from ..images.mask_io import coverage_notes, uniform_notes, usable_mask
+from ..images.masks import bounds
 from ..images.tensors import check_finite
 from .region import PlannedRegion
 from .request import RefineRequest
@@ -27,8 +28,9 @@ def normalize_request(request: RefineRequest) -> RefineRequest:
         check_finite(reference, "reference")
     height, width = request.draft.shape[-2:]
     mask, notes = usable_mask(request.mask, width, height, "mask")
+    marked = bounds(mask) if mask is not None and mask.ndim == 4 and mask.numel() else None
     if mask is not None:
-        notes += coverage_notes(mask)
+        notes += coverage_notes(mask, marked)
     reference_masks: list[Tensor | None] = []
     for given, reference in zip(request.reference_masks, request.references, strict=False):
         height, width = reference.shape[-2:]
@@ -41,6 +43,7 @@ def normalize_request(request: RefineRequest) -> RefineRequest:
     return replace(
         request,
         mask=mask,
+        marked=marked,
         reference_masks=(*reference_masks, *rest),
         notes=(*request.notes, *notes, *more),
         paste_mask=paste_mask,

@@ -111,6 +111,8 @@ class RefineRequest:
     notes: tuple[str, ...] = ()
     """What was changed while the pictures and masks were read, for the report."""
     paste_mask: Tensor | None = None
+    marked: Box | None = None
+    """Around all that the masks mark, where that is known: the rest of them need not be read."""
 
 
 def check(request: RefineRequest) -> int:
@@ -247,7 +249,7 @@ def region_tasks(
         if mask is None:
             regions = [_unmarked_region(request, size, buckets)]
         else:
-            regions = find_regions(mask, grow_pixels=grow)
+            regions = find_regions(mask, grow_pixels=grow, within=request.marked)
         return [RegionTask(region, references, tuple(masks), paste) for region in regions]
     tasks: list[RegionTask] = []
     regions = box_regions(request.boxes, size, mask, grow_pixels=grow)
