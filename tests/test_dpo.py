@@ -242,6 +242,7 @@ def run(data: Path, out: Path, steps: int, *settings: str) -> dict[str, Tensor]:
     return final(out)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_equal_to_the_bit(data: Path, tmp_path: Path) -> None:
     whole = run(data, tmp_path / "whole", 3)
     run(data, tmp_path / "halves", 1)

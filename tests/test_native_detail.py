@@ -59,6 +59,7 @@ def test_a_large_region_comes_back_as_sharp_as_its_surroundings(engine: PastedRe
     assert torch.equal(done.image[outside], request.draft[outside])
 
 
+@pytest.mark.slow
 def test_an_unrelated_reference_leaves_the_draft_alone_unless_alignment_is_asked_for() -> None:
     request, _ = _case()
     other = (_picture(77, 600, 640) * 255).to(torch.uint8)
@@ -95,6 +96,7 @@ def test_letters_are_found_whose_mask_is_smaller_than_the_region() -> None:
         assert abs(got - expected) <= 3
 
 
+@pytest.mark.slow
 def test_both_marked_are_repaired_and_the_report_says_that_nothing_fits() -> None:
     request, _ = _case()
     other = (_picture(77, 600, 640) * 255).to(torch.uint8)
@@ -149,6 +151,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux counts it")
 def test_a_region_of_2048_px_fits_in_bounded_memory() -> None:
     done = subprocess.run(

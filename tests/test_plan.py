@@ -89,6 +89,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert 'algorithm = "nft"' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_keys_and_values_of_clean_tokens_are_counted() -> None:
     """Of two samples, two clean pictures of a megapixel each: 57 blocks, 3072 channels, bfloat16."""
     both, one = (

@@ -55,6 +55,7 @@ def test_an_interrupted_preparation_goes_on(triplets: Path, tmp_path: Path) -> N
     assert [k for k in whole if not torch.equal(again[k], whole[k])] == []
 
 
+@pytest.mark.slow
 def test_a_damaged_item_is_named(triplets: Path, tmp_path: Path) -> None:
     session = opened(triplets, tmp_path)
     for path in tmp_path.glob("cache/*/*-0.safetensors"):

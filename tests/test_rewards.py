@@ -104,6 +104,7 @@ def test_a_judge_without_an_endpoint_is_refused(settings: dict[str, Any]) -> Non
         make_reward(RewardSettings(rewards={"judge": 1.0}), CPU, JudgeSettings(**settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["digit", "pairs"])
 def test_a_run_is_rewarded_by_a_judge_that_sometimes_fails(tmp_path: Path, form: str) -> None:
     def answer(number: int, body: dict[str, Any]) -> tuple[int, bytes]:

@@ -27,7 +27,7 @@ from refiner_core.scoring.scorer import IncomparableError
 from refiner_core.scoring.structural import StructuralScorer
 from tests.jobs import job_of
 
-FAST = RefineOptions(steps=2, align=False)
+FAST = RefineOptions(steps=2, align=False, megapixels=0.004)
 
 SIGMAS = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0])
 

@@ -41,6 +41,7 @@ def test_help_imports_nothing_large(command: str) -> None:
     assert imported(*command.split(), "--help") == set()
 
 
+@pytest.mark.slow
 def test_a_nano_repair_needs_neither_diffusers_nor_transformers(tmp_path: Path) -> None:
     case, out = CASES / "word", tmp_path / "out.png"
     files = {

@@ -271,6 +271,7 @@ def test_what_is_sorted_out_is_noted(triplets: Path, few: PreparedDataset, tmp_p
     assert (tmp_path / "skipped.jsonl").read_text() == noted
 
 
+@pytest.mark.slow
 def test_items_cropped_by_several_processes_are_the_same(
     triplets: Path, few: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -312,6 +312,7 @@ def test_an_unknown_part_is_refused_before_anything_is_sampled() -> None:
 # --- the run ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over", [{}, {"unroll": {"truncation": "random", "gradient_steps": 3}}])
 def test_an_interrupted_run_is_equal_to_the_bit(tmp_path: Path, over: dict[str, Any]) -> None:
     tiny_run("reward", tmp_path / "whole", 4, over)

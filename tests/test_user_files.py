@@ -81,6 +81,7 @@ def test_cut_outs_become_white_in_a_data_set_and_it_is_noted(
         np.testing.assert_array_equal(pixels[16:48, 24:72], expected)
 
 
+@pytest.mark.slow
 def test_evaluation_reads_what_the_data_build_reads(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

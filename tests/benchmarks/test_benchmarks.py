@@ -16,6 +16,7 @@ from tests.dreamsim_release import TINY, write_release
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_dreamsim_and_a_python_without_the_package(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +58,7 @@ def test_comfyui_names_the_folder_it_cannot_import_from(
     assert str(tmp_path) in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_demo_cases_are_those_that_ship(tmp_path: Path) -> None:
     assert main(["demo-cases", str(tmp_path)]) == 0
     shipped = ROOT / "refiner_core" / "demo_cases"
