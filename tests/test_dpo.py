@@ -26,7 +26,7 @@ from refiner_core.data.preferences import (
 )
 from refiner_core.data.shards import write_shard
 from refiner_core.training.config_dpo import DPO_PRESETS, DpoConfig
-from refiner_core.training.dpo import DpoObjective, dpo_loss, rank_weight
+from refiner_core.training.dpo import DpoObjective, dpo_loss, place_weights, rank_weight
 from refiner_core.training.memory_estimate import CARDS, estimate_memory
 from refiner_core.training.open_session import open_session
 from refiner_core.training.preference_data import preference_readers, write_preferences
@@ -90,11 +90,53 @@ def test_ranks_weigh_pairs() -> None:
     assert rank_weight(1, 4, 4) > rank_weight(1, 2, 4) > rank_weight(3, 4, 4) > 0
 
 
+def test_places_weigh_by_how_much_the_repairs_differ_there() -> None:
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., :2] = 1
+    kept, everywhere = torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.7)
+    constant = place_weights(kept, everywhere, mask, 0.6)
+    torch.testing.assert_close(constant, torch.ones(1, 1, 4, 4))
+    above = everywhere.clone()
+    above[..., 2:, :2] = 0  # the lower half of the region is the same in both
+    weights = place_weights(kept, above, mask, 0.6)
+    torch.testing.assert_close(weights[..., :2, :2], torch.full((1, 1, 2, 2), 0.4 + 0.6 * 2))
+    torch.testing.assert_close(weights[..., 2:, :2], torch.full((1, 1, 2, 2), 0.4))
+    torch.testing.assert_close(weights[..., 2:], torch.ones(1, 1, 4, 2))
+    torch.testing.assert_close(place_weights(above, kept, mask, 0.6), weights)
+    assert float((weights * mask).sum() / mask.sum()) == pytest.approx(1)
+    assert torch.equal(place_weights(kept, above, mask, 0.0), torch.ones(1, 1, 4, 4))
+    same = place_weights(kept, kept, mask, 1.0)
+    assert not same.any(), "what is equal everywhere has no weight, rather than NaN"
+
+
 @pytest.mark.parametrize("ranked", [False, True])
-def test_the_first_update_of_a_run_starts_from_ln_2(
-    data: Path, tmp_path: Path, ranked: bool
+def test_a_constant_weight_of_places_is_the_plain_loss(
+    data: Path, tmp_path: Path, ranked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = config(objective={"ranked": ranked})
+    def value(share: float) -> float:
+        settings = config(objective={"ranked": ranked, "map_share": share})
+        session = open_session(settings, data, tmp_path / "run", "cpu")
+        objective = DpoObjective(settings, session)
+        session.trainable.snapshot("ref")
+        for n, p in enumerate(session.trainable.parameters.values()):
+            p.data.mul_(1 + 0.05 * (-1) ** n)  # no longer the reference
+        objective.begin(0, lambda _: None)
+        return sum(float(t().value.detach()) for t in objective.update(0).terms)
+
+    plain, placed = value(0.0), value(0.5)
+    assert plain != pytest.approx(placed, rel=1e-6) and plain != pytest.approx(math.log(2))
+    monkeypatch.setattr(
+        "refiner_core.training.dpo.place_weights", lambda a, b, m, share: torch.ones_like(m)
+    )
+    assert value(0.5) == pytest.approx(plain, rel=1e-6)
+
+
+@pytest.mark.parametrize("ranked", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.7])
+def test_the_first_update_of_a_run_starts_from_ln_2(
+    data: Path, tmp_path: Path, ranked: bool, share: float
+) -> None:
+    settings = config(objective={"ranked": ranked, "map_share": share})
     objective = DpoObjective(settings, open_session(settings, data, tmp_path, "cpu"))
     objective.learner.trainable.snapshot("ref")
     objective.begin(0, lambda _: None)
@@ -256,6 +298,8 @@ def test_an_interrupted_run_is_equal_to_the_bit(data: Path, tmp_path: Path) -> N
 def test_settings_that_preferences_do_not_have() -> None:
     with pytest.raises(ValueError, match=r"data\.variants = 4"):
         config(data={"variants": 4})
+    with pytest.raises(ValueError, match=r"loss\.contrast = 0\.1"):
+        config(loss={"contrast": 0.1})
 
 
 def test_the_plan_counts_both_repairs() -> None:

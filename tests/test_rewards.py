@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,29 @@ def test_a_judge_that_answers_prose_gives_no_score(form: Any) -> None:
     with endpoint(lambda *_: (200, said("What a nice picture!"))) as (url, _):
         judge = JudgeReward(VlmScorer(VlmClient(url, "m"), form))
         assert judge(torch.rand(3, 3, 16, 16), pictures()).isnan().all()
+
+
+@pytest.mark.parametrize("form", ["digit", "yes", "pairs"])
+def test_a_judge_that_times_out_gives_no_score(form: Any) -> None:
+    with endpoint(lambda *_: (200, said("5")), held=threading.Event()) as (url, asked):
+        judge = JudgeReward(VlmScorer(VlmClient(url, "m", timeout=0.2, retries=0), form))
+        assert judge(torch.rand(2, 3, 16, 16), pictures()).isnan().all()
+        assert asked
+
+
+def test_a_judge_that_is_never_there_leaves_the_other_parts(tmp_path: Path) -> None:
+    with endpoint(lambda *_: (403, b"no")) as (url, asked):
+        over = {
+            "objective": {"rewards": {**NONE, "pixels": 1.0, "judge": 1.0}},
+            "judge": {"url": url, "model": "m", "retries": 0},
+            "run": {"max_steps": 1},
+        }
+        config = build(GrpoConfig, merged(GRPO_SETTINGS, over))
+        reward = make_reward(config.objective, CPU, config.judge)
+        assert train(config, tiny_session(config, tmp_path), reward).exists()
+    (row,) = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    assert row["missing/judge"] == len(asked) == 16 and row["dropped"] < 1
+    assert all(math.isfinite(v) for v in row.values())
 
 
 @pytest.mark.parametrize("settings", [{}, {"url": "http://a/v1"}])

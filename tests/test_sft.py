@@ -6,11 +6,6 @@ import dataclasses
 import importlib.util
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +18,6 @@ from torch import Tensor, nn
 
 from refiner_core.models.kontext import Conditioning
 from refiner_core.recipes.recipe import KONTEXT, OMNIREFINER, Recipe
-from refiner_core.training import checkpoint
 from refiner_core.training.config import SFT_PRESETS, GrpoConfig, SftConfig
 from refiner_core.training.dataset import Item, collate, epoch_batches
 from refiner_core.training.policy import Policy, VelocityNet
@@ -43,12 +37,8 @@ from refiner_core.weights import safetensors_io
 from refiner_core.weights.lora import apply_lora, read_lora
 from tests.jobs import job_of
 from tests.tiny_training import (
-    PROGRAM,
-    ROOT,
     SETTINGS,
     TinyDataset,
-    environment,
-    final,
     largest_difference,
     tiny_engine,
     tiny_flux,
@@ -211,31 +201,6 @@ def test_logit_normal_times() -> None:
 
 
 # --- what survives --------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_is_the_same_run(tmp_path: Path) -> None:
-    config = settings(run={"max_steps": 8})
-    tiny_train(config, tiny_session(config, tmp_path / "whole"))
-    out = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, *PROGRAM, "sft", str(out), "8"],
-        cwd=ROOT,
-        env=environment(),
-        stderr=subprocess.PIPE,
-    )
-    end = time.monotonic() + 120
-    while not (out / "checkpoint.safetensors").exists() and time.monotonic() < end:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert checkpoint.read_facts(out / "checkpoint.safetensors")["step"] >= 1
-    tiny_train(config, tiny_session(config, out))
-    a, b = final(tmp_path / "whole"), final(out)
-    assert a.keys() == b.keys()
-    assert [k for k in a if not torch.equal(a[k], b[k])] == []
-    assert any(k.startswith("optimizer:exp_avg.") for k in a)
-    assert any(k.startswith("copy:ema.") for k in a)
 
 
 class Poisoned(TinyDataset):

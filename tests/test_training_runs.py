@@ -51,6 +51,7 @@ from tests.tiny_training import (
     final,
     largest_difference,
     tiny_engine,
+    tiny_run,
     tiny_session,
     tiny_train,
     tiny_trainer,
@@ -105,6 +106,32 @@ def test_a_second_ctrl_c_ends_at_once_and_the_old_handler_comes_back() -> None:
         assert interruption.requested()
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_killed_and_resumed_is_the_same_run(tmp_path: Path, stage: str) -> None:
+    tiny_run(stage, tmp_path / "whole", 8, {})
+    out = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, *PROGRAM, stage, str(out), "8"],
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+    )
+    end = time.monotonic() + 120
+    while not (out / "checkpoint.safetensors").exists() and time.monotonic() < end:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert read_facts(out / "checkpoint.safetensors")["step"] >= 1
+    tiny_run(stage, out, 8, {})
+    a, b = final(tmp_path / "whole"), final(out)
+    assert a.keys() == b.keys()
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    assert any(k.startswith("optimizer:exp_avg.") for k in a)
+    copies = {"copy:ema", "copy:ref"} if stage == "dpo" else {"copy:ema"}
+    assert {k.partition(".")[0] for k in a if k.startswith("copy:")} == copies
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,44 @@ def test_it_learns_and_only_what_is_trainable_gets_a_gradient() -> None:
     assert first.grad is None
 
 
+def test_the_scale_of_a_reward_hardly_matters() -> None:
+    """AdamW divides by the size of the gradient, so that only its direction counts."""
+
+    def learnt(factor: float) -> list[Tensor]:
+        made = objective(lambda x, p: {"pixels": factor * squared_error(x, p)["pixels"]})
+        trainer = Trainer(made, made.learner.trainable, made.config.optimizer, 2)
+        found = [trainer.train_step() for _ in range(2)]
+        assert all(math.isfinite(v) for f in found for v in f.values())
+        return [p.detach().clone() for p in made.learner.trainable.parameters.values()]
+
+    for a, b in zip(learnt(1.0), learnt(1e6), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=2e-4)
+
+
+def test_a_constant_reward_changes_nothing_but_the_decay() -> None:
+    made = objective(lambda x, p: {"pixels": 0 * x.flatten(1).sum(1) + 0.3})
+    start = [p.detach().clone() for p in made.learner.trainable.parameters.values()]
+    no_decay = replace(made.config.optimizer, weight_decay=0.0)
+    trainer = Trainer(made, made.learner.trainable, no_decay, 1)
+    assert trainer.train_step()["norm"] == 0
+    after = made.learner.trainable.parameters.values()
+    assert all(torch.equal(a, b) for a, b in zip(start, after, strict=True))
+
+
+def test_a_reward_that_is_not_finite_is_skipped_and_then_stops_the_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = objective(lambda x, p: {"pixels": x.flatten(1).sum(1) * float("nan")})
+    start = [p.detach().clone() for p in made.learner.trainable.parameters.values()]
+    trainer = Trainer(made, made.learner.trainable, made.config.optimizer, 30)
+    with pytest.raises(ValueError, match="20"):
+        for _ in range(30):
+            trainer.train_step()
+    after = made.learner.trainable.parameters.values()
+    assert all(torch.equal(a, b) for a, b in zip(start, after, strict=True))
+    assert trainer.updates == 0 and "toy0" in capsys.readouterr().out
+
+
 # --- refusals --------------------------------------------------------------------------------------
 
 
@@ -302,6 +341,12 @@ def test_a_decoder_without_a_gradient_does_not_pass_in_silence() -> None:
 def test_contradictory_settings(over: dict[str, Any], values: str) -> None:
     with pytest.raises(ValueError, match=values):
         build(UnrolledConfig, merged(SETTINGS, over))
+
+
+def test_a_contrast_needs_stage_ones_loss() -> None:
+    with pytest.raises(ValueError, match=r"0\.1.*objective\.sft"):
+        build(UnrolledConfig, merged(SETTINGS, {"loss": {"contrast": 0.1}}))
+    build(UnrolledConfig, merged(SETTINGS, {"loss": {"contrast": 0.1}, "objective": {"sft": 0.5}}))
 
 
 def test_an_unknown_part_is_refused_before_anything_is_sampled() -> None:

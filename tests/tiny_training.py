@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from torch import Tensor
 from refiner_core.models.core_engine import CoreEngine
 from refiner_core.recipes.recipe import OMNIREFINER
 from refiner_core.training.config import GrpoConfig, RunConfig, SftConfig
+from refiner_core.training.config_dpo import DpoConfig
 from refiner_core.training.config_unrolled import UnrolledConfig
 from refiner_core.training.dataset import Item, Pixels
 from refiner_core.training.distributed import launched_processes
 from refiner_core.training.open_session import assemble
+from refiner_core.training.preference_data import PreferenceDataset
 from refiner_core.training.reward import make_reward
 from refiner_core.training.session import Session
 from refiner_core.training.settings import build, merged, parse_assignments
@@ -50,6 +53,20 @@ REWARD_SETTINGS: dict[str, Any] = {
     "unroll": {"steps": 3, "gradient_steps": 2},
     "optimizer": {"rate": 1e-2, "ema": 0.9},
     "run": {"max_steps": 3, "batch": 2, "micro_batch": 1, "save_every": 1, "validate_every": 0},
+}
+
+
+DPO_SETTINGS: dict[str, Any] = {
+    "model": {"rank": 3, "alpha": 6.0},
+    "optimizer": {"rate": 1e-2, "ema": 0.9},
+    "run": {"max_steps": 3, "batch": 2, "micro_batch": 1, "save_every": 1, "validate_every": 0},
+}
+STAGES: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "sft": (SftConfig, SETTINGS),
+    "grpo": (GrpoConfig, GRPO_SETTINGS),
+    "nft": (GrpoConfig, merged(GRPO_SETTINGS, {"objective": {"algorithm": "nft"}})),
+    "reward": (UnrolledConfig, REWARD_SETTINGS),
+    "dpo": (DpoConfig, DPO_SETTINGS),
 }
 
 
@@ -103,6 +120,21 @@ class TinyDataset:
         return Item(f"tiny{index}", "a word", target, (draft, reference), mask, pixels)
 
 
+class TinyRepairs(TinyDataset):
+    """Two repairs of each of the ten items, with names as prepared items have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes = [shape for shape in self.shapes for _ in range(2)]
+        self.names = [f"tiny{i}_{rank}-0" for i in range(10) for rank in (1, 2)]
+        self.ranks = {f"tiny{i}_{rank}": (f"tiny{i}", rank) for i in range(10) for rank in (1, 2)}
+
+    def __getitem__(self, index: int) -> Item:
+        item = TinyDataset()[index // 2]
+        g = torch.Generator().manual_seed(100 + index)
+        return replace(item, target=torch.randn(item.target.shape, generator=g))
+
+
 def tiny_engine() -> CoreEngine:
     """A tiny OmniRefiner."""
 
@@ -120,8 +152,11 @@ def tiny_session(config: RunConfig, out: Path) -> Session:
     engine = tiny_engine()
     text = TextCache(engine.text, 5, out / "texts")
     processes = launched_processes(torch.device("cpu"))
-    datasets = TinyDataset(), TinyDataset()
-    return assemble(config, engine, datasets, text, out, processes, "none")
+    dataset: Any = TinyDataset()
+    if config.data_form == "preferences":
+        repairs: Any = TinyRepairs()
+        dataset = PreferenceDataset(repairs, repairs.ranks)
+    return assemble(config, engine, (dataset, TinyDataset()), text, out, processes, "none")
 
 
 def tiny_train(config: RunConfig, session: Session) -> Path:
@@ -134,15 +169,9 @@ def tiny_train(config: RunConfig, session: Session) -> Path:
 
 def tiny_run(stage: str, out: Path, steps: int, over: dict[str, Any]) -> Path:
     """Train for some steps; the refiner's file."""
-    over = merged(over, {"run": {"max_steps": steps}})
-    if stage == "grpo":
-        grpo = build(GrpoConfig, merged(GRPO_SETTINGS, over))
-        return tiny_train(grpo, tiny_session(grpo, out))
-    if stage == "reward":
-        unrolled = build(UnrolledConfig, merged(REWARD_SETTINGS, over))
-        return tiny_train(unrolled, tiny_session(unrolled, out))
-    sft = build(SftConfig, merged(SETTINGS, over))
-    return tiny_train(sft, tiny_session(sft, out))
+    kind, settings = STAGES[stage]
+    config = build(kind, merged(merged(settings, over), {"run": {"max_steps": steps}}))
+    return tiny_train(config, tiny_session(config, out))
 
 
 def tiny_trainer(config: SftConfig, session: Session) -> Trainer:

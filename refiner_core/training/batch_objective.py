@@ -73,6 +73,20 @@ class BatchObjective(ABC):
         seeds = [derive_seed(self.run.seed, self._step, p) for p in places]
         return [torch.Generator().manual_seed(s) for s in seeds]
 
+    def others(self, places: Sequence[int], count: int) -> list[list[Item]]:
+        """Up to `count` items that follow each place in the current batch and are not its own.
+
+        They follow in the whole batch, whatever the micro-batch. An item that fills up a batch a second
+        time is no other one, so that there can be fewer than asked for, but as many for every place.
+        """
+        indices, dataset = self.indices(), self.learner.dataset
+        found: list[list[Item]] = []
+        for place in places:
+            following = dict.fromkeys([*indices[place + 1 :], *indices[:place]])
+            chosen = [i for i in following if i != indices[place]][:count]
+            found.append([dataset[i] for i in chosen])
+        return found
+
     def _describe(self) -> str:
         ids = ", ".join(self.learner.dataset[i].id for i in self.indices()[:4])
         return f"a batch with {ids}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +24,17 @@ from .config import DataSettings
 from .crop_triplet import crop_triplet
 from .dataset import Pixels
 from .policy import Policy, VelocityNet
-from .reward import PatchReward
+from .reward import Part, PatchReward
 from .validation import region_metrics, repair
 
 FIRST_SEED = 10_000_000  # of the scenes that are drawn for evaluation only
-_CROPS = DataSettings(context=(1.5, 1.5))
+HELD_OUT_CROPS = DataSettings(context=(1.5, 1.5))
 _RESAMPLES = 10_000
-# Metrics for which less is better.
-_LOWER_IS_BETTER = ("edge_error",)
+
+
+def is_lower_better(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return metric == "edge_error"
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def _scene_planes(seed: int) -> tuple[np.ndarray, ...] | None:
     triplet = _scene_triplet(seed)
     if triplet is None:
         return None
-    p, _ = crop_triplet(triplet, NANO, _CROPS, 0)
+    p, _ = crop_triplet(triplet, NANO, HELD_OUT_CROPS, 0)
     return tuple(x.numpy() for x in (p.target, p.draft, p.reference, p.mask))
 
 
@@ -98,7 +101,7 @@ def data_set_cases(
     cases: list[Pixels] = []
     for triplet in TripletSet(folder, split):
         try:
-            cases.append(crop_triplet(triplet, recipe, _CROPS, 0)[0])
+            cases.append(crop_triplet(triplet, recipe, HELD_OUT_CROPS, 0)[0])
         except ValueError:
             continue
         if len(cases) == count:
@@ -110,17 +113,22 @@ def data_set_cases(
 
 @torch.no_grad()
 def measure(
-    engine: CoreEngine, cases: Sequence[Pixels], net: VelocityNet | None = None
+    engine: CoreEngine,
+    cases: Sequence[Pixels],
+    net: VelocityNet | None = None,
+    further: Mapping[str, Part] | None = None,
 ) -> dict[str, np.ndarray]:
     """All metrics of all cases, each repaired with its index as the seed.
 
     Args:
         net: the network to run instead of the engine's own.
+        further: parts of the reward that are measured too.
     """
     recipe = engine.recipe
     policy = Policy(net or VelocityNet(engine.model, recipe.attention), engine.device)
     text, pooled = engine.text(recipe.text(None), recipe.text_tokens)
     blend = ReferenceBlend.of(recipe, aligned=recipe.align)
+    reward = PatchReward(StructuralScorer(), further)
     rows: list[dict[str, float]] = []
     for seed, p in enumerate(cases):
         blended = blend.shown(p.draft, p.reference, p.mask)
@@ -129,7 +137,7 @@ def measure(
         c = Conditioning(clean, recipe.indices, text, pooled, recipe.guidance, recipe.layout)
         shape = latents["draft"].shape
         x0 = repair(policy, c, shape, _schedule(recipe, shape), seed)
-        rows.append(_row(engine.decode(x0).clamp(0, 1), p))
+        rows.append(_row(engine.decode(x0).clamp(0, 1), p, reward))
     return {k: np.array([r[k] for r in rows]) for k in rows[0]}
 
 
@@ -137,8 +145,8 @@ def _schedule(recipe: Recipe, shape: torch.Size) -> Tensor:
     return recipe.sigmas(Extent(shape[-1] * recipe.latent_factor, shape[-2] * recipe.latent_factor))
 
 
-def _row(image: Tensor, p: Pixels) -> dict[str, float]:
-    rewards = PatchReward(StructuralScorer())(image, p)
+def _row(image: Tensor, p: Pixels, reward: PatchReward) -> dict[str, float]:
+    rewards = reward(image, p)
     return region_metrics(image, p) | {f"reward/{k}": float(v) for k, v in rewards.items()}
 
 
@@ -156,7 +164,7 @@ def paired(a: dict[str, np.ndarray], b: dict[str, np.ndarray], seed: int = 0) ->
     """b compared with a, metric by metric, over the same cases."""
     out = []
     for name in a:
-        gain = (b[name] - a[name]) * (-1 if name in _LOWER_IS_BETTER else 1)
+        gain = (b[name] - a[name]) * (-1 if is_lower_better(name) else 1)
         means = float(a[name].mean()), float(b[name].mean())
         out.append(Comparison(name, *means, *interval(gain, seed)))
     return out

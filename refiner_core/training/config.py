@@ -199,6 +199,27 @@ class LossSettings(Group):
     reference_dropout: float = option(
         0.05, "Share of updates trained without reference tokens.", 0, 1
     )
+    contrast: float = option(
+        0.0,
+        "Weight of the contrast: the own reference must explain the target better than the references "
+        "of other items of the batch do (SoftREPA, which learns text tokens by it); 0: off.",
+        0,
+        1e4,
+    )
+    contrast_others: int = option(
+        2, "Other items whose references are compared, if the batch has as many.", 1, 64
+    )
+    contrast_temperature: float = option(
+        0.07, "Temperature of the errors in the contrast; published 0.07, learned.", 1e-4, 1e4
+    )
+    contrast_scale: float = option(
+        4.0, "Scale of the logits in the contrast; published 4, learned.", 1e-3, 1e4
+    )
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of each item: one with each reference."""
+        return 1 + (self.contrast_others if self.contrast else 0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

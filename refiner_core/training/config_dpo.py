@@ -35,6 +35,13 @@ class PreferenceSettings(Group):
         "Compare all repairs of a case, weighted by the difference of their places (RankDPO); false: one "
         "pair of each case per update.",
     )
+    map_share: float = option(
+        0.0,
+        "Share of the weight of each place that follows from how much the two repairs differ there, as "
+        "PatchDPO weighs patches by their quality; 0: all places weigh alike.",
+        0,
+        1,
+    )
     patience: int = option(
         0,
         "Validations without a gain after which the run stops; best.safetensors keeps the best "
@@ -62,6 +69,11 @@ class DpoConfig(BatchConfig):
         if self.data.variants > 1:
             raise ValueError(
                 f"data.variants = {self.data.variants} is not possible with preferences: set it to 1."
+            )
+        if self.loss.contrast:
+            raise ValueError(
+                f"loss.contrast = {self.loss.contrast:g} is a part of supervised training, which "
+                "learning from preferences does not use: set it to 0."
             )
 
     @property

@@ -83,6 +83,11 @@ class UnrolledConfig(BatchConfig):
     run: RunSettings = section(RunSettings)
 
     def __post_init__(self) -> None:
+        if self.loss.contrast and not self.objective.sft:
+            raise ValueError(
+                f"loss.contrast = {self.loss.contrast:g} is a part of stage 1's loss, which "
+                "objective.sft = 0 leaves out. Set loss.contrast to 0, or objective.sft above 0."
+            )
         steps, gradient = self.unroll.steps, self.unroll.gradient_steps
         if steps is not None and gradient is not None and gradient > steps:
             raise ValueError(

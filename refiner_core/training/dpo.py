@@ -14,7 +14,7 @@ from ..data.preferences import comparisons
 from .batch_objective import BatchObjective
 from .config_dpo import DpoConfig
 from .dataset import Item, collate
-from .losses import masked_flow_errors
+from .losses import masked_means
 from .objective import Learner, StepCost, Term
 from .preference_dataset import PreferenceDataset
 from .supervised_loss import draw_timestep
@@ -44,6 +44,26 @@ def rank_weight(better: int, worse: int, count: int) -> float:
     gains = [2 ** ((count - place) / max(1, count - 1)) for place in (better, worse)]
     discounts = [1 / math.log(1 + place) for place in (better, worse)]
     return abs(gains[0] - gains[1]) * abs(discounts[0] - discounts[1])
+
+
+def place_weights(kept: Tensor, rejected: Tensor, mask: Tensor, share: float) -> Tensor:
+    """`(1 - share) + share d(p) / mean d` of the squared difference d of two repairs, `1 1 h w`.
+
+    PatchDPO (arXiv 2412.03177) weighs patches by a quality that a vision model estimates; here the
+    difference of the two repairs stands in for it. It is averaged over squares of 2x2 latent pixels,
+    since single ones are mostly noise, and divided by its mean inside and outside the region, so that
+    neither gains weight over the other; where the two are equal, it is 0.
+
+    Args:
+        kept, rejected: latents `1 C h w`.
+        mask: the region, `1 1 h w`.
+    """
+    apart = (kept - rejected).float().square().mean(1, keepdim=True)
+    size = (apart.shape[-2], apart.shape[-1])
+    coarse = F.adaptive_avg_pool2d(apart, (max(1, size[0] // 2), max(1, size[1] // 2)))
+    apart = F.interpolate(coarse, size, mode="nearest")
+    mean = sum(part * (apart * part).sum() / part.sum().clamp_min(1) for part in (mask, 1 - mask))
+    return (1 - share) + share * apart / (mean + (mean == 0))
 
 
 class DpoObjective(BatchObjective):
@@ -90,9 +110,9 @@ class DpoObjective(BatchObjective):
             chosen = int(torch.randint(len(pairs), (1,), generator=generator))
             pair = pairs[chosen]
             repairs, pairs, weights = [repairs[i] for i in pair], [(0, 1)], [1.0]
-        change = self._changes([item for _, item in repairs], generator)
-        better = change[[i for i, _ in pairs]]
-        worse = change[[j for _, j in pairs]]
+        items = [item for _, item in repairs]
+        change = self._changes(items, generator)
+        better, worse = self._pair_means(items, change, pairs)
         loss = dpo_loss(better, worse, self.config.objective.beta)
         loss = (loss * loss.new_tensor(weights)).sum()
         return loss, {
@@ -102,8 +122,27 @@ class DpoObjective(BatchObjective):
             "rejected": float(worse.detach().mean()),
         }
 
+    def _pair_means(
+        self, items: Sequence[Item], change: Tensor, pairs: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """The mean change of the kept and of the rejected repair of each pair."""
+        share, o = self.config.objective.map_share, self.config.loss
+        mask = items[0].mask.to(change)
+        weights = torch.cat(
+            [
+                place_weights(items[i].target, items[j].target, items[0].mask, share)
+                for i, j in pairs
+            ]
+        ).to(change)
+        used = (mask if o.masked else torch.zeros_like(mask)).expand(len(pairs), -1, -1, -1)
+        kept, rejected = (
+            masked_means(change[at] * weights, used, region=o.region, background=o.background)
+            for at in ([i for i, _ in pairs], [j for _, j in pairs])
+        )
+        return kept, rejected
+
     def _changes(self, items: Sequence[Item], generator: torch.Generator) -> Tensor:
-        """How much larger each repair's matching error is than under the reference, B values."""
+        """How much larger each repair's error is than under the reference, at each place, B C h w."""
         learner, o = self.learner, self.config.loss
         t = draw_timestep(o, items[0], learner.recipe, generator)
         noise = torch.randn(items[0].target.shape, generator=generator)
@@ -112,11 +151,10 @@ class DpoObjective(BatchObjective):
         t, noise = t.to(batch.target).expand(len(items)), noise.to(batch.target)
         x = flow.interpolate(batch.target, noise, t)
         target = flow.velocity_target(batch.target, noise)
-        mask = batch.mask if o.masked else torch.zeros_like(batch.mask)
 
         def errors() -> Tensor:
             v = learner.policy.velocity(x, t, batch.conditioning)
-            return masked_flow_errors(v, target, mask, region=o.region, background=o.background)
+            return (v.float() - target.float()).square()
 
         with torch.no_grad(), learner.trainable.swapped("ref"):
             reference = errors()

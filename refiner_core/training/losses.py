@@ -53,10 +53,30 @@ def masked_flow_errors(
 ) -> Tensor:
     """`masked_flow_loss` of each sample without its root, `B`."""
     error = (predicted.float() - target.float()).square()
+    return masked_means(error, mask, region=region, background=background)
+
+
+def masked_means(error: Tensor, mask: Tensor, *, region: float, background: float) -> Tensor:
+    """The weighted means inside and outside the mask of errors `B C h w`, added, `B`."""
     area = mask.sum((1, 2, 3))
     inside = (error * mask).sum((1, 2, 3)) / (area * error.shape[1]).clamp_min(1)
     outside = (error * (1 - mask)).mean((1, 2, 3))
     return torch.where(area > 0, region * inside + background * outside, error.mean((1, 2, 3)))
+
+
+def contrast_loss(errors: Tensor, temperature: float, scale: float) -> Tensor:
+    """How well the own reference is told from those of other cases (SoftREPA, arXiv 2503.08250).
+
+    The cross-entropy of `scale * exp(-error / temperature)` with the own reference as the label.
+
+    Args:
+        errors: matching errors of each sample with N references, `B N`; the own one comes first.
+
+    Returns:
+        one value a sample; ln N where all errors are equal.
+    """
+    logits = scale * (-errors / temperature).exp()
+    return -logits.log_softmax(1)[:, 0]
 
 
 def clip_range(unit: float, dimensions: int) -> float:

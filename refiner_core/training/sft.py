@@ -18,18 +18,31 @@ class SftObjective(BatchObjective):
 
     def __init__(self, config: SftConfig, learner: Learner) -> None:
         super().__init__(config, learner)
+        self._settings = config.loss
         self._loss = SupervisedLoss(config.loss, learner, config.run.seed)
+        if config.loss.contrast:
+            self.metrics = ("loss", "contrast")
 
     @staticmethod
     def cost(config: SftConfig, steps: int) -> StepCost:
         """See `StepCost`."""
-        return StepCost(plain=0, learnt=config.run.batch)
+        seen = config.loss.passes
+        return StepCost(plain=0, learnt=config.run.batch * seen, stored=seen)
 
     def term(self, items: Sequence[Item], places: Sequence[int], weight: float) -> Term:
-        """The masked flow-matching loss."""
-        loss = self.loss(items, places) * weight
-        return Term(loss, {"loss": float(loss.detach())})
+        """The masked flow-matching loss, and the contrast if it has a weight."""
+        matching, contrast = self._parts(items, places)
+        loss = (matching + self._settings.contrast * contrast) * weight
+        found = {"loss": float(loss.detach())}
+        if self._settings.contrast:
+            found["contrast"] = float(contrast.detach()) * weight
+        return Term(loss, found)
 
     def loss(self, items: Sequence[Item], places: Sequence[int]) -> Tensor:
         """The mean loss of some items at their places in the current batch."""
-        return self._loss(items, self.generators(places), self._step)
+        matching, contrast = self._parts(items, places)
+        return matching + self._settings.contrast * contrast
+
+    def _parts(self, items: Sequence[Item], places: Sequence[int]) -> tuple[Tensor, Tensor]:
+        others = self.others(places, self._settings.passes - 1)
+        return self._loss.parts(items, self.generators(places), self._step, others)

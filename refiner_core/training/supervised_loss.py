@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from .. import flow
+from ..models.kontext import Conditioning
 from ..recipes.recipe import Recipe
 from .config import LossSettings
 from .dataset import Batch, Item, collate
-from .losses import masked_flow_loss
+from .losses import contrast_loss, masked_flow_errors, masked_flow_loss
 from .objective import Learner
 from .timestep_sampling import sample_timesteps
 
@@ -26,13 +27,30 @@ class SupervisedLoss:
         self.settings, self.learner, self.seed = settings, learner, seed
 
     def __call__(
-        self, items: Sequence[Item], generators: Sequence[torch.Generator], step: int
+        self,
+        items: Sequence[Item],
+        generators: Sequence[torch.Generator],
+        step: int,
+        others: Sequence[Sequence[Item]] = (),
     ) -> Tensor:
-        """The mean loss of some items.
+        """The mean loss of some items, with the weighted contrast; arguments as for `parts`."""
+        matching, contrast = self.parts(items, generators, step, others)
+        return matching + self.settings.contrast * contrast
+
+    def parts(
+        self,
+        items: Sequence[Item],
+        generators: Sequence[torch.Generator],
+        step: int,
+        others: Sequence[Sequence[Item]] = (),
+    ) -> tuple[Tensor, Tensor]:
+        """The mean matching loss of some items, and the mean contrast of their references with those
+        of others, 0 where there is nothing to tell apart.
 
         Args:
             generators: the source of everything random of each item.
             step: of the run.
+            others: of each item, as many as of every other one; see `BatchObjective.others`.
         """
         pairs = list(zip(items, generators, strict=True))
         t = torch.cat(
@@ -44,14 +62,18 @@ class SupervisedLoss:
         x = flow.interpolate(batch.target, noise, t)
         predicted = self.learner.policy.velocity(x, t, batch.conditioning)
         o = self.settings
-        return masked_flow_loss(
-            predicted,
-            flow.velocity_target(batch.target, noise),
-            batch.mask if o.masked else torch.zeros_like(batch.mask),
-            region=o.region,
-            background=o.background,
-            root=o.root,
-        )
+        target = flow.velocity_target(batch.target, noise)
+        mask = batch.mask if o.masked else torch.zeros_like(batch.mask)
+        weights = {"region": o.region, "background": o.background}
+        loss = masked_flow_loss(predicted, target, mask, **weights, root=o.root)
+        if not o.contrast or len(batch.conditioning.references) < len(items[0].references):
+            return loss, torch.zeros_like(loss)
+        errors = [masked_flow_errors(predicted, target, mask, **weights)]
+        for conditioning in with_others(batch, others, self.learner.recipe):
+            other = self.learner.policy.velocity(x, t, conditioning)
+            errors.append(masked_flow_errors(other, target, mask, **weights))
+        together = torch.stack(errors, 1)
+        return loss, contrast_loss(together, o.contrast_temperature, o.contrast_scale).mean()
 
     def _batch(
         self, items: Sequence[Item], generators: Sequence[torch.Generator], step: int
@@ -64,6 +86,17 @@ class SupervisedLoss:
         if rng.random() < o.reference_dropout:
             return without_references(batch, learner.recipe)
         return batch
+
+
+def with_others(
+    batch: Batch, others: Sequence[Sequence[Item]], recipe: Recipe
+) -> Iterator[Conditioning]:
+    """The conditioning of a batch with the references of other items in place of its own."""
+    at = recipe.order.index("reference")
+    for chosen in zip(*others, strict=True):
+        references = list(batch.conditioning.references)
+        references[at] = torch.cat([i.references[at] for i in chosen]).to(references[at])
+        yield replace(batch.conditioning, references=tuple(references))
 
 
 def without_references(batch: Batch, recipe: Recipe) -> Batch:

@@ -87,7 +87,7 @@ class UnrolledObjective(BatchObjective):
         if u.start_level < 1:
             plain += steps  # the sample that is noised
         stored = 1 if u.checkpointing or u.truncation == "single" else most
-        sft = 1 if config.objective.sft else 0
+        sft = config.loss.passes if config.objective.sft else 0
         return StepCost(batch * plain, batch * (learnt + sft), stored, decoded=True)
 
     def term(self, items: Sequence[Item], places: Sequence[int], weight: float) -> Term:
@@ -103,7 +103,8 @@ class UnrolledObjective(BatchObjective):
             loss = loss * (-uncertainty).exp() + balance * uncertainty
         total = loss.mean()
         if self.config.objective.sft:
-            supervised = self._supervised(items, self.generators(places), self._step)
+            others = self.others(places, self.config.loss.passes - 1)
+            supervised = self._supervised(items, self.generators(places), self._step, others)
             total = total + self.config.objective.sft * supervised
         metrics = {"loss": total, "reward": rewards.mean(), "uncertainty": uncertainty.mean()}
         return Term(total * weight, {k: float(v.detach()) * weight for k, v in metrics.items()})

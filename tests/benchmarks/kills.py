@@ -24,6 +24,7 @@ from tests.bad_inputs import good_mask, good_picture
 ROOT = Path(__file__).resolve().parents[2]
 _COMMAND = ("-m", "refiner_core")
 _CASES = 8
+_TRAINED = {"sft": 300, "grpo": 30, "nft": 30, "reward": 100, "dpo": 150}  # steps of each objective
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,13 @@ def works(cases: Path) -> list[Work]:
             ),
             ("*.tar", "*.jsonl", "build.json"),
         ),
-        Work(
-            "train",
-            ("-m", "tests.tiny_training", "sft", "{}", "300", "run.save_every=7"),
-            ("*.safetensors",),
+        *(
+            Work(
+                f"train {stage}",
+                ("-m", "tests.tiny_training", stage, "{}", str(steps), "run.save_every=7"),
+                ("*.safetensors",),
+            )
+            for stage, steps in _TRAINED.items()
         ),
     ]
 
@@ -77,7 +81,11 @@ def works(cases: Path) -> list[Work]:
 def add_parser(names: Any) -> None:
     """Add the benchmark's options."""
     p = names.add_parser("kills", help="commands that are killed and resumed (Linux, macOS)")
-    p.add_argument("commands", nargs="*", help="of refine, evaluate, data and train; default: all")
+    p.add_argument(
+        "commands",
+        nargs="*",
+        help="of refine, evaluate, data and train (or one of its objectives: 'train dpo'); default: all",
+    )
     p.add_argument("--kills", type=int, default=6, help="of each command; default: %(default)s")
     p.add_argument("--seed", type=int, default=0, help="seed of the moments")
     p.set_defaults(run=run)
@@ -91,22 +99,22 @@ def run(chosen: argparse.Namespace) -> None:
     """
     generator = random.Random(chosen.seed)
     print(
-        f"{'command':<10}{'seconds':>9}{'kills':>7}{'results':>9}{'different':>11}{'left over':>11}"
+        f"{'command':<13}{'seconds':>9}{'kills':>7}{'results':>9}{'different':>11}{'left over':>11}"
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_cases(folder / "cases")
         for work in works(folder / "cases"):
-            if chosen.commands and work.name not in chosen.commands:
+            if chosen.commands and not {work.name, work.name.split()[0]} & set(chosen.commands):
                 continue
-            whole, resumed = folder / f"{work.name}-whole", folder / f"{work.name}-resumed"
+            whole, resumed = (folder / f"{work.name}-{kind}" for kind in ("whole", "resumed"))
             seconds = _run(work, whole, None) or 0.0
             kills = _killed(work, resumed, seconds, chosen.kills, generator)
             results = {f.relative_to(whole) for p in work.results for f in whole.glob(p)}
             different = [f for f in results if not same(whole / f, resumed / f)]
             hidden = [f for f in resumed.rglob(".*") if f.is_file()]
             print(
-                f"{work.name:<10}{seconds:>9.1f}{kills:>7}{len(results):>9}{len(different):>11}"
+                f"{work.name:<13}{seconds:>9.1f}{kills:>7}{len(results):>9}{len(different):>11}"
                 f"{len(hidden):>11}",
                 flush=True,
             )

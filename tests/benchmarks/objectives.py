@@ -1,8 +1,10 @@
-"""Benchmark `objectives`: ways to learn further from the embedded model, with equal wall time each.
+"""Benchmark `objectives`: ways to learn further from the embedded model, with equal time each.
 
 Every row starts from the embedded weights and trains for the same number of seconds in a process of its
-own; more supervised training is the control that the others are compared with. A row that was
-interrupted continues with the time that is left, and one that is finished is not repeated.
+own; more supervised training is the control that the others are compared with. On a CPU these are
+seconds of the processor, so that other programs change nothing; on a GPU they are those of the clock. A
+row that was interrupted continues with the time that is left, and one that is finished is not repeated;
+with more `--seconds` than before, every row continues.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import json
 import multiprocessing
 import resource
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -33,19 +36,22 @@ from refiner_core.repair.pipeline import refine
 from refiner_core.repair.request import RefineOptions, RefineRequest
 from refiner_core.scoring.structural import StructuralScorer
 from refiner_core.storage.output_files import atomic_path
-from refiner_core.training.compare import held_out_scenes, measure, paired
+from refiner_core.training.checkpoint import read_facts
 from refiner_core.training.config import GrpoConfig, RewardSettings
 from refiner_core.training.config_dpo import DPO_PRESETS, DpoConfig
 from refiner_core.training.config_unrolled import UNROLLED_PRESETS, UnrolledConfig
 from refiner_core.training.distributed import Processes
 from refiner_core.training.open_session import open_session
 from refiner_core.training.reward import make_reward
+from refiner_core.training.session import CHECKPOINT, REFINER
 from refiner_core.training.settings import build, merged
 from refiner_core.training.train import Interruption, train
 from refiner_core.training.train_nano import Setup, grpo_config, sft_config
+from tests.benchmarks.objectives_table import CONTROL, START, Cases, Cost, Found, describe
 
 _ENDLESS = 10**6  # steps: time ends a row
 _ORDERED = 8  # repairs per case
+_HELD_OUT = 0  # of the triplets: scenes of their own are measured
 _RATE = {"optimizer": {"rate": 1e-5, "schedule": "constant", "warmup": 0, "ema": 0.9}}
 _OFTEN = {"run": {"save_every": 5, "validate_every": 0}}
 _GRPO = {
@@ -57,14 +63,24 @@ _REGION = {"whole": 0.0, "patch": 1.0, "pixels": 1.0, "edges": 1.0, "background"
 
 def add_parser(names: Any) -> None:
     """Add the benchmark's options."""
-    p = names.add_parser("objectives", help="compare ways to learn, with equal wall time each")
+    p = names.add_parser("objectives", help="compare ways to learn, with equal time each")
     p.add_argument("--out", required=True, metavar="DIR", help="an existing run is continued")
     p.add_argument("--data", metavar="DIR", help="triplets; default: drawn in OUT/triplets")
     p.add_argument("--rows", default=",".join(ROWS), metavar="A,B,...", help="default: %(default)s")
-    p.add_argument("--seconds", type=int, default=600, help="of each row; default: %(default)s")
+    p.add_argument(
+        "--seconds",
+        type=int,
+        default=3600,
+        help="of each row, on a CPU of the processor; default: %(default)s",
+    )
     p.add_argument("--seeds", type=int, default=2, help="runs of each row; default: %(default)s")
     p.add_argument("--count", type=int, default=256, help="held-out scenes; default: %(default)s")
+    p.add_argument("--real", metavar="DIR", help="further cases with targets, as for evaluate")
+    p.add_argument("--no-text", action="store_true", help="do not read lettering")
     p.add_argument("--orders", type=int, default=32, help="cases ordered for dpo")
+    p.add_argument(
+        "--groups", type=int, default=16, help="per epoch of grpo and nft; default: %(default)s"
+    )
     p.add_argument("--triplets", type=int, metavar="N", help="triplets to draw; default: 5120")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--workers", type=int, default=2, help="processes that draw and crop")
@@ -72,14 +88,15 @@ def add_parser(names: Any) -> None:
     p.set_defaults(run=run)
 
 
-def row_configs(setup: Setup) -> dict[str, Any]:
+def row_configs(setup: Setup, groups: int = 16) -> dict[str, Any]:
     """The settings of every row by its name."""
     shared = {
         "model": {"base": str(NANO_WEIGHTS)},
-        "data": {"least_agreement": 19.0, "least_gain": 1.0, "held_out": 64},
+        "data": {"least_agreement": 19.0, "least_gain": 1.0, "held_out": _HELD_OUT},
         "run": {"max_steps": _ENDLESS, "seed": setup.seed, **_OFTEN["run"]},
     }
-    supervised = {**_RATE, **_OFTEN, "data": {"variants": 1}}
+    common = {**_OFTEN, "data": {"held_out": _HELD_OUT}}
+    supervised = merged({**_RATE, **common}, {"data": {"variants": 1}})
 
     def unrolled(steps: int | None) -> UnrolledConfig:
         chosen = {
@@ -89,9 +106,10 @@ def row_configs(setup: Setup) -> dict[str, Any]:
         return build(UnrolledConfig, merged(merged(UNROLLED_PRESETS["nano"], shared), chosen))
 
     def reinforced(over: dict[str, Any]) -> GrpoConfig:
-        return grpo_config(setup, NANO_WEIGHTS, _ENDLESS, merged(_OFTEN, over))
+        own = merged(common, {"rollout": {"groups": groups}})
+        return grpo_config(setup, NANO_WEIGHTS, _ENDLESS, merged(own, over))
 
-    plain = {**shared, "data": {"held_out": 0}}
+    plain = {**shared, "data": {"held_out": _HELD_OUT}}
     return {
         "sft": sft_config(setup, NANO_WEIGHTS, _ENDLESS, supervised),
         "grpo": reinforced(_GRPO),
@@ -111,26 +129,41 @@ class TimeUpError(Exception):
 
 
 class TimeLimit(Interruption):
-    """Ends a run after some seconds, counted over all its starts."""
+    """Ends a run after some seconds, counted over all its starts.
+
+    Steps that were lost with a process that died are not counted, since they are taken again. The run
+    ends at the step that comes closest to the limit.
+    """
 
     raised: ClassVar[tuple[type[BaseException], ...]] = (TimeUpError,)
 
-    def __init__(self, path: Path, seconds: float) -> None:
+    def __init__(
+        self, path: Path, seconds: float, done: int, clock: Callable[[], float] = time.process_time
+    ) -> None:
+        """Continue after `done` steps with the seconds that `path` has for them."""
         super().__init__(Processes())
-        self.path, self.seconds = path, seconds
-        self._before = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
-        self._start = time.perf_counter()
+        self.path, self.seconds, self._clock = path, seconds, clock
+        self.steps: list[float] = json.loads(path.read_text())[:done] if path.is_file() else []
+        self._last = clock()
 
     @property
     def spent(self) -> float:
         """Seconds so far."""
-        return self._before + time.perf_counter() - self._start
+        return sum(self.steps)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether another step of average length would end farther from the limit than this one."""
+        return bool(self.steps) and self.spent * (1 + 0.5 / len(self.steps)) >= self.seconds
 
     def requested(self) -> bool:
-        """Whether the time is up; also notes how much is spent."""
+        """Whether the time is up; called after every step, whose seconds are noted."""
+        now = self._clock()
+        self.steps.append(now - self._last)
+        self._last = now
         with atomic_path(self.path) as temporary:
-            temporary.write_text(json.dumps({"seconds": self.spent}))
-        return self.spent >= self.seconds
+            temporary.write_text(json.dumps(self.steps))
+        return self.is_up
 
     def stop(self) -> NoReturn:
         """End the run, whose state is saved."""
@@ -146,31 +179,40 @@ class Row:
     seconds: float
     setup: Setup
     orders: Path
+    groups: int = 16
 
 
-def train_row(row: Row) -> dict[str, float]:
-    """Train a row for its time; seconds, steps, and the peak of memory in GB."""
-    torch.set_num_threads(1)
+def train_row(row: Row) -> Cost:
+    """Train a row for its time, unless that is done; what it cost."""
     done = row.out / "row.json"
     if done.is_file():
-        return json.loads(done.read_text())
-    config = row_configs(row.setup)[row.name]
+        found = json.loads(done.read_text())
+        if found["asked"] >= row.seconds:
+            return Cost(**found)
+    torch.set_num_threads(1)
+    config = row_configs(row.setup, row.groups)[row.name]
     data = row.orders if isinstance(config, DpoConfig) else row.setup.triplets
-    cache = None if isinstance(config, DpoConfig) else row.setup.cache
-    session = open_session(config, data, row.out, row.setup.device, pixels=True, cache=cache)
+    session = open_session(
+        config, data, row.out, row.setup.device, pixels=True, cache=row.setup.cache
+    )
     objective = getattr(config, "objective", None)
     reward = None
     if isinstance(objective, RewardSettings):
         differentiable = isinstance(config, UnrolledConfig)
         reward = make_reward(objective, session.policy.device, differentiable=differentiable)
-    limit = TimeLimit(row.out / "spent.json", row.seconds)
-    with contextlib.suppress(TimeUpError):
-        train(config, session, reward, interruption=limit)
-    steps = len((row.out / "log.jsonl").read_text().splitlines())
+    checkpoint = row.out / CHECKPOINT
+    taken = read_facts(checkpoint)["step"] if checkpoint.is_file() else 0
+    clock = time.process_time if session.policy.device.type == "cpu" else time.perf_counter
+    limit = TimeLimit(row.out / "seconds.json", row.seconds, taken, clock)
+    if not limit.is_up:
+        with contextlib.suppress(TimeUpError):
+            train(config, session, reward, interruption=limit)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    found = {"seconds": limit.spent, "log rows": float(steps), "GB": memory}
-    done.write_text(json.dumps(found))
-    return found
+    updates = read_facts(checkpoint)["updates"]
+    cost = Cost(row.seconds, limit.spent, updates, memory)
+    with atomic_path(done) as temporary:
+        temporary.write_text(json.dumps(asdict(cost)))
+    return cost
 
 
 def draw_orders(folder: Path, setup: Setup, count: int) -> None:
@@ -179,7 +221,7 @@ def draw_orders(folder: Path, setup: Setup, count: int) -> None:
     The time that this takes is not counted.
     """
     triplets = TripletSet(setup.triplets)
-    train_part, _ = split_data(triplets, 64)
+    train_part, _ = split_data(triplets, _HELD_OUT)
     engine, scorer = load_nano(), StructuralScorer()
     for i in train_part[:count]:
         t = triplets[i]
@@ -208,58 +250,44 @@ def draw_orders(folder: Path, setup: Setup, count: int) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Train the rows and print the table, which is also written to OUT/objectives.md."""
-    least = {"seconds": 1, "seeds": 1, "count": 2, "orders": 1, "workers": 1, "seed": 0}
+    least = {
+        "seconds": 1,
+        "seeds": 1,
+        "count": 2,
+        "orders": 1,
+        "workers": 1,
+        "seed": 0,
+        "groups": 4,
+    }
     check_least(chosen, least)
     check_one_process("objectives")
     names = [n for n in chosen.rows.split(",") if n]
     unknown = sorted(set(names) - set(ROWS))
-    if unknown or "sft" not in names:
+    if unknown or CONTROL not in names:
         raise ValueError(
-            f"--rows takes sft, which is the control, and any of {', '.join(ROWS)}; got {chosen.rows!r}."
+            f"--rows takes {CONTROL}, which is the control, and any of {', '.join(ROWS)}; got "
+            f"{chosen.rows!r}."
         )
     out = Path(chosen.out)
     setup = open_setup(chosen, out)
     if "dpo" in names:
         draw_orders(out / "orders", setup, chosen.orders)
-    cases = held_out_scenes(chosen.count, chosen.workers)
-    rows: list[tuple[str, dict[str, float], dict[str, np.ndarray]]] = []
+    cases = Cases(out, chosen.count, chosen.workers, chosen.real, not chosen.no_text)
+    found = [Found(START, None, Cost(0, 0, 0, 0), cases.measure(NANO_WEIGHTS, out / START))]
     for seed in range(chosen.seed, chosen.seed + chosen.seeds):
         own = Setup(setup.triplets, setup.cache, setup.device, setup.workers, seed)
-        for name in names:
-            row = Row(name, out / f"{name}-{seed}", chosen.seconds, own, out / "orders")
-            spawned = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=spawned) as pool:
-                cost = pool.submit(train_row, row).result()
-            engine = load_nano(path=row.out / "refiner.safetensors")
-            rows.append((f"{name}, seed {seed}", cost, measure(engine, cases)))
-            text = describe(rows, chosen)
-            print(text)
+        for name in sorted(names, key=lambda n: n != CONTROL):  # the control first
+            folder = out / f"{name}-{seed}"
+            row = Row(name, folder, chosen.seconds, own, out / "orders", chosen.groups)
+            cost = _in_a_process(row)
+            found.append(Found(name, seed, cost, cases.measure(folder / REFINER, folder)))
+            text = describe(found, chosen)
+            print(text, flush=True)
             with atomic_path(out / "objectives.md") as temporary:
                 temporary.write_text(text, encoding="utf-8")
 
 
-def describe(
-    rows: list[tuple[str, dict[str, float], dict[str, np.ndarray]]], chosen: argparse.Namespace
-) -> str:
-    """The gain of every row over the control of the same seed, with its interval, as Markdown."""
-    metrics = list(rows[0][2])
-    lines = [
-        f"{chosen.count} held-out cases, {chosen.seconds} s each; gain over sft (positive is better) with "
-        "its 95 % paired bootstrap interval.",
-        "",
-        "| row | s | GB | " + " | ".join(metrics) + " |",
-        "|---" * (len(metrics) + 3) + "|",
-    ]
-    controls: dict[str, dict[str, np.ndarray]] = {}
-    for name, cost, found in rows:
-        kind, _, seed = name.partition(",")
-        if kind == "sft":
-            controls[seed] = found
-        cells = [
-            f"{c.b:.5f}" if kind == "sft" else f"{c.gain:+.5f} [{c.low:+.5f}, {c.high:+.5f}]"
-            for c in paired(controls[seed], found)
-        ]
-        lines.append(
-            f"| {name} | {cost['seconds']:.0f} | {cost['GB']:.2f} | " + " | ".join(cells) + " |"
-        )
-    return "\n".join(lines) + "\n"
+def _in_a_process(row: Row) -> Cost:
+    """Train a row in a process of its own, so that its memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(train_row, row).result()

@@ -10,7 +10,8 @@ import pytest
 
 from refiner_core.training.train_nano import Setup
 from tests.benchmarks.__main__ import main
-from tests.benchmarks.objectives import ROWS, TimeLimit, TimeUpError, describe, row_configs
+from tests.benchmarks.objectives import ROWS, TimeLimit, TimeUpError, row_configs
+from tests.benchmarks.objectives_table import Cost, Found, describe
 
 
 def test_every_row_has_settings_that_end_by_time_alone(tmp_path: Path) -> None:
@@ -24,26 +25,39 @@ def test_every_row_has_settings_that_end_by_time_alone(tmp_path: Path) -> None:
 
 
 def test_time_is_counted_over_all_starts_of_a_row(tmp_path: Path) -> None:
-    path = tmp_path / "spent.json"
-    first = TimeLimit(path, 1e6)
-    assert not first.requested() and path.is_file()
-    path.write_text('{"seconds": 90.0}')
-    second = TimeLimit(path, 90.0)
-    assert second.requested() and second.spent >= 90
+    path, times = tmp_path / "seconds.json", iter(range(0, 1000, 10))
+    first = TimeLimit(path, 44.0, 0, lambda: next(times))
+    assert [first.requested() for _ in range(3)] == [False] * 3 and first.spent == 30
+    second = TimeLimit(path, 44.0, 2, lambda: next(times))
+    assert second.spent == 20, "the third step was lost and is taken again"
+    assert [second.requested() for _ in range(2)] == [False, True], "40 is closer to 44 than 50"
+    assert TimeLimit(path, 44.0, 4).is_up and not TimeLimit(path, 90.0, 4).is_up
     with pytest.raises(TimeUpError):
         second.stop()
 
 
+def row(name: str, seed: int | None, shift: float) -> Found:
+    """Cases of which one has no text; less of the edge error is better."""
+    metrics = {
+        "psnr": np.arange(4.0) + shift,
+        "edge_error": np.ones(4) - shift,
+        "text": np.array([np.nan, *[0.5 + shift] * 3]),
+    }
+    return Found(name, seed, Cost(12, 12, 7, 1.5), {"drawn": metrics})
+
+
 def test_rows_are_compared_with_the_control_of_their_seed() -> None:
-    cost = {"seconds": 12.0, "GB": 1.5}
     rows = [
-        (f"{name}, seed {seed}", cost, {"psnr": np.arange(4.0) + shift, "edge_error": np.ones(4)})
-        for seed, base in ((0, 0.0), (1, 10.0))
-        for name, shift in (("sft", base), ("grpo", base + 2))
+        row("embedded", None, -1),
+        *(row(n, s, 10 * s + d) for s in (0, 1) for n, d in (("sft", 0), ("grpo", 2 + s))),
     ]
     text = describe(rows, argparse.Namespace(count=4, seconds=12))
-    lines = [line for line in text.splitlines() if line.startswith("| grpo")]
-    assert len(lines) == 2 and all("+2.00000 [+2.00000, +2.00000]" in line for line in lines)
+    cells = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
+    for name, gain in (("grpo, seed 0", 2), ("grpo, seed 1", 3), ("grpo, 2 seeds", 2.5)):
+        expected = f"+{gain:.5f} [+{gain:.5f}, +{gain:.5f}]"
+        assert cells[f"| {name}"].count(expected) == 3, name
+    assert cells["| embedded, not trained"].count("-6.00000 [-6.00000, -6.00000]") == 3
+    assert "| 12 | 7 | 1.50 | 1.50000 | 1.00000 | 0.50000 |" in cells["| sft, seed 0"]
 
 
 @pytest.mark.parametrize("rows", ["grpo", "sft,magic"])

@@ -1,0 +1,179 @@
+"""What the benchmark `objectives` measures of every row, and its table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refiner_core.evaluation.cases import open_cases
+from refiner_core.nano.nano_engine import load_nano
+from refiner_core.recipes.recipe import NANO
+from refiner_core.scoring.scorer import IncomparableError
+from refiner_core.scoring.text import TextScorer
+from refiner_core.storage.output_files import atomic_path
+from refiner_core.training.compare import (
+    HELD_OUT_CROPS,
+    held_out_scenes,
+    interval,
+    is_lower_better,
+    measure,
+)
+from refiner_core.training.crop_triplet import crop_triplet
+from refiner_core.training.dataset import Pixels
+from refiner_core.training.export import fingerprint
+from refiner_core.training.reward import Part, seam_reward
+
+CONTROL, START = "sft", "embedded"
+Metrics = Mapping[str, np.ndarray]  # one value per case, NaN where a case has none
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a row cost: the seconds that were asked for and spent, updates, and peak memory in GB."""
+
+    asked: float
+    seconds: float
+    updates: int
+    memory: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """A row of the table: its name, seed and cost, and its metrics by the kind of cases."""
+
+    name: str
+    seed: int | None
+    cost: Cost
+    metrics: Mapping[str, Metrics]
+
+
+def text_part(scorer: TextScorer) -> Part:
+    """The share of the target's characters that are read in the region; NaN where it has none."""
+
+    def part(images: Tensor, pixels: Pixels) -> Tensor:
+        try:
+            return 1 - scorer.distance(images, pixels.target, pixels.mask)
+        except IncomparableError:
+            return images.new_full((len(images),), float("nan"))
+
+    return part
+
+
+class Cases:
+    """The cases that every row is measured on: drawn scenes, and real ones if there are any."""
+
+    def __init__(self, out: Path, count: int, workers: int, real: str | None, text: bool) -> None:
+        """Draw `count` scenes and crop the cases with targets in the folder `real`, or find them in
+        `out`.
+        """
+        self.key = {"count": count, "real": real, "text": text}
+        self.cases = {"drawn": _kept(out / f"drawn-{count}.pt", held_out_scenes, count, workers)}
+        if real is not None:
+            self.cases["real"] = _kept(out / "real.pt", _crop_all, Path(real))
+        self.parts: dict[str, Part] = {"seam": seam_reward}
+        if text:
+            self.parts["text"] = text_part(TextScorer())
+
+    def measure(self, refiner: Path, folder: Path) -> dict[str, Metrics]:
+        """All metrics of a refiner by kind of cases; kept in `folder` and not measured again."""
+        path, key = folder / "measured.json", {**self.key, "refiner": fingerprint(refiner)}
+        if path.is_file():
+            kept = json.loads(path.read_text())
+            if kept["key"] == key:
+                return {
+                    kind: {k: np.array(v, float) for k, v in found.items()}
+                    for kind, found in kept["metrics"].items()
+                }
+        engine = load_nano(path=refiner)
+        found = {k: measure(engine, v, further=self.parts) for k, v in self.cases.items()}
+        lists = {kind: {k: v.tolist() for k, v in m.items()} for kind, m in found.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps({"key": key, "metrics": lists}))
+        return found
+
+
+def _kept(path: Path, make: Callable[..., list[Pixels]], *arguments: Any) -> list[Pixels]:
+    """The cases in a file, which is written if there is none."""
+    if not path.is_file():
+        rows = [[p.target, p.draft, p.reference, p.mask] for p in make(*arguments)]
+        with atomic_path(path) as temporary:
+            torch.save(rows, temporary)
+    return [Pixels(*row) for row in torch.load(path, weights_only=True)]
+
+
+def _crop_all(folder: Path) -> list[Pixels]:
+    cases = open_cases(folder)
+    triplets = [cases.load(i) for i in range(len(cases.ids))]
+    return [crop_triplet(t, NANO, HELD_OUT_CROPS, 0)[0] for t in triplets if t.target is not None]
+
+
+def gains(control: Metrics, row: Metrics) -> dict[str, np.ndarray]:
+    """How much better a row is than the control, case by case; cases without a value are left out."""
+    out: dict[str, np.ndarray] = {}
+    for name in control:
+        gain = (row[name] - control[name]) * (-1 if is_lower_better(name) else 1)
+        out[name] = gain[np.isfinite(gain)]
+    return out
+
+
+def describe(rows: Sequence[Found], chosen: argparse.Namespace) -> str:
+    """The gain of every row over the control of the same seed, with its interval, as Markdown."""
+    lines = [
+        f"{chosen.seconds} s for each row. sft: the means, NaN being left out; other rows: the gain over "
+        "sft of the same seed (positive is better) with its 95 % paired bootstrap interval over cases. "
+        "Rows of several seeds: the gain is averaged over the seeds first.",
+    ]
+    for kind in rows[0].metrics:
+        count = len(next(iter(rows[0].metrics[kind].values())))
+        lines += ["", f"{count} {kind} cases", "", *_table(rows, kind)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[Found], kind: str) -> list[str]:
+    metrics = list(rows[0].metrics[kind])
+    lines = [
+        "| row | s | updates | GB | " + " | ".join(metrics) + " |",
+        "|---" * (len(metrics) + 4) + "|",
+    ]
+    controls = {row.seed: row.metrics[kind] for row in rows if row.name == CONTROL}
+    together: dict[str, list[dict[str, np.ndarray]]] = {}
+    for row in rows:
+        if row.name == CONTROL:
+            cells = [f"{np.nanmean(row.metrics[kind][m]):.5f}" for m in metrics]
+            lines.append(_line(row, cells))
+            continue
+        for seed in controls if row.seed is None else [row.seed]:
+            gain = gains(controls[seed], row.metrics[kind])
+            together.setdefault(row.name, []).append(gain)
+            if row.seed is not None:
+                lines.append(_line(row, [_cell(gain[m]) for m in metrics]))
+    for name, found in together.items():
+        if name == START or len(found) > 1:
+            means = {m: np.mean([g[m] for g in found], 0) for m in metrics}
+            title = f"{name}, {len(found)} seeds" if name != START else "embedded, not trained"
+            lines.append(
+                f"| {title} | | | | " + " | ".join(_cell(means[m]) for m in metrics) + " |"
+            )
+    return lines
+
+
+def _line(row: Found, cells: Sequence[str]) -> str:
+    cost = row.cost
+    figures = f"{cost.seconds:.0f} | {cost.updates} | {cost.memory:.2f}"
+    return f"| {row.name}, seed {row.seed} | {figures} | " + " | ".join(cells) + " |"
+
+
+def _cell(gain: np.ndarray) -> str:
+    if not len(gain):
+        return "no case"
+    mean, low, high = interval(gain)
+    return f"{mean:+.5f} [{low:+.5f}, {high:+.5f}]"
