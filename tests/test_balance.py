@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,13 @@ from torch import Tensor
 
 from refiner_core import flow
 from refiner_core.sampling import sample
-from refiner_core.training.advantages import advantage_maps, group_advantages, pareto_set
+from refiner_core.training.advantages import (
+    RunningSpread,
+    advantage_maps,
+    group_advantages,
+    pareto_set,
+)
+from refiner_core.training.checkpoint import read_facts
 from refiner_core.training.config import GrpoConfig, RolloutSettings
 from refiner_core.training.losses import nft_loss
 from refiner_core.training.nft import placed_advantages
@@ -26,6 +33,7 @@ from refiner_core.training.rollout import (
 )
 from refiner_core.training.settings import build, merged
 from tests.test_grpo import TOY, learner_of, normal, toy
+from tests.tiny_training import final, largest_difference, tiny_run
 
 GROUPS = torch.arange(4).repeat_interleave(6)
 
@@ -68,6 +76,55 @@ def test_pareto_learns_from_the_set_alone() -> None:
     best = pareto_set(torch.stack(list(table.values())), GROUPS)
     assert 0 < int(best.sum()) < 24
     assert torch.equal(found[best], each[best]) and not found[~best].any()
+
+
+def test_the_running_spread_is_averaged_over_epochs_for_each_kind() -> None:
+    running = RunningSpread(0.75)
+    words_and_logos, groups = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1])
+
+    def advantages(*rewards: float) -> list[float]:
+        found, _ = group_advantages(
+            {"r": torch.tensor(rewards)}, groups, {"r": 1.0}, spread=running, kinds=words_and_logos
+        )
+        return found.tolist()
+
+    assert advantages(2.0, 0.0, 0.2, 0.0) == pytest.approx([1, -1, 1, -1])
+    assert running.values == pytest.approx({"r/0": 1.0, "r/1": 0.1})
+    # A louder group of words: 0.75 * 1 + 0.25 * 5; one without spread says nothing of logos.
+    assert advantages(10.0, 0.0, 0.7, 0.7) == pytest.approx([2.5, -2.5, 0, 0])
+    assert running.values == pytest.approx({"r/0": 2.0, "r/1": 0.1})
+
+
+@given(st.integers(1, 4), st.integers(0, 200))
+def test_a_constant_running_spread_is_the_groups_own(parts: int, seed: int) -> None:
+    table = rewards(seed, parts)
+    for k, v in table.items():
+        v = v.reshape(4, 6) - v.reshape(4, 6).mean(1, keepdim=True)
+        table[k] = (0.3 * v / v.std(1, keepdim=True)).flatten()
+    running = RunningSpread(0.5)
+    group, _ = group_advantages(table, GROUPS, WEIGHTS)
+    for _ in range(3):
+        found, _ = group_advantages(table, GROUPS, WEIGHTS, spread=running)
+        torch.testing.assert_close(found, group)
+
+
+def test_the_first_running_spread_of_one_kind_is_the_batchs() -> None:
+    table = rewards(3, 2)
+    batch, _ = group_advantages(table, GROUPS, WEIGHTS, spread="batch")
+    found, _ = group_advantages(table, GROUPS, WEIGHTS, spread=RunningSpread(0.9))
+    torch.testing.assert_close(found, batch)
+
+
+def test_a_run_goes_on_with_its_running_spreads(tmp_path: Path) -> None:
+    over = {"objective": {"spread": "running"}}
+    tiny_run("grpo", tmp_path / "whole", 3, over)
+    for steps in (1, 3):
+        tiny_run("grpo", tmp_path / "halves", steps, over)
+    whole, halves = final(tmp_path / "whole"), final(tmp_path / "halves")
+    assert largest_difference(whole, halves) == 0
+    facts = [read_facts(tmp_path / n / "checkpoint.safetensors") for n in ("whole", "halves")]
+    assert facts[0]["objective"] == facts[1]["objective"]
+    assert {key.partition("/")[0] for key in facts[0]["objective"]} >= {"pixels", "edges"}
 
 
 def test_taming_keeps_the_order_and_quiets_the_loud_part() -> None:

@@ -40,6 +40,8 @@ def test_an_interrupted_preparation_goes_on(triplets: Path, tmp_path: Path) -> N
     session = opened(triplets, tmp_path)
     count = len(session.dataset)
     assert count == len(session.dataset.shapes) >= 6
+    kinds = {session.dataset[i].kind for i in range(count)}
+    assert kinds and kinds <= {"word", "logo", "pattern"}
     listings = tmp_path.glob("cache/*/items.json")
     place = next(p.parent for p in listings if len(json.loads(p.read_text())) == count)
     whole = latents(place)

@@ -9,8 +9,40 @@ import torch
 from torch import Tensor
 
 Combine = Literal["each", "sum", "gdpo", "pareto"]
-Spread = Literal["group", "batch"]
+Spread = Literal["group", "batch", "running"]
 LARGEST = 5.0
+
+
+class RunningSpread:
+    """The spread within groups by part of the reward and kind of detail, averaged over epochs.
+
+    A group of a few samples says little about how large a deviation is; other groups of the same kind
+    (words, logos, patterns), also those of earlier epochs, say more (EMA-GRPO of OneThinker).
+
+    `values` are the averages by "part/kind"; they are all of the state.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.values: dict[str, float] = {}
+
+    def see(self, part: str, centred: Tensor, kinds: Tensor, flat: Tensor) -> Tensor:
+        """Take the deviations of an epoch into the averages; the average of each sample's kind.
+
+        Args:
+            centred: N deviations from the mean of the group.
+            kinds: N numbers of kinds.
+            flat: N, whether the sample's group has no spread, and so says nothing.
+        """
+        out = torch.zeros_like(centred)
+        for kind in kinds.unique().tolist():
+            key, own = f"{part}/{kind}", kinds == kind
+            if bool((own & ~flat).any()):
+                now = float(centred[own & ~flat].square().mean().sqrt())
+                before = self.values.get(key, now)
+                self.values[key] = self.decay * before + (1 - self.decay) * now
+            out[own] = self.values.get(key, 0.0)
+        return out
 
 
 def _centred(reward: Tensor, groups: Tensor) -> Tensor:
@@ -20,19 +52,30 @@ def _centred(reward: Tensor, groups: Tensor) -> Tensor:
     return reward - (sums / sizes)[groups]
 
 
-def _spread(centred: Tensor, groups: Tensor, spread: Spread) -> Tensor:
-    if spread == "batch":
-        return centred.square().mean().sqrt().expand_as(centred)
+def _spread(centred: Tensor, groups: Tensor) -> Tensor:
+    """The root mean square deviation of each sample's group."""
     count = int(groups.max()) + 1
     squares = torch.zeros(count, dtype=torch.float64).index_add(0, groups, centred.square())
     sizes = torch.bincount(groups, minlength=count).clamp_min(1)
     return (squares / sizes).sqrt()[groups]
 
 
-def _normalised(reward: Tensor, groups: Tensor, spread: Spread, floor: float) -> Tensor:
+def _normalised(
+    part: str,
+    reward: Tensor,
+    groups: Tensor,
+    scale: Spread | RunningSpread,
+    floor: float,
+    kinds: Tensor,
+) -> Tensor:
     centred = _centred(reward, groups)
-    flat = _spread(centred, groups, "group") <= floor
-    scaled = centred / _spread(centred, groups, spread).clamp_min(floor)
+    spread = _spread(centred, groups)
+    flat = spread <= floor
+    if isinstance(scale, RunningSpread):
+        spread = scale.see(part, centred, kinds, flat)
+    elif scale == "batch":
+        spread = centred.square().mean().sqrt().expand_as(centred)
+    scaled = centred / spread.clamp_min(floor)
     return torch.where(flat, torch.zeros_like(scaled), scaled)
 
 
@@ -64,9 +107,10 @@ def group_advantages(
     weights: Mapping[str, float],
     *,
     combine: Combine = "each",
-    spread: Spread = "group",
+    spread: Spread | RunningSpread = "group",
     floor: float = 1e-4,
     tame: bool = False,
+    kinds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Advantages of N samples in groups that share their conditioning.
 
@@ -81,9 +125,11 @@ def group_advantages(
             parts has a smaller spread than each; "pareto" is "each" for the samples that no sibling
             beats in every part, and 0 for the others (Parrot, arXiv 2401.05675).
         spread: divide by the group's own spread, or by the pooled spread within all groups of the
-            batch (Flow-GRPO's `global_std` also counts the differences between cases).
+            batch (Flow-GRPO's `global_std` also counts the differences between cases), or by the
+            running spread of the kind of detail, which takes in this batch.
         floor: a group whose spread is not above this carries no information and is dropped.
         tame: take the logarithm of loud rewards first (PaCo-RL).
+        kinds: N numbers of kinds of detail, for the running spread; None: all are of one kind.
 
     Returns:
         advantages in [-5, 5] (float32), and which samples belong to groups that are kept.
@@ -105,7 +151,8 @@ def group_advantages(
     if combine == "sum":
         total = torch.stack([weights[k] * v for k, v in table.items()]).sum(0)
         table, weights = {"sum": total}, {"sum": 1.0}
-    parts = [weights[k] * _normalised(v, groups, spread, floor) for k, v in table.items()]
+    kinds = torch.zeros_like(groups) if kinds is None else kinds.cpu()
+    parts = [weights[k] * _normalised(k, v, groups, spread, floor, kinds) for k, v in table.items()]
     weight = sum(abs(weights[k]) for k in table)
     advantage = torch.stack(parts).sum(0) / weight
     if combine == "pareto":

@@ -49,7 +49,7 @@ class AugmentedDataset:
         z = self._encode(p.target)
         references = tuple(self._encode(pictures[role]) for role in recipe.order)
         mask = latent_mask(p.mask, (z.shape[-2], z.shape[-1]), self._grow)
-        return Item(f"{item.id}-{variant}", item.prompt, z, references, mask, p)
+        return Item(f"{item.id}-{variant}", item.prompt, z, references, mask, p, item.kind)
 
     def _encode(self, picture: Tensor) -> Tensor:
         return self._engine.encode(picture).cpu()

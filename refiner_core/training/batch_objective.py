@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -67,6 +67,13 @@ class BatchObjective(ABC):
 
     def end(self, step: int) -> None:  # noqa: B027 (there is nothing that every one has to do)
         """Nothing is left to do."""
+
+    def state(self) -> dict[str, float]:
+        """Everything follows from the step."""
+        return {}
+
+    def restore(self, state: Mapping[str, float]) -> None:  # noqa: B027 (there is nothing to restore)
+        """Everything follows from the step."""
 
     def generators(self, places: Sequence[int]) -> list[torch.Generator]:
         """The source of everything random of each place in the current batch."""

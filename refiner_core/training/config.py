@@ -432,8 +432,12 @@ class ObjectiveSettings(RewardSettings):
     )
     spread: Spread = option(
         "group",
-        "Divide by the root mean square deviation within the group, or pooled over all groups "
-        "(Flow-GRPO's global_std also counts the differences between items).",
+        "Divide by the root mean square deviation within the group, pooled over all groups (batch; "
+        "Flow-GRPO's global_std also counts the differences between items), or averaged over the epochs "
+        "by the kind of detail that the triplets name (running, OneThinker).",
+    )
+    spread_decay: float = option(
+        0.9, "Decay of the running spread, per epoch (spread = running).", 0, 0.9999
     )
     floor: float = option(1e-4, "Groups with a spread not above this are dropped.", 0, 1)
     clip: float | None = option(

@@ -40,7 +40,8 @@ class Item:
 
     `prompt` is what the text encoder gets; `target` 1 C h w is the latent of the truth; `references`
     are the clean latents in the recipe's order; `mask` 1 1 h w is the region in latent pixels, 0 or 1;
-    `pixels` are kept only where a reward, validation or augmentation needs them.
+    `pixels` are kept only where a reward, validation or augmentation needs them; `kind` is the kind of
+    detail (word, logo, pattern), if the triplet names it.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Item:
     references: tuple[Tensor, ...]
     mask: Tensor
     pixels: Pixels | None = None
+    kind: str = ""
 
     @property
     def shape(self) -> Shape:

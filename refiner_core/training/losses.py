@@ -65,7 +65,7 @@ def masked_means(error: Tensor, mask: Tensor, *, region: float, background: floa
 
 
 def contrast_loss(errors: Tensor, temperature: float, scale: float) -> Tensor:
-    """How well the own reference is told from those of other cases (SoftREPA, arXiv 2503.08250).
+    """How well the own reference is told from those of other cases (SoftREPA).
 
     The cross-entropy of `scale * exp(-error / temperature)` with the own reference as the label.
 

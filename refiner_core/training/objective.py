@@ -112,3 +112,11 @@ class Objective(Protocol):
     def end(self, step: int) -> None:
         """Called after the last update of the step."""
         ...
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps of the objective, beside the weights and their copies."""
+        ...
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Continue with what a checkpoint kept."""
+        ...

@@ -93,7 +93,8 @@ class PreparedDataset:
             pixels = Pixels(*(sd[f"pixels.{k}"].float() / 255 for k in _PIXELS))
         references = tuple(sd[role].float() for role in self.order)
         target, mask = sd["target"].float(), sd["mask"].float()
-        return Item(facts["id"], facts["prompt"], target, references, mask, pixels)
+        kind = facts.get("kind", "")  # which items prepared by earlier versions do not have
+        return Item(facts["id"], facts["prompt"], target, references, mask, pixels, kind)
 
 
 def preparation_hash(engine: Encoder, data: DataSettings, source: str, pixels: bool) -> str:
@@ -198,8 +199,8 @@ def _check_aligned(recipe: Recipe, data: DataSettings) -> None:
             )
 
 
-# (id, prompt, planes of `_PIXELS`) of a crop, or the reason why there is none.
-_Crop = tuple[str, str, tuple[np.ndarray, ...]] | str
+# (id, prompt, kind, planes of `_PIXELS`) of a crop, or the reason why there is none.
+_Crop = tuple[str, str, str, tuple[np.ndarray, ...]] | str
 
 
 def _crop_one(triplets: TripletSet, recipe: Recipe, data: DataSettings, place: _Place) -> _Crop:
@@ -210,7 +211,8 @@ def _crop_one(triplets: TripletSet, recipe: Recipe, data: DataSettings, place: _
     except ValueError as e:
         return str(e)
     # Tensors would travel between processes as open files, of which a system allows few.
-    return triplet.id, triplet.prompt, tuple(getattr(pixels, k).numpy() for k in _PIXELS)
+    kind = str(triplet.info.get("kind", ""))
+    return triplet.id, triplet.prompt, kind, tuple(getattr(pixels, k).numpy() for k in _PIXELS)
 
 
 _opened = lru_cache(1)(TripletSet)
@@ -248,14 +250,15 @@ def _write(made: _Crop, engine: Encoder, data: DataSettings, path: Path, pixels:
         with (path.parent / SKIPPED).open("a") as stream:
             stream.write(json.dumps({"item": path.stem, "reason": made}) + "\n")
         return
-    name, prompt, planes = made
+    name, prompt, kind, planes = made
     pictures = Pixels(*(torch.from_numpy(x) for x in planes))
     tensors = encode(pictures, engine, data)
     if pixels:
         tensors |= {
             f"pixels.{k}": (getattr(pictures, k) * 255).round().to(torch.uint8) for k in _PIXELS
         }
-    save_weights(path, tensors, {"id": name, "prompt": engine.recipe.text(prompt or None)})
+    facts = {"id": name, "prompt": engine.recipe.text(prompt or None), "kind": kind}
+    save_weights(path, tensors, facts)
 
 
 def _write_list(folder: Path, names: Sequence[str], order: tuple[str, ...], needed: bool) -> None:

@@ -6,15 +6,16 @@ among siblings, and makes a few updates on them (arXiv 2511.19990 figure 2, 2505
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .advantages import advantage_maps, group_advantages
+from .advantages import RunningSpread, advantage_maps, group_advantages
 from .config import GrpoConfig
 from .dataset import Batch, Item, Reward, collate
 from .objective import Learner, Term, Update
@@ -33,6 +34,7 @@ class ScoredRollout:
     rewards: dict[str, Tensor]
     is_mean: bool = False
     maps: Tensor | None = None  # advantages of each place, B 1 h w on the latent's grid
+    kind: str = ""  # of the item's detail
 
 
 def fill_missing(rewards: Tensor) -> tuple[Tensor, int]:
@@ -46,6 +48,11 @@ def fill_missing(rewards: Tensor) -> tuple[Tensor, int]:
     return torch.where(known, rewards, mean), int((~known).sum())
 
 
+def kind_number(kind: str) -> int:
+    """A number for a kind of detail that is the same in every process and run."""
+    return zlib.crc32(kind.encode())
+
+
 class ReinforcementObjective(ABC):
     """Learn from the rewards of groups of samples; subclasses say how."""
 
@@ -57,6 +64,7 @@ class ReinforcementObjective(ABC):
         self.config, self.learner, self.reward = config, learner, reward
         config.check_processes(learner.processes.count)
         self.updates = config.objective.updates
+        self._running = RunningSpread(config.objective.spread_decay)
         self._step = 0
         self._missing: dict[str, int] = {}  # rewards that were not finite, by name
         self._scored: list[tuple[ScoredRollout, Tensor]] = []  # with advantages, empty if dropped
@@ -81,6 +89,14 @@ class ReinforcementObjective(ABC):
     @abstractmethod
     def end(self, step: int) -> None:
         """Called after the last update of the step."""
+
+    def state(self) -> dict[str, float]:
+        """The running spreads."""
+        return dict(self._running.values)
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Continue with the running spreads of a checkpoint."""
+        self._running.values = dict(state)
 
     # --- samples -----------------------------------------------------------------------------------
 
@@ -130,11 +146,11 @@ class ReinforcementObjective(ABC):
             at = part.stop
             own = {k: v[part] for k, v in rewards.items()}
             placed = None if maps is None else maps[part]
-            scored.append(ScoredRollout(rollout, group, own, maps=placed))
+            scored.append(ScoredRollout(rollout, group, own, maps=placed, kind=item.kind))
         for mean in means:
             same = {k: v[at:].expand(len(mean.x0)) for k, v in rewards.items()}
             placed = None if maps is None else maps[at:].expand(len(mean.x0), -1, -1, -1)
-            scored.append(ScoredRollout(mean, group, same, is_mean=True, maps=placed))
+            scored.append(ScoredRollout(mean, group, same, True, placed, item.kind))
         return scored
 
     def _roll_out_group(self, group: int, item: Item) -> list[Rollout]:
@@ -188,6 +204,7 @@ class ReinforcementObjective(ABC):
         """
         o, processes = self.config.objective, self.learner.processes
         groups = torch.cat([torch.full((len(s.rollout.x0),), s.group) for s in scored])
+        kinds = torch.cat([torch.full((len(s.rollout.x0),), kind_number(s.kind)) for s in scored])
         rewards = {k: torch.cat([s.rewards[k] for s in scored]) for k in scored[0].rewards}
         unknown = {k for k, weight in o.rewards.items() if weight} - rewards.keys()
         if unknown:
@@ -200,9 +217,10 @@ class ReinforcementObjective(ABC):
             processes.gather(groups),
             o.rewards,
             combine=o.combine,
-            spread=o.spread,
+            spread=self._running if o.spread == "running" else o.spread,
             floor=o.floor,
             tame=o.tame,
+            kinds=processes.gather(kinds),
         )
         mine = slice(processes.rank * len(groups), (processes.rank + 1) * len(groups))
         sizes = [len(s.rollout.x0) for s in scored]

@@ -45,6 +45,7 @@ def train(
     if saved:
         trainer.step = saved["step"]
         trainer.updates = saved.get("updates", saved["step"])
+        objective.restore(saved.get("objective", {}))
     run = Run(session, trainer, config.run, Patience(config.patience, saved))
     return run.follow(
         progress or ProgressBar(config.kind, session.processes.main),
@@ -229,7 +230,8 @@ class Run:
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights and the step."""
         updates = {"updates": self.trainer.updates, "figures": self.metrics}
-        return {**updates, **self.patience.facts()}
+        state = self.trainer.objective.state()
+        return {**updates, **({"objective": state} if state else {}), **self.patience.facts()}
 
     def _is_time_to_save(self) -> bool:
         step = self.trainer.step
