@@ -219,12 +219,13 @@ class Run:
         kind = "all weights" if trainable.rank is None else f"LoRA of rank {trainable.rank}"
         resumed = f", resumed at step {self.trainer.step}" if self.trainer.step else ""
         count = "1 process" if processes.count == 1 else f"{processes.count} processes"
+        steps = "1 step" if self.settings.max_steps == 1 else f"{self.settings.max_steps} steps"
         if processes.sharding:
             count += f" with {session.base_share:.0%} of the base each ({processes.sharding})"
         processes.log(
             f"{session.recipe.name}: {kind}, {len(trainable) / 1e6:.2f} M trainable parameters, "
             f"{len(session.dataset)} items, {len(session.held_out)} held out, {count}, "
-            f"{self.settings.max_steps} steps{resumed}"
+            f"{steps}{resumed}"
         )
 
     def _facts(self) -> dict[str, Any]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from refiner_core.training.dataset import Pixels
 from refiner_core.training.train_nano import Setup
+from tests.benchmarks import objectives_table
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.objectives import ROWS, TimeLimit, TimeUpError, row_configs
-from tests.benchmarks.objectives_table import Cost, Found, describe
+from tests.benchmarks.objectives_table import Cases, Cost, Found, describe
 
 
 def test_every_row_has_settings_that_end_by_time_alone(tmp_path: Path) -> None:
@@ -58,6 +62,37 @@ def test_rows_are_compared_with_the_control_of_their_seed() -> None:
         assert cells[f"| {name}"].count(expected) == 3, name
     assert cells["| embedded, not trained"].count("-6.00000 [-6.00000, -6.00000]") == 3
     assert "| 12 | 7 | 1.50 | 1.50000 | 1.00000 | 0.50000 |" in cells["| sft, seed 0"]
+
+
+def test_cases_are_drawn_once_and_a_refiner_is_measured_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def drawn(count: int, workers: int) -> list[Pixels]:
+        calls.append("drawn")
+        return [Pixels(*(torch.rand(1, c, 8, 8) for c in (3, 3, 3, 1)))] * count
+
+    def measured(engine: Path, cases: list[Pixels], further: Any) -> dict[str, np.ndarray]:
+        calls.append(engine.name)
+        return {
+            "psnr": np.array([float(p.target.mean()) for p in cases]),
+            "text": np.full(2, np.nan),
+        }
+
+    monkeypatch.setattr(objectives_table, "held_out_scenes", drawn)
+    monkeypatch.setattr(objectives_table, "measure", measured)
+    monkeypatch.setattr(objectives_table, "load_nano", lambda path: path)
+    found = []
+    for content in (b"one", b"one", b"two"):
+        (tmp_path / "refiner").write_bytes(content)
+        cases = Cases(tmp_path, 2, 1, None, text=False)
+        found.append(cases.measure(tmp_path / "refiner", tmp_path / "row")["drawn"])
+    assert calls == ["drawn", "refiner", "refiner"]
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for name, values in found[0].items():
+            np.testing.assert_array_equal(values, other[name])
 
 
 @pytest.mark.parametrize("rows", ["grpo", "sft,magic"])
