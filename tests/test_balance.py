@@ -19,11 +19,18 @@ from refiner_core.training.advantages import (
     advantage_maps,
     group_advantages,
     pareto_set,
+    placed_advantages,
 )
 from refiner_core.training.checkpoint import read_facts
 from refiner_core.training.config import GrpoConfig, RolloutSettings
-from refiner_core.training.losses import nft_loss
-from refiner_core.training.nft import placed_advantages
+from refiner_core.training.losses import (
+    Guard,
+    clip_range,
+    log_ratio,
+    log_ratio_map,
+    nft_loss,
+    policy_loss,
+)
 from refiner_core.training.rollout import (
     RolloutSeeds,
     eta_schedule,
@@ -180,8 +187,42 @@ def test_the_share_of_places_blends() -> None:
     torch.testing.assert_close(placed_advantages(a, maps, 1.0), maps)
 
 
-def test_the_toy_learns_from_places() -> None:
-    over = {"algorithm": "nft", "nft_adaptive": False, "map_share": 0.5}
+@pytest.mark.parametrize("guard", ["offset", "scaled", "off"])
+def test_the_mean_ratio_of_places_is_the_samples(guard: Guard) -> None:
+    x, v_old, v_new = (normal(s, 3, 2, 4, 4).double() for s in (1, 2, 3))
+    old = flow.step(x, v_old, 0.8, 0.6, kind="flow", eta=0.7, noise=normal(4, 3, 2, 4, 4).double())
+    new = flow.step(x, v_old + 0.1 * v_new, 0.8, 0.6, kind="flow", eta=0.7, x_next=old.x)
+    assert old.log_prob is not None
+    whole = log_ratio(new, old.log_prob, old.mean, guard)
+    places = log_ratio_map(new, old.x, old.mean, guard)
+    assert places.shape == (3, 1, 4, 4) and float(places.std()) > 0
+    torch.testing.assert_close(places.mean((1, 2, 3)), whole)
+    assert not log_ratio_map(old, old.x, old.mean, guard).any(), "the same policy has ratio 1"
+
+
+def test_constant_advantages_of_places_have_the_scalar_policy_gradient() -> None:
+    """Before the first update, where every ratio is 1 and nothing is clipped."""
+    advantages = torch.tensor([1.0, -0.5, 2.0])
+
+    def gradient(placed: bool) -> Tensor:
+        places = torch.zeros(3, 1, 4, 4, requires_grad=True)
+        value = advantages.reshape(-1, 1, 1, 1).expand_as(places) if placed else advantages
+        ratios = places if placed else places.mean((1, 2, 3))
+        policy_loss(ratios, value, clip_range(0.026, 2)).loss.backward()
+        assert places.grad is not None
+        return places.grad
+
+    torch.testing.assert_close(gradient(True), gradient(False))
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"algorithm": "nft", "nft_adaptive": False, "map_share": 0.5},
+        {"algorithm": "grpo", "map_share": 0.5},
+    ],
+)
+def test_the_toy_learns_from_places(over: dict[str, Any]) -> None:
     trainer = toy(objective=over)
     figures = [trainer.train_step() for _ in range(3)]
     assert all(math.isfinite(f["loss"]) for f in figures)
@@ -192,7 +233,6 @@ def test_the_toy_learns_from_places() -> None:
 @pytest.mark.parametrize(
     ("over", "values"),
     [
-        ({"objective": {"map_share": 0.5}}, "0.5.*grpo"),
         ({"objective": {"map_share": 0.5, "algorithm": "nft"}}, "0.5.*True"),
         ({"rollout": {"kind": "cps", "eta": 0.5, "eta_end": 1.5}}, "1.5"),
     ],

@@ -187,3 +187,10 @@ def advantage_maps(rewards: Tensor, floor: float = 1e-4) -> Tensor:
     spread = centred.square().mean(0, keepdim=True).sqrt()
     maps = torch.where(spread > floor, centred / spread.clamp_min(floor), torch.zeros_like(centred))
     return maps.clamp(-LARGEST, LARGEST)
+
+
+def placed_advantages(advantages: Tensor, maps: Tensor | None, share: float) -> Tensor:
+    """`(1 - share) A + share A(p)`: `B` without maps, else `B 1 h w`."""
+    if maps is None:
+        return advantages
+    return (1 - share) * advantages.reshape(-1, 1, 1, 1) + share * maps.to(advantages)

@@ -468,8 +468,9 @@ class ObjectiveSettings(RewardSettings):
     updates: int = option(2, "Optimizer updates per epoch.", 1, 1024)
     map_share: float = option(
         0.0,
-        "Share of the advantage that comes from each place's own error instead of the sample's reward "
-        "(nft with nft_adaptive = false); 0: rewards of whole samples.",
+        "Share of the advantage that comes from each place's own error instead of the sample's reward; "
+        "grpo then has a ratio for each place, and nft needs nft_adaptive = false; 0: rewards of whole "
+        "samples.",
         0,
         1,
     )
@@ -549,11 +550,10 @@ class GrpoConfig:
                 "sampler is deterministic: samples from the same noise are identical. Set it to false."
             )
         o = self.objective
-        if o.map_share and (o.algorithm != "nft" or o.nft_adaptive):
+        if o.map_share and o.algorithm == "nft" and o.nft_adaptive:
             raise ValueError(
-                f"objective.map_share = {o.map_share:g} needs objective.algorithm = 'nft' and "
-                f"objective.nft_adaptive = false, got {o.algorithm!r} and {o.nft_adaptive}: only that loss "
-                "weighs places."
+                f"objective.map_share = {o.map_share:g} needs objective.nft_adaptive = false with nft, got "
+                f"{o.nft_adaptive}: that loss divides by the size of a whole sample's error."
             )
         if self.rollout.group % self.run.micro_batch:
             raise ValueError(

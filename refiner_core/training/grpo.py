@@ -12,9 +12,10 @@ from torch import Tensor
 from .. import flow
 from ..models.kontext import Conditioning
 from ..sampling import Transition, advance
+from .advantages import placed_advantages
 from .config import GrpoConfig
 from .dataset import Batch
-from .losses import clip_range, gaussian_kl, log_ratio, policy_loss
+from .losses import clip_range, gaussian_kl, log_ratio, log_ratio_map, policy_loss
 from .objective import StepCost, Term
 from .reinforcement import ReinforcementObjective, ScoredRollout
 from .rollout import Rollout, RolloutSeeds, roll_out
@@ -44,13 +45,18 @@ class GrpoObjective(ReinforcementObjective):
     def terms(
         self, scored: ScoredRollout, advantages: Tensor, weight: float
     ) -> list[Callable[[], Term]]:
-        """One term per stochastic step."""
-        rollout = scored.rollout
-        clip = clip_range(self.config.objective.clip_unit, rollout.x0[0].numel())
+        """One term per stochastic step.
+
+        With advantages of places every place has its own ratio, that of its own numbers.
+        """
+        rollout, o = scored.rollout, self.config.objective
+        placed = placed_advantages(advantages, scored.maps, o.map_share)
+        one = rollout.x0[0]
+        clip = clip_range(o.clip_unit, one.numel() if placed.ndim == 1 else one.shape[0])
         share = weight / len(rollout.transitions)
         conditioning = rollout.batch.conditioning
         return [
-            partial(self._term, taken, conditioning, advantages, clip, share)
+            partial(self._term, taken, conditioning, placed, clip, share)
             for taken in rollout.transitions
         ]
 
@@ -68,7 +74,10 @@ class GrpoObjective(ReinforcementObjective):
             with torch.no_grad(), self.learner.trainable.swapped("ref"):
                 anchor = self._replay(taken, conditioning).mean
         step = self._replay(taken, conditioning)
-        ratios = log_ratio(step, taken.log_prob, taken.mean, o.guard)
+        if advantages.ndim == 1:
+            ratios = log_ratio(step, taken.log_prob, taken.mean, o.guard)
+        else:
+            ratios = log_ratio_map(step, taken.x_next, taken.mean, o.guard)
         found = policy_loss(ratios, advantages, clip)
         kl = gaussian_kl(step.mean, anchor, step.std).mean()
         if o.guard == "scaled":  # so that all steps weigh alike, as in GRPO-Guard

@@ -117,16 +117,38 @@ def log_ratio(step: Step, log_prob_old: Tensor, mean_old: Tensor, guard: Guard) 
     return centred * step.std if guard == "scaled" else centred
 
 
+def log_ratio_map(step: Step, x_next: Tensor, mean_old: Tensor, guard: Guard) -> Tensor:
+    """The log-ratio of each place, the mean over its channels: `log_ratio` is its mean over places.
+
+    Args:
+        x_next, mean_old: the state that was reached, and the mean of the policy that reached it,
+            `B C h w`.
+
+    Returns:
+        `B 1 h w`.
+    """
+    moved, variance = step.mean - mean_old, step.std * step.std
+    plain = moved * (2 * x_next - step.mean - mean_old) / (2 * variance)
+    if guard == "off":
+        return plain.mean(1, keepdim=True)
+    centred = (plain + moved.square() / (2 * variance)).mean(1, keepdim=True)
+    return centred * step.std if guard == "scaled" else centred
+
+
 @dataclass(frozen=True)
 class PolicyLoss:
-    """`loss` a scalar; `clipped` share of samples whose gradient the clip removed."""
+    """`loss` a scalar; `clipped` share of samples or places whose gradient the clip removed."""
 
     loss: Tensor
     clipped: float
 
 
 def policy_loss(log_ratios: Tensor, advantages: Tensor, clip: float) -> PolicyLoss:
-    """`mean(max(-A r, -A clamp(r, 1-c, 1+c)))`, PPO's clipped objective (arXiv 1707.06347)."""
+    """`mean(max(-A r, -A clamp(r, 1-c, 1+c)))`, PPO's clipped objective (arXiv 1707.06347).
+
+    Args:
+        log_ratios, advantages: one value a sample, or a map of each sample.
+    """
     ratio = log_ratios.exp()
     free, held = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
     clipped = float((held > free).float().mean())

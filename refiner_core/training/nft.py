@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import flow
+from .advantages import placed_advantages
 from .config import GrpoConfig
 from .dataset import Batch
 from .losses import nft_loss, nft_share
@@ -88,10 +89,3 @@ class NftObjective(ReinforcementObjective):
     def end(self, step: int) -> None:
         """Let the old policy follow, faster with every epoch."""
         self.learner.trainable.ema("old", min(0.001 * (step + 1), 0.5))
-
-
-def placed_advantages(advantages: Tensor, maps: Tensor | None, share: float) -> Tensor:
-    """`(1 - share) A + share A(p)`: `B` without maps, else `B 1 h w`."""
-    if maps is None:
-        return advantages
-    return (1 - share) * advantages.reshape(-1, 1, 1, 1) + share * maps.to(advantages)

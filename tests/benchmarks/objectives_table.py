@@ -126,44 +126,70 @@ def gains(control: Metrics, row: Metrics) -> dict[str, np.ndarray]:
 
 
 def describe(rows: Sequence[Found], chosen: argparse.Namespace) -> str:
-    """The gain of every row over the control of the same seed, with its interval, as Markdown."""
+    """The gain of every row over the control of the same seed, with its interval, as Markdown; and
+    that of every way to learn over the weights that all of them start from.
+    """
     lines = [
-        f"{chosen.seconds} s for each row. sft: the means, NaN being left out; other rows: the gain over "
-        "sft of the same seed (positive is better) with its 95 % paired bootstrap interval over cases. "
-        "Rows of several seeds: the gain is averaged over the seeds first.",
+        f"{chosen.seconds} s for each row. Gains (positive is better) have a 95 % paired bootstrap "
+        "interval over cases; those of several seeds are averaged over the seeds first."
     ]
     for kind in rows[0].metrics:
         count = len(next(iter(rows[0].metrics[kind].values())))
-        lines += ["", f"{count} {kind} cases", "", *_table(rows, kind)]
+        lines += ["", f"## {count} {kind} cases", ""]
+        lines += [
+            f"Means of {CONTROL}, and the gain of other rows over {CONTROL} of the same seed:",
+            "",
+        ]
+        lines += _rows_over_control(rows, kind)
+        lines += [
+            "",
+            "Gain over the weights that all rows start from, averaged over the seeds:",
+            "",
+        ]
+        lines += _gain_over_start(rows, kind)
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: Sequence[Found], kind: str) -> list[str]:
+def _head(metrics: Sequence[str], *further: str) -> list[str]:
+    names = ["row", *further, *metrics]
+    return ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+
+
+def _rows_over_control(rows: Sequence[Found], kind: str) -> list[str]:
     metrics = list(rows[0].metrics[kind])
-    lines = [
-        "| row | s | updates | GB | " + " | ".join(metrics) + " |",
-        "|---" * (len(metrics) + 4) + "|",
-    ]
     controls = {row.seed: row.metrics[kind] for row in rows if row.name == CONTROL}
-    together: dict[str, list[dict[str, np.ndarray]]] = {}
+    lines = _head(metrics, "s", "updates", "GB")
+    together: dict[str, list[Metrics]] = {}
     for row in rows:
         if row.name == CONTROL:
-            cells = [f"{np.nanmean(row.metrics[kind][m]):.5f}" for m in metrics]
-            lines.append(_line(row, cells))
-            continue
-        for seed in controls if row.seed is None else [row.seed]:
-            gain = gains(controls[seed], row.metrics[kind])
+            means = [
+                np.nanmean(v) if np.isfinite(v).any() else np.nan
+                for v in controls[row.seed].values()
+            ]
+            lines.append(_line(row, [f"{m:.5f}" for m in means]))
+        elif row.name != START:
+            gain = gains(controls[row.seed], row.metrics[kind])
             together.setdefault(row.name, []).append(gain)
-            if row.seed is not None:
-                lines.append(_line(row, [_cell(gain[m]) for m in metrics]))
+            lines.append(_line(row, [_cell(gain[m]) for m in metrics]))
     for name, found in together.items():
-        if name == START or len(found) > 1:
-            means = {m: np.mean([g[m] for g in found], 0) for m in metrics}
-            title = f"{name}, {len(found)} seeds" if name != START else "embedded, not trained"
-            lines.append(
-                f"| {title} | | | | " + " | ".join(_cell(means[m]) for m in metrics) + " |"
-            )
+        if len(found) > 1:
+            lines.append(_mean_line(f"{name}, {len(found)} seeds | | |", metrics, found))
     return lines
+
+
+def _gain_over_start(rows: Sequence[Found], kind: str) -> list[str]:
+    start, *others = rows
+    metrics = list(start.metrics[kind])
+    together: dict[str, list[Metrics]] = {}
+    for row in others:
+        together.setdefault(row.name, []).append(gains(start.metrics[kind], row.metrics[kind]))
+    lines = [_mean_line(name, metrics, found) for name, found in together.items()]
+    return [*_head(metrics), *lines]
+
+
+def _mean_line(title: str, metrics: Sequence[str], found: Sequence[Metrics]) -> str:
+    means = [_cell(np.mean([g[m] for g in found], 0)) for m in metrics]
+    return f"| {title} | " + " | ".join(means) + " |"
 
 
 def _line(row: Found, cells: Sequence[str]) -> str:
@@ -176,4 +202,4 @@ def _cell(gain: np.ndarray) -> str:
     if not len(gain):
         return "no case"
     mean, low, high = interval(gain)
-    return f"{mean:+.5f} [{low:+.5f}, {high:+.5f}]"
+    return f"{mean:+.2g} [{low:+.2g}, {high:+.2g}]"
