@@ -24,7 +24,7 @@ from refiner_core.training.config_unrolled import UnrolledConfig
 from refiner_core.training.dataset import Item, Pixels
 from refiner_core.training.distributed import launched_processes
 from refiner_core.training.open_session import assemble
-from refiner_core.training.preference_data import PreferenceDataset
+from refiner_core.training.preference_dataset import PreferenceDataset
 from refiner_core.training.reward import make_reward
 from refiner_core.training.session import Session
 from refiner_core.training.settings import build, merged, parse_assignments
