@@ -78,6 +78,7 @@ def test_a_planted_motion_is_found_though_the_inside_is_blurred(
     assert _error(found.surface, true, Extent(340, 300)) < 1.5
 
 
+@pytest.mark.slow
 def test_the_whole_reference_is_searched_without_a_mask_on_it() -> None:
     reference = _print(2, 400, 480) * 0.2 + 0.4
     detail = Box(300, 240, 380, 300)
@@ -91,6 +92,7 @@ def test_the_whole_reference_is_searched_without_a_mask_on_it() -> None:
     assert abs(found.surface.turn(size) - 20) < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marked", [True, False])
 def test_a_reference_without_the_detail_is_not_believed(marked: bool) -> None:
     draft, _, _ = _planted(_FLAT, 0, 1.0)

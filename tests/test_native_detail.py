@@ -45,6 +45,7 @@ def _case(seed: int = 5) -> tuple[RefineRequest, Tensor]:
     return RefineRequest(stored[0], (stored[1],), mask, (mask.roll((7, -5), (2, 3)),)), truth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [load_nano(), PastedReference(NANO)], ids=["nano", "pasted"])
 def test_a_large_region_comes_back_as_sharp_as_its_surroundings(engine: PastedReference) -> None:
     request, truth = _case()
@@ -107,6 +108,7 @@ def test_both_marked_are_repaired_and_the_report_says_that_nothing_fits() -> Non
     assert not region["references"][0]["alignment"]["sure"]
 
 
+@pytest.mark.slow
 def test_a_mark_on_one_colour_leaves_the_draft_alone() -> None:
     request, _ = _case()
     plain = torch.full((1, 3, 600, 640), 128, dtype=torch.uint8)

@@ -94,6 +94,7 @@ def test_a_reference_without_text_is_refused(reader: TextReader) -> None:
         TextScorer(reader).distance(sign("TEMPLE").float() / 255, sign().float() / 255)
 
 
+@pytest.mark.slow
 def test_the_best_of_several_is_the_one_that_can_be_read(reader: TextReader) -> None:
     images = torch.cat([sign(word) for word in ("TEMXLE", "TEMPLE", "WRONG")])
     ranking = pick_best(images.split(1), sign("TEMPLE"), scorer=TextScorer(reader), align=False)
@@ -101,6 +102,7 @@ def test_the_best_of_several_is_the_one_that_can_be_read(reader: TextReader) -> 
     assert ranking.order[0] == 1 and ranking.order[-1] == 2
 
 
+@pytest.mark.slow
 def test_the_metric_reads_the_region(reader: TextReader) -> None:
     right, wrong = sign("TEMPLE"), sign("TEMXLE")
     mask = torch.ones(1, 1, *right.shape[-2:])
