@@ -20,7 +20,6 @@ from .layout import CHANNELS_WITH_ALPHA, references_to_core
 
 _PAINTED = "clipspace"  # where the mask editor saves images, with the painted mask as their alpha
 _MASK_SLOT = 1
-_OPAQUE = 0.5
 
 
 def _source(node: type[io.ComfyNode], name: str) -> Any:
@@ -54,21 +53,12 @@ def with_alpha(node: type[io.ComfyNode], name: str, image: Tensor) -> Tensor:
     """
     path = _loaded_file(node, name) if image.shape[-1] == 3 and len(image) == 1 else None
     picture = load_picture(path) if path else None
-    if picture is None or picture.alpha is None or not picture.transparent:
+    if picture is None or picture.alpha is None or not picture.cut_out:
         return image
     alpha = to_float(picture.alpha)[:, 0, :, :, None]
-    if alpha.shape[1:3] != image.shape[1:3] or not _is_cut_out(alpha):
+    if alpha.shape[1:3] != image.shape[1:3]:
         return image
     return torch.cat([image, alpha.to(image)], -1)
-
-
-def _is_cut_out(alpha: Tensor) -> bool:
-    """Whether an alpha 1 H W 1 shows a detail without its surroundings: a corner is transparent.
-
-    Where all corners are opaque, something inside was made transparent, as a painted mask is saved.
-    """
-    corners = alpha[0, [0, 0, -1, -1], [0, -1, 0, -1], 0]
-    return bool((corners < _OPAQUE).any())
 
 
 def read_references(

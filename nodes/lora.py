@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..refiner_core.weights.lora import LoRA, check_fits, comfyui_weights, read_lora
+from ..refiner_core.weights.lora_fit import lost_modules
 from ..refiner_core.weights.lora_keys import TEXT_PREFIXES, parse_name
 
 _PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -76,8 +77,5 @@ def _check_modules(path: str, weights: Mapping[str, Tensor], keys: Mapping[str, 
     known = tuple(f"{key}." for key in keys)
     lost = sorted({m for name, m in modules.items() if not name.startswith(known)})
     if lost or not modules:
-        few = ", ".join(lost[:4]) + (", ..." if len(lost) > 4 else "")
-        raise ValueError(
-            f"{path} is a LoRA for another model: {len(lost)} of its {len(set(modules.values()))} "
-            f"modules are not in this one: {few}."
-        )
+        reason = lost_modules(lost, len(set(modules.values())), "this model")
+        raise ValueError(f"{path} is a LoRA for another model: {reason}.")

@@ -41,6 +41,7 @@ from .engine import ComfyEngine
 from .folder import input_folder
 from .layout import from_core
 from .nano import NanoVAE
+from .pictures import show_text
 from .types import TRAINING, Refiner, RefinerSocket
 
 # Attention and feed-forward of both kinds of block, by the names of ComfyUI's own FLUX.
@@ -168,13 +169,16 @@ def _settings(refiner: Refiner, chosen: Mapping[str, Any], preview_every: int, i
 class _NodeProgress:
     """ComfyUI's progress bar on the node, with the latest picture of held-out items."""
 
-    def __init__(self) -> None:
+    def __init__(self, node: type[io.ComfyNode]) -> None:
+        self.node = node
         self.pixels: np.ndarray | None = None
         self._total = 0
         self._bar: Any = None
 
     def start(self, done: int, total: int) -> None:
         self._total, self._bar = total, comfy.utils.ProgressBar(total)
+        if done:
+            show_text(self.node, f"Resumed at step {done} of {total}.")
 
     def advance(self, step: int, metrics: Mapping[str, float]) -> None:
         shown = None
@@ -222,7 +226,7 @@ class _Training:
         cond, values = encode_prompt(self.refiner, prompt)[0]
         return cond.float().cpu(), values["pooled_output"].float().cpu()
 
-    def run(self) -> tuple[Path, np.ndarray]:
+    def run(self, progress: _NodeProgress) -> tuple[Path, np.ndarray]:
         """Train to the end; the LoRA's path and a picture of held-out items."""
         with torch.inference_mode(False), torch.enable_grad():
             # Weights that ComfyUI read in inference mode cannot take part in a gradient.
@@ -231,7 +235,7 @@ class _Training:
             try:
                 mm.load_models_gpu([patcher], force_full_load=True)
                 mm.in_training = True  # ComfyUI's own switch to kernels that have a gradient
-                return self._train(patcher)
+                return self._train(patcher, progress)
             finally:
                 mm.in_training = False
                 patcher.detach()
@@ -239,11 +243,10 @@ class _Training:
                 mm.cleanup_models()
                 mm.soft_empty_cache()
 
-    def _train(self, patcher: Any) -> tuple[Path, np.ndarray]:
+    def _train(self, patcher: Any, progress: _NodeProgress) -> tuple[Path, np.ndarray]:
         model, device = self.config.model, patcher.load_device
         net = patcher.model.diffusion_model
         precision = "bf16" if patcher.model.get_dtype() != torch.float32 else "fp32"
-        progress = _NodeProgress()
         with _adapted(net, model.rank, self.config.run.seed, device) as trainable:
             session = self._session(Policy(_NativeNet(net), device, precision), trainable)
             interruption = _NodeInterruption(session.processes)
@@ -341,6 +344,7 @@ def _inputs() -> list[Any]:
             default=0,
             min=0,
             max=0x7FFFFFFF,
+            control_after_generate=io.ControlAfterGenerate.fixed,
             tooltip="The random seed of the initial weights, the noise and the order of the triplets.",
         ),
     ]
@@ -357,6 +361,7 @@ class TrainRefiner(io.ComfyNode):
             "it to models/loras.",
             search_aliases=["train omnirefiner lora", "fine-tune refiner"],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=_inputs(),
             outputs=[
                 io.String.Output(
@@ -388,6 +393,6 @@ class TrainRefiner(io.ComfyNode):
         path = shards_of(input_folder(folder), _run_folder(name) / "triplets")
         chosen = {"steps": steps, "rank": rank, "rate": learning_rate, "batch": batch, "seed": seed}
         config = _settings(refiner, chosen, preview_every, len(TripletSet(path)))
-        lora, picture = _Training(refiner, path, config, name).run()
+        lora, picture = _Training(refiner, path, config, name).run(_NodeProgress(cls))
         image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
         return io.NodeOutput(lora.name, from_core(image))

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from refiner_core.__main__ import main
+from refiner_core.commands import exit_status
 from refiner_core.data.pair_files import PairFiles
 from refiner_core.data.shards import shard_name, write_shard
 from refiner_core.data.triplets import Triplet
@@ -155,7 +156,8 @@ def test_results_of_others_are_rows_and_wrong_sizes_are_named(
     save(theirs / "b", refined=np.zeros((8, 8, 3), np.uint8))
     out = tmp_path / "out"
     arguments = ["--results", str(theirs), "--other", f"rival={theirs}"]
-    assert main(["evaluate", "--data", str(data), "--out", str(out), *arguments]) == 0
+    command = ["evaluate", "--data", str(data), "--out", str(out), *arguments]
+    assert main(command) == exit_status.SOME_FAILED
     by_system = {r["system"]: r for r in table(out) if r["id"] == "a"}
     assert by_system["rival"]["psnr"] == by_system["refined"]["psnr"] == "60.0"
     assert "8x8 but the draft is 128x96" in results(out)["failed"]["b"]
@@ -174,7 +176,8 @@ def test_broken_cases_are_left_out_and_the_others_go_on(tmp_path: Path) -> None:
     plain_case(data / "cut", 3)
     whole = (data / "cut" / "draft.png").read_bytes()
     (data / "cut" / "draft.png").write_bytes(whole[: len(whole) // 2])
-    assert main(["evaluate", "--data", str(data), "--out", str(out), *FAST]) == 0
+    command = ["evaluate", "--data", str(data), "--out", str(out), *FAST]
+    assert main(command) == exit_status.SOME_FAILED
     failed = results(out)["failed"]
     assert set(failed) == {"no_mask", "empty", "size", "cut"}
     assert "no mask picture" in failed["no_mask"] and "empty" in failed["empty"]
@@ -183,6 +186,18 @@ def test_broken_cases_are_left_out_and_the_others_go_on(tmp_path: Path) -> None:
     assert {r["psnr"] for r in table(out)} == {""} and {r["outside"] for r in table(out)} == {"0"}
     html = (out / "report.html").read_text()
     assert "changed against the draft" in html and "no_mask" in html
+
+
+def test_a_run_of_nothing_but_broken_cases_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    for name in "ab":
+        plain_case(data / name, 3, mask=None)
+    command = ["evaluate", "--data", str(data), "--out", str(out), *FAST]
+    assert main(command) == exit_status.SOME_FAILED
+    assert "2 of 2" in capsys.readouterr().err
+    assert set(results(out)["failed"]) == {"a", "b"} and (out / "report.html").is_file()
 
 
 def test_one_colour_pictures_are_measured(tmp_path: Path) -> None:

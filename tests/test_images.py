@@ -8,6 +8,7 @@ import os
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import png
@@ -106,6 +107,30 @@ def test_an_opaque_alpha_is_dropped_without_a_note() -> None:
     assert not picture.transparent
     assert picture.composited().notes == () and picture.composited().alpha is None
     assert torch.equal(picture.composited().pixels, picture.pixels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    ("transparent", "cut_out"),
+    [
+        (np.s_[:0], False),
+        (np.s_[4:7, 5:9], False),  # a painted mask
+        (np.s_[:, 3:-3], False),  # painted from edge to edge, the corners are there
+        (np.s_[0, 0], True),
+        (np.s_[0, -1], True),
+        (np.s_[-1, 0], True),
+        (np.s_[-1, -1], True),
+        (np.s_[:], True),
+    ],
+)
+def test_a_detail_without_its_surroundings_has_a_transparent_corner(
+    dtype: type, transparent: Any, cut_out: bool
+) -> None:
+    alpha = np.full((11, 17), np.iinfo(dtype).max, dtype)
+    alpha[transparent] = 0
+    pixels = torch.zeros(1, 3, 11, 17, dtype=torch.from_numpy(alpha).dtype)
+    assert Picture(pixels, torch.from_numpy(alpha)[None, None]).cut_out == cut_out
+    assert not Picture(pixels).cut_out
 
 
 def test_float_pictures_with_opaque_alpha_keep_every_bit() -> None:

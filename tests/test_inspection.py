@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 
 from refiner_core.__main__ import main
+from refiner_core.nano import NANO_WEIGHTS
 from refiner_core.weights.inspection import expect, inspect_file
 from refiner_core.weights.lora import read_lora
+from refiner_core.weights.lora_fit import changed_shapes, flux1_shapes, with_fit
 
 from . import synthetic
 
@@ -277,3 +280,58 @@ def test_kohyas_mlp_is_no_accelerator_and_broken_loras_are_named(tmp_path: Path)
     sd[f"{module}.lora_up.weight"] = torch.ones(4, 3)
     found = inspect_file(synthetic.write(tmp_path / "broken.safetensors", sd, None))
     assert "ranks 2 and 3" in found.what and found.recipes == ()
+
+
+@pytest.mark.parametrize(
+    ("double", "single", "width", "recipes", "says"),
+    [
+        ([18], [37], 3072, ("omnirefiner", "kontext"), "FLUX.1"),
+        ([0], [2], 256, ("nano",), "nano"),
+        ([0, 7], [], 256, (), r"1 of its 2 .*: transformer_blocks\.7\.attn"),
+        ([19], [37], 3072, (), r"1 of its 2 .*: transformer_blocks\.19\.attn"),
+        ([0], [0], 24, (), "24x24.*3072x3072"),
+    ],
+)
+def test_a_lora_is_offered_for_the_models_that_it_fits_as_a_whole(
+    tmp_path: Path,
+    double: list[int],
+    single: list[int],
+    width: int,
+    recipes: tuple[str, ...],
+    says: str,
+) -> None:
+    modules = [f"transformer_blocks.{i}.attn.to_q" for i in double]
+    modules += [f"single_transformer_blocks.{i}.attn.to_q" for i in single]
+    file = synthetic.write(tmp_path / "x.safetensors", synthetic.peft_lora(modules, width))
+    found = with_fit(inspect_file(file), NANO_WEIGHTS)
+    assert found.recipes == recipes and re.search(says, found.what)
+    assert (found.slot == "refiner_lora") == bool(recipes)
+
+
+def test_the_reader_and_the_header_agree_on_what_a_lora_changes(tmp_path: Path) -> None:
+    fused = {
+        "lora_unet_double_blocks_0_img_attn_qkv": (4, 72, 24),
+        "lora_unet_single_blocks_1_linear1": (4, 168, 24),
+        "double_blocks.3.txt_mlp.0": (2, 96, 24),
+        "transformer.proj_out": (2, 64, 24),
+        "unknown.thing": (2, 5, 7),
+    }
+    sd = {}
+    for module, (rank, rows, columns) in fused.items():
+        sd[f"{module}.lora_down.weight"] = torch.ones(rank, columns)
+        sd[f"{module}.lora_up.weight"] = torch.ones(rows, rank)
+    file = synthetic.write(tmp_path / "x.safetensors", sd, None)
+    factors = {k: f[0] for k, f in read_lora(file).factors.items()}
+    read = {k: (len(f.b), f.a.shape[1]) for k, f in factors.items()}
+    assert changed_shapes({k: tuple(v.shape) for k, v in sd.items()}) == read
+
+
+def test_the_shapes_of_flux_are_those_of_its_class() -> None:
+    with torch.device("meta"):
+        flux = FluxTransformer2DModel(guidance_embeds=True)
+    own = {
+        k.removesuffix(".weight"): tuple(v.shape)
+        for k, v in flux.state_dict().items()
+        if v.ndim == 2
+    }
+    assert flux1_shapes() == own

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import exit_status
 from .model_options import add_model_options, model_arguments
 from .vlm_options import add_vlm_options, vlm_client
 from .workers import add_workers, place
@@ -179,8 +181,8 @@ def _create_metrics(
     return metrics, columns, notes
 
 
-def run(chosen: argparse.Namespace) -> None:
-    """Run it and write OUT/table.csv, OUT/results.json and OUT/report.html."""
+def run(chosen: argparse.Namespace) -> int:
+    """Run it and write OUT/table.csv, OUT/results.json and OUT/report.html; the exit status."""
     from ..evaluation.judge import VlmJudge
     from ..evaluation.report import write_report
     from ..evaluation.runner import evaluate
@@ -199,6 +201,12 @@ def run(chosen: argparse.Namespace) -> None:
     write_report(out / "report.html", outcome, columns, triplets, described, notes)
     print(text_table(outcome, columns))
     print(f"Open {out / 'report.html'} in a browser.")
+    if outcome.failed:
+        count = len(outcome.failed) + len(outcome.measured)
+        said = f"{len(outcome.failed)} of {count} cases failed: see {out / 'results.json'}."
+        print(said, file=sys.stderr)
+        return exit_status.SOME_FAILED
+    return exit_status.DONE
 
 
 def _input_notes(outcome: Outcome) -> list[str]:

@@ -9,7 +9,7 @@ DONE = 0
 UNUSABLE_INPUT = 2
 """An option or a file cannot be used, as argparse has it; nothing, or not all, was written."""
 SOME_FAILED = 3
-"""Some of many jobs failed; the others are done."""
+"""Some or all of many jobs or cases failed; the others are done."""
 POOR_MATCH = 4
 """With --strict: everything was done, but a reference does not match its region, or hardly."""
 INTERRUPTED = 130

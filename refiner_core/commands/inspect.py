@@ -23,13 +23,15 @@ def run(chosen: argparse.Namespace) -> None:
     Raises:
         ValueError: how many of the files could not be read; each was reported before.
     """
+    from ..nano import NANO_WEIGHTS
     from ..weights.inspection import inspect_file
+    from ..weights.lora_fit import with_fit
 
     described: list[dict[str, Any]] = []
     failures = 0
     for path in chosen.files:
         try:
-            file = inspect_file(path)
+            file = with_fit(inspect_file(path), NANO_WEIGHTS)
         except (ValueError, OSError) as e:
             failures += 1
             described.append({"path": str(path), "error": str(e)})

@@ -32,6 +32,7 @@ from .sixteen_bit import (
 from .tensors import composite, to_float
 
 WHITE = 1.0
+_OPAQUE = 0.5  # an alpha below this does not count as opaque
 _FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}  # the lossless ones
 _WRITERS_16_BIT = {".png": write_png_16_bit, ".tif": write_tiff_16_bit, ".tiff": write_tiff_16_bit}
 # Files of these kinds hold animations or pages; in others a second frame is a thumbnail or a layer.
@@ -72,6 +73,18 @@ class Picture:
     def transparent(self) -> bool:
         """Whether any pixel is less than opaque."""
         return self.alpha is not None and bool((to_float(self.alpha) < 1).any())
+
+    @property
+    def cut_out(self) -> bool:
+        """Whether the picture shows a detail without its surroundings: a corner is transparent.
+
+        Where all corners are opaque, something inside was made transparent, as ComfyUI's mask editor
+        saves a painted mask.
+        """
+        if self.alpha is None:
+            return False
+        corners = to_float(self.alpha[0, 0])[[0, 0, -1, -1], [0, -1, 0, -1]]
+        return bool((corners < _OPAQUE).any())
 
     def composited(self, background: float = WHITE) -> Picture:
         """The picture as a viewer shows it: laid over a uniform background, without alpha.

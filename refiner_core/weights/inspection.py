@@ -38,7 +38,7 @@ ARCHITECTURES: tuple[tuple[tuple[str, ...], str], ...] = (
 _FLUX_BLOCKS, _FLUX_SINGLE = 19, 38
 _FLUX2_BLOCKS = ((8, 48), (5, 20), (8, 24))  # double and single: dev, klein 4B, klein 9B
 _BLOCK = re.compile(r"(?:^|[._])(single_)?(?:transformer|double|single)_blocks[._](\d+)[._]")
-_NEVER = "none"
+NEVER = "none"
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ def _made(header: Header, kind: str, what: str, **rest: object) -> WeightFile:
     fields: dict[str, object] = {
         "family": None,
         "recipes": (),
-        "slot": _NEVER,
-        "folder": _NEVER,
+        "slot": NEVER,
+        "folder": NEVER,
         **rest,
     }
     return WeightFile(
@@ -179,7 +179,7 @@ def _base(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile | N
     reason = None if model is None else _unusable(header, set(keys))
     if model is None or reason is None:
         return model
-    return replace(model, what=f"{model.what}, {reason}", recipes=(), slot=_NEVER, folder=_NEVER)
+    return replace(model, what=f"{model.what}, {reason}", recipes=(), slot=NEVER, folder=NEVER)
 
 
 def _known_base(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile | None:
@@ -453,7 +453,7 @@ def expect(path: str | Path, slot: str, family: str | None = None) -> WeightFile
     wrong = found.kind != kind or swapped
     foreign = family is not None and found.family not in (None, family)
     if not unknown and (wrong or foreign):
-        goes = f" It goes to {found.slot}." if wrong and found.slot != _NEVER else ""
+        goes = f" It goes to {found.slot}." if wrong and found.slot != NEVER else ""
         raise ValueError(
             f"{slot}: {found.path.name} is {found.what}, but {wanted} was expected.{goes}"
         )

@@ -130,23 +130,30 @@ def swap_halves(tensor: Tensor) -> Tensor:
     return torch.cat(tensor.chunk(2)[::-1])
 
 
-def split_rows(tensor: Tensor, parts: int, hidden: int, name: str) -> tuple[Tensor, ...]:
-    """The rows of a fused matrix or bias: `hidden` for each of q, k, v, the rest for the MLP.
-
-    Views, not copies. A single part is returned as it is.
+def row_counts(rows: int, parts: int, hidden: int, name: str) -> list[int]:
+    """How the rows of a fused matrix divide: `hidden` for each of q, k, v, the rest for the MLP.
 
     Raises:
         ValueError: the rows do not divide like that.
     """
     if parts == 1:
-        return (tensor,)
-    rest = len(tensor) - 3 * hidden
+        return [rows]
+    rest = rows - 3 * hidden
     if rest < 0 or (rest == 0) != (parts == 3):
         raise ValueError(
-            f"{name} has {len(tensor)} rows, which is not query, key, value"
+            f"{name} has {rows} rows, which is not query, key, value"
             f"{'' if parts == 3 else ' and MLP'} of a FLUX of width {hidden}."
         )
-    return tensor.split([hidden] * 3 + ([rest] if parts == 4 else []))
+    return [hidden] * 3 + ([rest] if parts == 4 else [])
+
+
+def split_rows(tensor: Tensor, parts: int, hidden: int, name: str) -> tuple[Tensor, ...]:
+    """The parts of a fused matrix or bias, see `row_counts`: views, not copies.
+
+    Raises:
+        ValueError: the rows do not divide like that.
+    """
+    return tensor.split(row_counts(len(tensor), parts, hidden, name))
 
 
 def bfl_to_diffusers(sd: Mapping[str, Tensor]) -> dict[str, Tensor]:

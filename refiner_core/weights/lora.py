@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .keys import SWAPPED, diffusers_modules, split_rows, swap_halves
+from .keys import SWAPPED, swap_halves
+from .lora_fit import lora_targets, misfit
 from .lora_keys import TEXT_PREFIXES, metadata_alphas, other_adapter, parse_name
 from .safetensors_io import check_weights_path, read_header, read_weights, save_weights
 
@@ -129,16 +130,12 @@ def _factors(
             f"The LoRA {path} is broken: of {module}, A has rank {len(a)} and B has rank {b.shape[1]}."
         )
     scale = float(parts["alpha"]) / len(a) if "alpha" in parts else scales(module, len(a))
-    # proj_out is also the name of single blocks' parts; only BFL's outer names are translated.
-    targets = diffusers_modules(module)
-    if targets is None:
-        return [(module, Factor(a, b, scale))]
-    if len(targets) == 4 and len(b) == 3 * a.shape[1]:  # XLabs changes no MLP of single blocks
-        targets = targets[:3]
-    rows = split_rows(b, len(targets), a.shape[1], f"{path}: B of {module}")
+    targets = lora_targets(module, len(b), a.shape[1], f"{path}: B of {module}")
+    parts_of_b = b.split([rows for _, rows in targets])
+    own = module == targets[0][0]  # in diffusers' names already
     return [
-        (target, Factor(a, swap_halves(part) if target == SWAPPED else part, scale))
-        for target, part in zip(targets, rows, strict=True)
+        (target, Factor(a, swap_halves(part) if target == SWAPPED and not own else part, scale))
+        for (target, _), part in zip(targets, parts_of_b, strict=True)
     ]
 
 
@@ -179,22 +176,12 @@ def check_fits(lora: LoRA, shapes: Mapping[str, tuple[int, ...]]) -> None:
     Raises:
         ValueError: modules that the model lacks (the first few and their number), or other shapes.
     """
-    unknown = [k for k in lora.factors if k not in shapes]
-    if unknown:
-        few = ", ".join(unknown[:4]) + (", ..." if len(unknown) > 4 else "")
-        raise ValueError(
-            f"{lora.source} is a LoRA for another model: {len(unknown)} of its {len(lora.factors)} "
-            f"modules are not in this one: {few}."
-        )
-    for name, factors in lora.factors.items():
-        for f in factors:
-            shape = (len(f.b), f.a.shape[1])
-            if shape != shapes[name]:
-                raise ValueError(
-                    f"{lora.source} is a LoRA for another model: it changes {name} with "
-                    f"{shape[0]}x{shape[1]}, but the weight of this model is "
-                    f"{'x'.join(map(str, shapes[name]))}."
-                )
+    most = max(map(len, lora.factors.values()))
+    for i in range(most):  # a module may be changed more than once
+        parts = {name: fs[min(i, len(fs) - 1)] for name, fs in lora.factors.items()}
+        reason = misfit({k: (len(f.b), f.a.shape[1]) for k, f in parts.items()}, shapes)
+        if reason is not None:
+            raise ValueError(f"{lora.source} is a LoRA for another model: {reason}.")
 
 
 def comfyui_weights(lora: LoRA) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from tests.comfyui.graphs import node
 from tests.comfyui.test_server import Events
 
 SCRIPT = Path(__file__).with_name("native_lora.py")
+TEXT_EVENT = (3).to_bytes(4, "big")  # how ComfyUI marks a text among its binary messages
 
 
 def tiny_kontext() -> FluxTransformer2DModel:
@@ -119,6 +120,21 @@ def repaired(server: Any, seed: int, prefix: str) -> bytes:
     return Image.open(server.saved(entry, "save")[0]).tobytes()
 
 
+def said_until_the_end(events: Events, prompt: str) -> str:
+    """The texts that the nodes of a prompt showed, once it has ended well."""
+    said = b""
+    while True:
+        opcode, payload = events.next()
+        if opcode == 2:
+            said += payload if payload[:4] == TEXT_EVENT else b""
+            continue
+        message = json.loads(payload) if opcode == 1 else {"type": "", "data": {}}
+        if message["data"].get("prompt_id") == prompt:
+            assert message["type"] != "execution_error", message
+            if message["type"] == "execution_success":
+                return said.decode(errors="replace")
+
+
 def test_an_interrupted_training_goes_on_and_leaves_comfyui_as_it_was(server: Any) -> None:
     if not (server.base / "input" / "triplets").exists():
         write_triplets(server.base / "input" / "triplets")
@@ -151,7 +167,8 @@ def test_an_interrupted_training_goes_on_and_leaves_comfyui_as_it_was(server: An
     assert str(place) in message and "others" in message
     assert read_facts(place)["step"] == done
 
-    server.run(train_graph("cut", **settings))
+    queued = server.queue(train_graph("cut", **settings), client="trainer")
+    assert f"step {done} of 12" in said_until_the_end(events, queued)
     server.run(train_graph("whole", **settings))
     assert not place.exists()
     resumed, straight = (load_file(loras / f"{n}.safetensors") for n in ("cut", "whole"))
