@@ -225,6 +225,43 @@ def test_details_are_painted_and_erased_and_what_is_painted_is_repaired(
 
 
 @RENDERERS
+def test_words_that_change_in_a_drag_do_not_move_the_pictures(
+    open_comfy: Callable[..., Any], vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue)
+    node = refine_graph(comfy)[3]
+    panes = comfy.page.locator(".omnirefiner-pane")
+    words = comfy.page.locator(".omnirefiner-picker .omnirefiner-status")
+
+    def state() -> tuple[str, list[Any]]:
+        return words.inner_text(), [panes.nth(i).bounding_box() for i in (0, 1)]
+
+    states = [state()]
+    drag(comfy, 0, (0.1, 0.1), (0.3, 0.3))
+    states.append(state())
+    drag(comfy, 1, (0.1, 0.1), (0.3, 0.3))
+    states.append(state())
+    comfy.page.get_by_role("button", name="Paint the detail").click()
+    comfy.page.keyboard.press("Escape")
+    before = state()
+    stroke(comfy, 0, (0.5, 0.6), (0.7, 0.6), (0.7, 0.8))
+    after = state()
+    assert len({words for words, _ in (*states, before, after)}) >= 3
+    assert all(places == states[0][1] for _, places in states) and before[1] == after[1]
+    points = pairs_of(comfy, node)[1]["draft"]["strokes"][0]["points"]
+    assert points[0] == pytest.approx([0.5, 0.6], abs=0.01)
+    assert points[-1] == pytest.approx([0.7, 0.8], abs=0.01)
+    comfy.load(comfy.page.evaluate("() => app.graph.serialize()"))
+    comfy.page.wait_for_function(
+        "(words) => document.querySelector('.omnirefiner-picker .omnirefiner-status')?.textContent"
+        " === words",
+        arg=after[0],
+        timeout=20_000,
+    )
+    comfy.assert_clean()
+
+
+@RENDERERS
 def test_a_box_that_is_too_large_is_named_while_it_is_drawn(
     open_comfy: Callable[..., Any], vue: bool
 ) -> None:

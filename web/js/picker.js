@@ -315,7 +315,9 @@ export class Picker {
     const pane = this.panes[side];
     try {
       const { picture, size } = await loadPicture(source);
-      if (this.shown[side] === key) pane.show(picture, size);
+      if (this.shown[side] !== key) return;
+      pane.show(picture, size);
+      this.describeAll(); // what is said of boxes depends on the pictures
     } catch {
       if (this.shown[side] !== key) return;
       this.gone[side] = true;
