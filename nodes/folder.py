@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def input_folder(name: str) -> Path:
     """The folder that a user entered: a full path, or a folder in ComfyUI's input folder.
 
     Raises:
-        ValueError: nothing was entered, or no system has a folder of that name.
+        ValueError: nothing was entered, or the folder does not exist.
     """
     if not name.strip():
         raise ValueError(
@@ -28,9 +29,14 @@ def input_folder(name: str) -> Path:
         )
     try:
         folder = Path(folder_paths.get_input_directory()) / Path(name).expanduser()
-        folder.is_dir()
+        found = folder.is_dir()
     except (OSError, RuntimeError) as e:
         raise ValueError(f"The folder {name[:200]} cannot be opened: {e}.") from e
+    if not found:
+        raise ValueError(
+            f"The folder {folder} does not exist. Enter the name of a folder inside ComfyUI's input "
+            "folder, or a full path."
+        )
     return folder
 
 
@@ -44,13 +50,8 @@ def pictures_in(folder: Path) -> list[Path]:
     """The images of a folder, sorted by name.
 
     Raises:
-        ValueError: the folder does not exist or contains no images.
+        ValueError: the folder contains no images.
     """
-    if not folder.is_dir():
-        raise ValueError(
-            f"The folder {folder} does not exist. Enter the name of a folder inside ComfyUI's input "
-            "folder, or a full path."
-        )
     files = picture_files(folder)
     if not files:
         raise ValueError(
@@ -100,15 +101,18 @@ class LoadFolder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str, most: int) -> bool | str:
+    def validate_inputs(cls, folder: str | None) -> bool | str:
+        """An error here marks every input that is named; `folder` is None if it is connected."""
         try:
-            pictures_in(input_folder(folder))
+            return folder is None or bool(pictures_in(input_folder(folder)))
         except ValueError as e:
             return str(e)
-        return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, most: int) -> list[tuple[str, int]]:
+    def fingerprint_inputs(cls, folder: str | None, most: int | None) -> object:
+        """What the folder contains; if its name comes from another node, a value unlike any other."""
+        if folder is None:
+            return math.nan
         return [(p.name, p.stat().st_mtime_ns) for p in pictures_in(input_folder(folder))]
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import comfy.samplers
@@ -58,9 +59,10 @@ def _shown(inputs: dict[str, Any], request: RefineRequest, result: RefineResult)
     return {"inputs": inputs, "pairs": pairs, "report": result.report}
 
 
-def _unchanged(draft: Tensor, inputs: dict[str, Any]) -> io.NodeOutput:
+def _unchanged(draft: Tensor, inputs: dict[str, Any], notes: Sequence[str]) -> io.NodeOutput:
     """The draft as it came, to draw boxes on, in place of a repair for which nothing is marked."""
-    report = {"note": "Nothing is marked, so the draft was passed on unchanged.", "regions": []}
+    note = "Nothing is marked, so the draft was passed on unchanged."
+    report = {"note": note, "notes": list(notes), "regions": []}
     return io.NodeOutput(
         draft,
         draft,
@@ -453,7 +455,8 @@ class ReferenceRefine(io.ComfyNode):
         check(request)
         size = Extent(draft.shape[2], draft.shape[1])
         if unmarked_size(request, size, engine.recipe.buckets) is not None:
-            return _unchanged(draft, shown)
+            show_text(cls, "\n".join(request.notes))  # for example that a connected mask is empty
+            return _unchanged(draft, shown, request.notes)
         result = refine(engine, request, LiveView(cls, engine), scorer)
         remember(cls, request, result)
         show_text(cls, "\n".join(result.report["notes"]))

@@ -131,7 +131,10 @@ def _scorer_inputs() -> list[Any]:
     ]
 
 
-def _known(metric: str) -> bool | str:
+def _known(metric: str | None) -> bool | str:
+    """Whether a metric is there, or what is missing; None is one that another node will name."""
+    if metric is None:
+        return True
     without_file = (StructuralScorer.name, TextScorer.name)
     found = metric in without_file or folder_paths.get_full_path(FOLDER, metric)
     return True if found else _missing(metric)
@@ -160,7 +163,7 @@ class LoadScorer(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, metric: str) -> bool | str:
+    def validate_inputs(cls, metric: str | None) -> bool | str:
         return _known(metric)
 
     @classmethod
@@ -252,7 +255,7 @@ class DreamSimScore(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, metric: str) -> bool | str:
+    def validate_inputs(cls, metric: str | None) -> bool | str:
         return _known(metric)
 
     @classmethod

@@ -179,7 +179,10 @@ def usable_mask(
     if mask is None or mask.ndim != 4:
         return mask, ()
     if is_unpainted(mask, width, height):
-        note = f"the {name} is empty and has 64x64 px: nothing is painted, so it is ignored"
+        note = (
+            f"the {name} is empty and has 64x64 px, so it is ignored: nothing is painted in the file, or "
+            "it does not have the chosen channel"
+        )
         return None, (note,)
     return normalize_mask(mask, name)
 

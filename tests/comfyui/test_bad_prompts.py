@@ -215,6 +215,30 @@ def test_a_prompt_runs_or_is_refused_in_words(server: Any, name: str) -> None:
     assert not errors or not [p for p in left if p.is_relative_to(server.base / "output")]
 
 
+def test_the_folder_may_come_from_another_node(server: Any) -> None:
+    """ComfyUI checks a prompt before it knows what connected nodes will give."""
+    path = server.base / "input" / "named"
+    path.mkdir(exist_ok=True)
+    (path / "a.png").write_bytes(tiny_picture("PNG"))
+    graph = folder("")
+    graph["name"] = node("PrimitiveString", value="named")
+    graph["node"]["inputs"]["folder"] = ["name", 0]
+    graph["names"] = node("PreviewAny", source=["node", 1])
+    assert server.run(graph)["outputs"]["names"]["text"] == ["a.png"]
+    (path / "b.png").write_bytes(tiny_picture("PNG"))
+    assert server.run(graph)["outputs"]["names"]["text"] == ["a.png", "b.png"], "it is read again"
+    graph["name"]["inputs"]["value"] = "nowhere"
+    assert "nowhere" in server.error(server.wait(server.queue(graph)))
+
+
+@pytest.mark.parametrize("name", ["", "nowhere"])
+def test_a_wrong_folder_is_an_error_of_the_folder_alone(server: Any, name: str) -> None:
+    status, answer = server.post("/prompt", {"prompt": folder(name), "client_id": "tests"})
+    (error,) = answer["node_errors"]["node"]["errors"]
+    assert status == 400 and error["extra_info"]["input_name"] == "folder"
+    assert name in error["details"]
+
+
 def test_a_folder_of_pictures_with_odd_names(server: Any) -> None:
     names = [
         "\u00b21.png",

@@ -76,11 +76,14 @@ def test_a_draft_in_which_nothing_is_marked_is_passed_on_with_a_note(server: Any
     graph["before"] = node("SaveImage", images=["large", 0], filename_prefix="before")
     inputs = graph["refine"]["inputs"]
     inputs["draft"] = ["large", 0]
-    del inputs["mask"], inputs["reference_mask"]
+    del inputs["reference_mask"]
+    graph["nothing"] = node("SolidMask", value=0.0, width=64, height=64)  # as Load Image makes it
+    inputs["mask"] = ["nothing", 0]
     entry = server.run(graph)
     before, after = (pixels(server.saved(entry, name)[0]) for name in ("before", "save"))
     assert (before == after).all()
-    assert "note" in json.loads(entry["outputs"]["report"]["text"][0])
+    report = json.loads(entry["outputs"]["report"]["text"][0])
+    assert "note" in report and any("64x64" in note for note in report["notes"])
     (shown,) = entry["outputs"]["refine"]["omnirefiner"]
     assert shown["unmarked"] and shown["inputs"]["draft"]["width"] == 1280
 
