@@ -385,6 +385,9 @@ class ReferenceRefine(io.ComfyNode):
                 "face detail",
                 "detail",
                 "logo",
+                "label",
+                "product",
+                "brand",
                 "reference inpaint",
             ],
             inputs=[

@@ -149,12 +149,17 @@ class Recipe:
         """Refuse a number of references that it was not trained for.
 
         Raises:
-            ValueError: names the number and what it takes.
+            ValueError: names the number, what it takes, and the fix.
         """
         least, most = self.references
         if not least <= count <= most:
             takes = str(least) if least == most else f"{least} to {most}"
-            raise ValueError(f"The recipe {self.name} takes {takes} reference(s), got {count}.")
+            fix = (
+                "Add an image of the correct detail." if count < least else "Leave out the others."
+            )
+            raise ValueError(
+                f"The recipe {self.name} takes {takes} reference(s), got {count}. {fix}"
+            )
 
 
 OMNIREFINER = Recipe(
