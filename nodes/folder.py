@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 
@@ -112,7 +111,7 @@ class LoadFolder(io.ComfyNode):
     def fingerprint_inputs(cls, folder: str | None, most: int | None) -> object:
         """What the folder contains; if its name comes from another node, a value unlike any other."""
         if folder is None:
-            return math.nan
+            return float("nan")  # a new object: ComfyUI compares by identity first
         return [(p.name, p.stat().st_mtime_ns) for p in pictures_in(input_folder(folder))]
 
     @classmethod
