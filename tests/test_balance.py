@@ -122,6 +122,7 @@ def test_the_first_running_spread_of_one_kind_is_the_batchs() -> None:
     torch.testing.assert_close(found, batch)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_running_spreads(tmp_path: Path) -> None:
     over = {"objective": {"spread": "running"}}
     tiny_run("grpo", tmp_path / "whole", 3, over)

@@ -109,6 +109,7 @@ def test_places_weigh_by_how_much_the_repairs_differ_there() -> None:
     assert not same.any(), "what is equal everywhere has no weight, rather than NaN"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranked", [False, True])
 def test_a_constant_weight_of_places_is_the_plain_loss(
     data: Path, tmp_path: Path, ranked: bool, monkeypatch: pytest.MonkeyPatch

@@ -108,6 +108,7 @@ def test_a_judge_that_times_out_gives_no_score(form: Any) -> None:
         assert asked
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_never_there_leaves_the_other_parts(tmp_path: Path) -> None:
     with endpoint(lambda *_: (403, b"no")) as (url, asked):
         over = {
