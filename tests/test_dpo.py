@@ -132,8 +132,7 @@ def test_a_constant_weight_of_places_is_the_plain_loss(
     assert value(0.5) == pytest.approx(plain, rel=1e-6)
 
 
-@pytest.mark.parametrize("ranked", [False, True])
-@pytest.mark.parametrize("share", [0.0, 0.7])
+@pytest.mark.parametrize(("ranked", "share"), [(False, 0.0), (True, 0.7)])
 def test_the_first_update_of_a_run_starts_from_ln_2(
     data: Path, tmp_path: Path, ranked: bool, share: float
 ) -> None:
