@@ -182,13 +182,15 @@ class Row:
     groups: int = 16
 
 
-def train_row(row: Row) -> Cost:
-    """Train a row for its time, unless that is done; what it cost."""
+def finished(row: Row) -> Cost | None:
+    """What a row cost that has been trained for its time; None if that is not so."""
     done = row.out / "row.json"
-    if done.is_file():
-        found = json.loads(done.read_text())
-        if found["asked"] >= row.seconds:
-            return Cost(**found)
+    cost = Cost(**json.loads(done.read_text())) if done.is_file() else None
+    return None if cost is None or cost.asked < row.seconds else cost
+
+
+def train_row(row: Row) -> Cost:
+    """Train a row for its time; what it cost."""
     torch.set_num_threads(1)
     config = row_configs(row.setup, row.groups)[row.name]
     data = row.orders if isinstance(config, DpoConfig) else row.setup.triplets
@@ -210,7 +212,7 @@ def train_row(row: Row) -> Cost:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     updates = read_facts(checkpoint)["updates"]
     cost = Cost(row.seconds, limit.spent, updates, memory)
-    with atomic_path(done) as temporary:
+    with atomic_path(row.out / "row.json") as temporary:
         temporary.write_text(json.dumps(asdict(cost)))
     return cost
 
@@ -279,7 +281,7 @@ def run(chosen: argparse.Namespace) -> None:
         for name in sorted(names, key=lambda n: n != CONTROL):  # the control first
             folder = out / f"{name}-{seed}"
             row = Row(name, folder, chosen.seconds, own, out / "orders", chosen.groups)
-            cost = _in_a_process(row)
+            cost = finished(row) or _in_a_process(row)
             found.append(Found(name, seed, cost, cases.measure(folder / REFINER, folder)))
             text = describe(found, chosen)
             print(text, flush=True)

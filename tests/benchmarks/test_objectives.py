@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,14 @@ from refiner_core.training.dataset import Pixels
 from refiner_core.training.train_nano import Setup
 from tests.benchmarks import objectives_table
 from tests.benchmarks.__main__ import main
-from tests.benchmarks.objectives import ROWS, TimeLimit, TimeUpError, row_configs
+from tests.benchmarks.objectives import (
+    ROWS,
+    Row,
+    TimeLimit,
+    TimeUpError,
+    finished,
+    row_configs,
+)
 from tests.benchmarks.objectives_table import Cases, Cost, Found, describe
 
 
@@ -38,6 +47,15 @@ def test_time_is_counted_over_all_starts_of_a_row(tmp_path: Path) -> None:
     assert TimeLimit(path, 44.0, 4).is_up and not TimeLimit(path, 90.0, 4).is_up
     with pytest.raises(TimeUpError):
         second.stop()
+
+
+def test_a_finished_row_is_not_trained_again_unless_it_is_to_be_longer(tmp_path: Path) -> None:
+    setup = Setup(tmp_path / "data", tmp_path / "cache")
+    one, longer = (Row("sft", tmp_path, s, setup, tmp_path / "orders") for s in (60.0, 90.0))
+    assert finished(one) is None
+    cost = Cost(60.0, 59.0, 25, 1.4)
+    (tmp_path / "row.json").write_text(json.dumps(dataclasses.asdict(cost)))
+    assert finished(one) == cost and finished(longer) is None
 
 
 def row(name: str, seed: int | None, shift: float) -> Found:
