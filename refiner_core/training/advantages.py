@@ -82,7 +82,16 @@ def _normalised(
 def _tamed(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Loud rewards as `ln(1 + R)`: those whose spread over the batch, relative to their mean, is above
     the mean of the parts' (PaCo-RL, arXiv 2512.04784).
+
+    Raises:
+        ValueError: a reward of -1 or less, which has no `ln(1 + R)`.
     """
+    for name, values in table.items():
+        if float(values.min()) <= -1:
+            raise ValueError(
+                f"objective.tame takes ln(1 + R), but the reward {name} is {float(values.min()):g}. "
+                "Set it to false."
+            )
     loudness = {k: float(v.std() / v.mean().abs().clamp_min(1e-12)) for k, v in table.items()}
     mean = sum(loudness.values()) / len(loudness)
     return {k: v.log1p() if loudness[k] > mean else v for k, v in table.items()}
@@ -141,12 +150,6 @@ def group_advantages(
     groups = groups.cpu()
     best = pareto_set(torch.stack([weights[k] * v for k, v in table.items()]), groups)
     if tame:
-        for name, values in table.items():
-            if float(values.min()) <= -1:
-                raise ValueError(
-                    f"objective.tame takes ln(1 + R), but the reward {name} is {float(values.min()):g}. "
-                    "Set it to false."
-                )
         table = _tamed(table)
     if combine == "sum":
         total = torch.stack([weights[k] * v for k, v in table.items()]).sum(0)
