@@ -30,6 +30,7 @@ _ROUNDS = 6  # of expectation maximisation; the coefficients move by under 1 % i
 _FIRST_SIGMA = 0.7  # of the largest displacement, how far apart votes may lie at first
 _LAST_SIGMA = 1.0  # px, how far apart votes may lie at the end of a fit
 _OWN_NOISE = 1.0  # px, error of a neighbourhood's best displacement
+_AT_ONCE = 200_000  # pixels of displaced pictures that are compared at once: they stay in the cache
 # Standard deviations of the terms 1, u, v, u², uv, v² in half sides of the region.
 PRIOR = torch.tensor([0.12, 0.08, 0.08, 0.05, 0.05, 0.05], dtype=torch.float64)
 
@@ -121,6 +122,24 @@ def neighbourhood_texture(features: Tensor, level: FitLevel) -> Tensor:
     return _texture(spread)
 
 
+def _displaced(x: Tensor, size: tuple[int, int], radius: int, stride: int = 1) -> Tensor:
+    """Views of `size` of C H W at all displacements, `dy dx C h w`; only every `stride`-th pixel."""
+    h, w = size
+    views = x.unfold(1, h, 1).unfold(2, w, 1)[:, : 2 * radius + 1, : 2 * radius + 1]
+    return views[..., ::stride, ::stride].movedim(0, 2)
+
+
+def _power(spread: Tensor, group: _Group) -> Tensor:
+    """Variance of a group's channels with its floor, H W, from the features' variances C H W."""
+    return _summed(spread[group.channels]).clamp_min(0) + group.floor
+
+
+def _summed(channels: Tensor) -> Tensor:
+    """Sum of one or two channels `... C H W`; adding them is faster than summing over the axis."""
+    first = channels[..., 0, :, :]
+    return first if channels.shape[-3] == 1 else first + channels[..., 1, :, :]
+
+
 def correlation_volume(fixed: Tensor, moving: Tensor, inside: Tensor, level: FitLevel) -> Tensor:
     """Correlation of every neighbourhood with `moving` displaced, `dy dx H W` in [-1, 1].
 
@@ -128,34 +147,34 @@ def correlation_volume(fixed: Tensor, moving: Tensor, inside: Tensor, level: Fit
         fixed, moving: features 1 5 h w.
         inside: 1 1 h w, 0 where `moving` shows nothing.
     """
-    h, w = fixed.shape[-2:]
+    h, w = size = (fixed.shape[-2], fixed.shape[-1])
     r, k, step = level.radius, level.window, level.stride
     n = 2 * r + 1
-    moving, inside = F.pad(moving, (r, r, r, r), mode="replicate"), F.pad(inside, (r, r, r, r))
+    moving = F.pad(moving, (r, r, r, r), mode="replicate")[0]
+    inside = F.pad(inside, (r, r, r, r))[0]
+    fixed = fixed[0]
     mean = _means(fixed, k, step)
     spread = _means(fixed * fixed, k, step) - mean**2
     other_mean = _means(moving, k, 1)
     other_spread = _means(moving * moving, k, 1) - other_mean**2
-
-    def row(x: Tensor, dy: int, stride: int) -> Tensor:
-        """All displacements of one row, n C h w."""
-        shifted = [x[..., dy : dy + h : stride, dx : dx + w : stride] for dx in range(n)]
-        return torch.cat(shifted)
-
-    rows: list[Tensor] = []
-    for dy in range(n):
-        products = fixed * row(moving, dy, 1)
-        there, there_spread = row(other_mean, dy, step), row(other_spread, dy, step)
-        total = torch.zeros(n, *mean.shape[-2:])
-        for group in _GROUPS:
+    there, shown = _displaced(moving, size, r), _displaced(inside, size, r, step)[:, :, 0]
+    there_mean = _displaced(other_mean, size, r, step)
+    powers = [
+        _power(spread, g) * _displaced(_power(other_spread, g)[None], size, r, step)[:, :, 0]
+        for g in _GROUPS
+    ]
+    parts: list[Tensor] = []
+    rows = max(1, _AT_ONCE // (n * h * w))
+    for dy in range(0, n, rows):
+        part = slice(dy, dy + rows)
+        total = torch.zeros(1)
+        for group, power in zip(_GROUPS, powers, strict=True):
             c = group.channels
-            shared = _means(products[:, c].sum(1, keepdim=True), k, step)[:, 0]
-            shared = shared - (mean[:, c] * there[:, c]).sum(1)
-            a = spread[:, c].sum(1).clamp_min(0) + group.floor
-            b = there_spread[:, c].sum(1).clamp_min(0) + group.floor
-            total += group.share * shared / (a * b).sqrt()
-        rows.append(total / _TOTAL_SHARE * row(inside, dy, step)[:, 0])
-    return torch.stack(rows)
+            shared = _means(_summed(fixed[c] * there[part, :, c]), k, step)
+            shared = shared - _summed(mean[c] * there_mean[part, :, c])
+            total = total + group.share * shared / power[part].sqrt()
+        parts.append(total / _TOTAL_SHARE * shown[part])
+    return torch.cat(parts)
 
 
 def fit_polynomial(
@@ -171,9 +190,7 @@ def fit_polynomial(
         present: coefficients, 6 2, to which the change is added: the prior holds for the sum.
     """
     steps = torch.arange(-level.radius, level.radius + 1).double()
-    dy, dx = torch.meshgrid(steps, steps, indexing="ij")
-    moves = torch.stack([dx.flatten(), dy.flatten()], -1)
-    likelihood = (_SHARPNESS * volume.double()).exp().flatten(0, 1).flatten(1)
+    likelihood = (_SHARPNESS * volume.double()).exp().flatten(2)
     share = weight.double().flatten()
     share = share / share.mean().clamp_min(1e-9)
     threshold = math.exp(_SHARPNESS * level.outlier)
@@ -183,10 +200,17 @@ def fit_polynomial(
     for i in range(_ROUNDS):
         sigma = first * (_LAST_SIGMA / first) ** (i / (_ROUNDS - 1))
         expected = (terms @ change) * half
-        near = (-0.5 * torch.cdist(moves, expected).square() / sigma**2).exp()
-        votes = likelihood * near
-        mean = votes.T @ moves / votes.sum(0)[:, None].clamp_min(1e-12)
-        evidence = votes.sum(0) / near.sum(0).clamp_min(1e-12)
+        # A Gaussian of both axes is the product of one along each.
+        near_x, near_y = (
+            (-0.5 * ((steps[:, None] - expected[:, axis]) / sigma).square()).exp()
+            for axis in range(2)
+        )
+        votes_x = (likelihood * near_y[:, None]).sum(0) * near_x
+        votes_y = (likelihood * near_x).sum(1) * near_y
+        votes = votes_x.sum(0)
+        both = torch.stack([steps @ votes_x, steps @ votes_y], -1)
+        mean = both / votes[:, None].clamp_min(1e-12)
+        evidence = votes / (near_x.sum(0) * near_y.sum(0)).clamp_min(1e-12)
         weights = share * (evidence / (evidence + threshold)).square()
         squares = terms.T @ (terms * weights[:, None])
         right = terms.T @ (mean / half * weights[:, None])

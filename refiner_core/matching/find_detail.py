@@ -178,10 +178,11 @@ def _best(matcher: SurfaceMatcher, starts: list[SurfaceMap]) -> SurfaceMap:
         inside, around = matcher.patch_ncc(surface, COARSE)
         return inside + SURROUNDINGS_SHARE * around - matcher.cost(surface)
 
-    coarse = [matcher.improve(start, COARSE) for start in starts]
     # Parts of the detail in the wrong order lead astray, what is around it does not.
-    led = starts[:_LED]
-    coarse += [matcher.improve(start, COARSE, inside_weight=0) for start in led]
+    both = [matcher.improve_both(start, COARSE) for start in starts[:_LED]]
+    coarse = [whole for whole, _ in both]
+    coarse += [matcher.improve(start, COARSE) for start in starts[_LED:]]
+    coarse += [around for _, around in both]
     coarse = [s for s in coarse if s.zoom(matcher.reference) > 0] or coarse
     coarse.sort(key=first_look, reverse=True)
     middle = [matcher.improve(start, MIDDLE) for start in coarse[:_KEPT]]

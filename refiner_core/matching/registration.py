@@ -148,11 +148,14 @@ class Level:
     """Of every pixel of the fixed picture's channels, 1 C h w."""
 
 
-def _cost(level: Level, matrix: Tensor) -> tuple[list[Tensor], Tensor] | None:
-    """Residuals and weights of every channel, robust, with the moving picture's gradients."""
+def _cost(level: Level, moving: Tensor, matrix: Tensor) -> tuple[list[Tensor], Tensor] | None:
+    """Residuals and weights of every channel, robust, with the moving picture's gradients.
+
+    Args:
+        moving: the moving picture's channels, their gradients along x and those along y, 1 3C h w.
+    """
     h, w = level.fixed.shape[-2:]
-    gx, gy = _gradient(level.moving)
-    warped, inside = warp(torch.cat([level.moving, gx, gy], 1), matrix, h, w)
+    warped, inside = warp(moving, matrix, h, w)
     seen = inside.flatten().double()
     n = level.fixed.shape[1]
     stack = warped[0].flatten(1).double()
@@ -183,12 +186,13 @@ def _cost(level: Level, matrix: Tensor) -> tuple[list[Tensor], Tensor] | None:
 def _refine(level: Level, start: Tensor, generators: list[Tensor], rounds: int) -> Tensor:
     """Gauss-Newton with Levenberg and Marquardt's damping on `fixed - gain * moving(matrix) - bias`."""
     h, w = level.fixed.shape[-2:]
-    points = grid(h, w)
-    moves = [points @ g.T for g in generators]
+    points = grid(h, w).T.contiguous()
+    moves = torch.stack(generators) @ points  # K 3 N
+    moving = torch.cat([level.moving, *_gradient(level.moving)], 1)
     matrix = kept = start
     damping, best = _DAMPING, math.inf
     for _ in range(rounds):
-        found = _cost(level, matrix)
+        found = _cost(level, moving, matrix)
         if found is None:
             break
         rows, weights = found
@@ -207,19 +211,20 @@ def _refine(level: Level, start: Tensor, generators: list[Tensor], rounds: int) 
                 matrix,
                 max(damping / _DAMPING_DOWN, _LEAST_DAMPING),
             )
-        p = points @ matrix.T
-        z = p[:, 2].clamp_min(1e-6)
-        u, v = p[:, 0] / z, p[:, 1] / z
-        flow = [((d[:, 0] - u * d[:, 2]) / z, (d[:, 1] - v * d[:, 2]) / z) for d in moves]
+        p = matrix @ points
+        z = p[2].clamp_min(1e-6)
+        u, v = p[0] / z, p[1] / z
+        du, dv = (moves[:, 0] - u * moves[:, 2]) / z, (moves[:, 1] - v * moves[:, 2]) / z  # K N
         size = len(generators)
         normal, right = (
             torch.zeros(size, size, dtype=torch.float64),
             torch.zeros(size, dtype=torch.float64),
         )
         for (residual, dx, dy), wt in zip(rows, weights, strict=True):
-            jacobian = torch.stack([dx * du + dy * dv for du, dv in flow], 1)
-            normal += jacobian.T @ (jacobian * wt[:, None])
-            right += jacobian.T @ (wt * residual)
+            jacobian = dx * du + dy * dv
+            weighted = jacobian * wt
+            normal += weighted @ jacobian.T
+            right += weighted @ residual
         ridge = torch.diag(normal.diagonal() * damping + 1e-9 * normal.diagonal().max() + 1e-12)
         delta = torch.linalg.solve(normal + ridge, right)
         matrix = matrix + sum(

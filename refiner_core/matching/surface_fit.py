@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from .displacement_votes import (
     neighbourhood_texture,
     surface_features,
 )
-from .surface_map import SurfaceMap, pixel_centers, polynomial, warp_surface
+from .surface_map import RegionPoints, SurfaceMap, sample_surface
 
 COARSE = FitLevel(28, 5, 9, 2, 0.45)
 MIDDLE = FitLevel(56, 4, 9, 3, 0.45)
@@ -44,12 +44,40 @@ class _Seen:
     """Pixels of the level per pixel of the draft."""
     features: Tensor
     """1 5 h w."""
+    texture: Tensor
+    """How much there is to compare in the neighbourhoods, H W."""
     mask: Tensor
-    """The region at the neighbourhoods' places, H W."""
-    x: Tensor
-    """Of those places, in px of the draft, H W."""
-    y: Tensor
-    """Likewise, H W."""
+    """The region at their places, H W."""
+    points: RegionPoints
+    """All pixels, h w."""
+    terms: Tensor
+    """Of the polynomial at the neighbourhoods' places, (H W) 6."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The reference under a map at one level."""
+
+    surface: SurfaceMap
+    """The map."""
+    features: Tensor
+    """1 5 h w."""
+    inside: Tensor
+    """1 1 h w, 0 where the reference shows nothing or ends."""
+    texture: Tensor
+    """How much there is to compare in the neighbourhoods, H W."""
+
+
+def _eroded(inside: Tensor) -> Tensor:
+    """The smallest of each pixel and its eight neighbours in 1 1 h w; much faster than pooling."""
+    for axis in (2, 3):
+        n = inside.shape[axis]
+        near = inside.clone()
+        for own, other in ((0, 1), (1, 0)):
+            part = near.narrow(axis, own, n - 1)
+            torch.minimum(part, inside.narrow(axis, other, n - 1), out=part)
+        inside = near
+    return inside
 
 
 def _light_sigma(size: float) -> float:
@@ -86,6 +114,7 @@ class SurfaceMatcher:
         self._mask = torch.zeros(1, 1, w.extent.height, w.extent.width)
         self._mask[..., box.y0 - w.y0 : box.y1 - w.y0, box.x0 - w.x0 : box.x1 - w.x0] = region.mask
         self._levels: dict[FitLevel, _Seen] = {}
+        self._known: dict[tuple[int, FitLevel], _Shown] = {}
 
     def _level(self, level: FitLevel) -> _Seen:
         if level not in self._levels:
@@ -93,10 +122,12 @@ class SurfaceMatcher:
             size = [max(8, round(n * scale)) for n in self._draft.shape[-2:]]
             small = F.interpolate(self._draft, size, mode="area")
             mask = F.interpolate(self._mask, size, mode="area")[0, 0]
-            x, y = pixel_centers(self.window, Extent(size[1], size[0]))
-            s = level.stride
             features = surface_features(small, _light_sigma(level.size))
-            self._levels[level] = _Seen(scale, features, mask[::s, ::s], x[::s, ::s], y[::s, ::s])
+            texture = neighbourhood_texture(features, level)
+            points = RegionPoints.of_window(self.box, self.window, Extent(size[1], size[0]))
+            s = level.stride
+            terms = points.terms[::s, ::s].flatten(0, 1)
+            self._levels[level] = _Seen(scale, features, texture, mask[::s, ::s], points, terms)
         return self._levels[level]
 
     def _view(self, surface: SurfaceMap, level: FitLevel) -> tuple[Tensor, Tensor]:
@@ -105,18 +136,17 @@ class SurfaceMatcher:
         zoom = abs(surface.zoom(self.reference)) / seen.scale / self._shrunk
         depth = math.floor(math.log2(max(1.0, zoom)) + 0.3)
         picture = self._pyramid[min(depth, len(self._pyramid) - 1)]
-        size = Extent(seen.features.shape[-1], seen.features.shape[-2])
-        return warp_surface(picture, surface, self.window, size)
+        return sample_surface(picture, surface, seen.points)
 
-    def _moving(self, surface: SurfaceMap, level: FitLevel) -> tuple[Tensor, Tensor]:
-        """Features of the reference under a map, and where it shows anything."""
-        view, inside = self._view(surface, level)
-        inside = 1 - F.max_pool2d(1 - inside, 3, 1, 1)
-        return surface_features(view, _light_sigma(level.size)), inside
-
-    def _textures(self, moving: Tensor, level: FitLevel) -> tuple[Tensor, Tensor]:
-        fixed = self._level(level).features
-        return neighbourhood_texture(fixed, level), neighbourhood_texture(moving, level)
+    def _shown(self, surface: SurfaceMap, level: FitLevel) -> _Shown:
+        """What the reference shows under a map; the same map is often asked for again."""
+        key = id(surface), level  # which the entry keeps alive
+        if key not in self._known:
+            view, inside = self._view(surface, level)
+            features = surface_features(view, _light_sigma(level.size))
+            texture = neighbourhood_texture(features, level)
+            self._known[key] = _Shown(surface, features, _eroded(inside), texture)
+        return self._known[key]
 
     def template(self, scale: float, turn: float) -> tuple[Tensor, Tensor]:
         """Features of the region turned by `turn` degrees at `scale` px per px of the draft, 5 h w,
@@ -153,17 +183,29 @@ class SurfaceMatcher:
         """Geometric mean of the region's sides, px of the draft."""
         return math.sqrt(self.box.extent.width * self.box.extent.height)
 
-    def improve(self, surface: SurfaceMap, level: FitLevel, inside_weight: float = 1) -> SurfaceMap:
-        """The map after one fit at a level; with `inside_weight` 0 to the surroundings alone."""
-        seen = self._level(level)
-        moving, inside = self._moving(surface, level)
-        volume = correlation_volume(seen.features, moving, inside, level)
-        own, other = self._textures(moving, level)
+    def improve(self, surface: SurfaceMap, level: FitLevel) -> SurfaceMap:
+        """The map after one fit at a level."""
+        return self._fitted(surface, level, self._volume(surface, level), 1)
+
+    def improve_both(self, surface: SurfaceMap, level: FitLevel) -> tuple[SurfaceMap, SurfaceMap]:
+        """The map after one fit at a level, and after one to the surroundings alone."""
+        volume = self._volume(surface, level)
+        whole, around = (self._fitted(surface, level, volume, inside) for inside in (1, 0))
+        return whole, around
+
+    def _volume(self, surface: SurfaceMap, level: FitLevel) -> Tensor:
+        shown = self._shown(surface, level)
+        return correlation_volume(self._level(level).features, shown.features, shown.inside, level)
+
+    def _fitted(
+        self, surface: SurfaceMap, level: FitLevel, volume: Tensor, inside_weight: float
+    ) -> SurfaceMap:
+        """The map after a fit to a volume; `inside_weight` is that of neighbourhoods in the region."""
+        seen, shown = self._level(level), self._shown(surface, level)
         share = _SURROUNDINGS_WEIGHT + (inside_weight - _SURROUNDINGS_WEIGHT) * seen.mask
-        u, v = surface.region_coordinates(seen.x.flatten(), seen.y.flatten())
+        weight = (seen.texture * shown.texture).sqrt() * share
         half = torch.tensor(self.box.extent, dtype=torch.float64) * seen.scale / 2
-        weight = (own * other).sqrt() * share
-        change = fit_polynomial(volume, weight, polynomial(u, v), half, surface.bend, level)
+        change = fit_polynomial(volume, weight, seen.terms, half, surface.bend, level)
         return surface.bent(change)
 
     def patch_ncc(self, surface: SurfaceMap, level: FitLevel) -> tuple[float, float]:
@@ -172,16 +214,14 @@ class SurfaceMatcher:
         Only correlation beyond what unrelated texture reaches counts, and only where both pictures
         have something to show.
         """
-        seen = self._level(level)
-        moving, inside = self._moving(surface, level)
-        flat = FitLevel(level.size, 0, level.window, level.stride, level.outlier)
-        found = correlation_volume(seen.features, moving, inside, flat)[0, 0]
+        seen, shown = self._level(level), self._shown(surface, level)
+        flat = replace(level, radius=0)
+        found = correlation_volume(seen.features, shown.features, shown.inside, flat)[0, 0]
         found = ((found - _CHANCE) / (1 - _CHANCE)).clamp_min(0).square()
-        own, other = self._textures(moving, level)
-        found = found * (own * other).sqrt()
+        found = found * (seen.texture * shown.texture).sqrt()
 
         def mean(where: Tensor) -> float:
-            return float((found * where).sum() / (own * where).sum().clamp_min(1e-6))
+            return float((found * where).sum() / (seen.texture * where).sum().clamp_min(1e-6))
 
         return mean(seen.mask), mean(1 - seen.mask)
 

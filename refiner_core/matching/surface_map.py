@@ -31,6 +31,30 @@ def polynomial(u: Tensor, v: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class RegionPoints:
+    """Points of the draft in a region's coordinates, ready for many maps of that region."""
+
+    u: Tensor
+    """Along x, -1 and 1 at the region's edges; any shape, float64."""
+    v: Tensor
+    """Along y."""
+    terms: Tensor
+    """Of `polynomial` there, `... 6`."""
+
+    @staticmethod
+    def of_pixels(box: Box, x: Tensor, y: Tensor) -> RegionPoints:
+        """For x and y in px of the draft and a region's box."""
+        u = (x - (box.x0 + box.x1) / 2) / (box.extent.width / 2)
+        v = (y - (box.y0 + box.y1) / 2) / (box.extent.height / 2)
+        return RegionPoints(u, v, polynomial(u, v))
+
+    @staticmethod
+    def of_window(box: Box, window: Box, size: Extent) -> RegionPoints:
+        """For the pixels' centres of a picture of `size` that shows a window of the draft."""
+        return RegionPoints.of_pixels(box, *pixel_centers(window, size))
+
+
+@dataclass(frozen=True)
 class SurfaceMap:
     """Maps pixels of the draft to normalised coordinates of the reference."""
 
@@ -41,19 +65,15 @@ class SurfaceMap:
     bend: Tensor = field(default_factory=_no_bend)
     """6 2 float64, coefficients of `polynomial` that displace the region's coordinates first."""
 
-    def region_coordinates(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels of the draft in the region's coordinates."""
-        b = self.box
-        u = (x - (b.x0 + b.x1) / 2) / (b.extent.width / 2)
-        v = (y - (b.y0 + b.y1) / 2) / (b.extent.height / 2)
-        return u, v
-
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Points of the reference, `... 2`, for pixels of the draft."""
-        u, v = self.region_coordinates(x, y)
-        moved = polynomial(u, v) @ self.bend
-        point = torch.stack([u + moved[..., 0], v + moved[..., 1], torch.ones_like(u)], -1)
-        point = point @ self.matrix.T
+        return self.at(RegionPoints.of_pixels(self.box, x, y))
+
+    def at(self, points: RegionPoints) -> Tensor:
+        """Points of the reference, `... 2`, for points in the coordinates of this map's region."""
+        moved = points.terms @ self.bend
+        u, v = points.u + moved[..., 0], points.v + moved[..., 1]
+        point = torch.stack([u, v, torch.ones_like(u)], -1) @ self.matrix.T
         return point[..., :2] / point[..., 2:].clamp_min(1e-6)
 
     def bent(self, change: Tensor) -> SurfaceMap:
@@ -141,6 +161,22 @@ def pixel_centers(window: Box, size: Extent) -> tuple[Tensor, Tensor]:
     return xx, yy
 
 
+def sample_surface(
+    reference: Tensor, surface: SurfaceMap, points: RegionPoints, mode: str = "bilinear"
+) -> tuple[Tensor, Tensor]:
+    """The reference 1 C h w at points H W of the draft.
+
+    Args:
+        mode: of interpolation, "bilinear" or "bicubic".
+
+    Returns:
+        the picture 1 C H W and, 1 1 H W, 1 where it was read from inside the reference, else 0.
+    """
+    places = surface.at(points).to(reference)[None]
+    picture = F.grid_sample(reference, places, mode, "border", align_corners=False)
+    return picture, (places.abs() <= 1).all(-1).to(reference)[None]
+
+
 def warp_surface(
     reference: Tensor, surface: SurfaceMap, window: Box, size: Extent, mode: str = "bilinear"
 ) -> tuple[Tensor, Tensor]:
@@ -158,7 +194,8 @@ def warp_surface(
     pictures: list[Tensor] = []
     insides: list[Tensor] = []
     for part_x, part_y in zip(x.split(_STRIP), y.split(_STRIP), strict=True):
-        points = surface(part_x, part_y).to(reference)[None]
-        pictures.append(F.grid_sample(reference, points, mode, "border", align_corners=False))
-        insides.append((points.abs() <= 1).all(-1).to(reference)[None])
+        points = RegionPoints.of_pixels(surface.box, part_x, part_y)
+        picture, inside = sample_surface(reference, surface, points, mode)
+        pictures.append(picture)
+        insides.append(inside)
     return torch.cat(pictures, 2), torch.cat(insides, 2)
