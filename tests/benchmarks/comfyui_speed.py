@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import time
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ def run(chosen: argparse.Namespace) -> None:
         ) from e
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     _against_native_flux(chosen.rounds)
+    _against_sampler(chosen.rounds)
     if chosen.crop_and_stitch:
         _against_crop_and_stitch(chosen.crop_and_stitch, chosen.rounds)
 
@@ -86,6 +88,68 @@ def _against_native_flux(rounds: int) -> None:
         f"core {ours:.3f} s, ComfyUI native {theirs:.3f} s, native/core {theirs / ours:.2f}, ",
         end="",
     )
+    print(f"largest difference {apart:.1e}")
+
+
+@torch.inference_mode()
+def _against_sampler(rounds: int) -> None:
+    """nano through the pack's engine and through ComfyUI's sampler with the same conditioning."""
+    from safetensors.torch import load_file
+
+    from tests.comfyui.comfyui_script import load_pack
+
+    load_pack()
+    conditioning, engine, types = (
+        importlib.import_module(f"pack.nodes.{name}")
+        for name in ("conditioning", "engine", "types")
+    )
+    interfaces = importlib.import_module("pack.refiner_core.interfaces")
+    recipes = importlib.import_module("pack.refiner_core.recipes.recipe")
+    weights = importlib.import_module("pack.refiner_core.nano").NANO_WEIGHTS
+    state = {k: v for k, v in load_file(weights).items() if not k.startswith("codec.")}
+    comfy, samplers = (importlib.import_module(f"comfy.{name}") for name in ("sd", "samplers"))
+    sampling = importlib.import_module("comfy.sample")
+    model = comfy.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
+    generator = torch.Generator().manual_seed(0)
+    noise, draft, reference = (torch.randn(1, 16, 64, 64, generator=generator) for _ in range(3))
+    params = model.model.diffusion_model.params
+    text = [
+        [
+            torch.zeros(1, 1, params.context_in_dim),
+            {"pooled_output": torch.zeros(1, params.vec_in_dim)},
+        ]
+    ]
+    roles = enumerate((("draft", draft), ("reference", reference)), 1)
+    picture, sigmas = torch.zeros(1, 3, 8, 8), torch.linspace(1, 0, 5)
+    inputs = tuple(interfaces.CleanInput(role, picture, latent, i) for i, (role, latent) in roles)
+    job = interfaces.SamplingJob(inputs, sigmas, "", 2.5, 0, start=noise)
+    refiner = types.Refiner(recipes.OMNIREFINER, model, None, conditioning=text, probed=True)
+    ours = engine.ComfyEngine(refiner)
+    positive = conditioning.reference_conditioning(text, [draft, reference], 2.5)
+
+    def our_run() -> Tensor:
+        return ours.sample(job, lambda *_: None)
+
+    def their_run() -> Tensor:
+        return sampling.sample_custom(
+            model,
+            noise,
+            1.0,
+            samplers.sampler_object("euler"),
+            sigmas,
+            positive,
+            [],
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=0,
+        )
+
+    apart = float((our_run() - their_run()).abs().max())
+    spent, other = (median_seconds(r, rounds, time.process_time) for r in (our_run, their_run))
+    print(
+        "\nFour steps of nano in ComfyUI, 256 px crop, the same conditioning, seconds of the processor"
+    )
+    print(f"this pack {spent:.3f} s, KSampler {other:.3f} s, ratio {spent / other:.2f}, ", end="")
     print(f"largest difference {apart:.1e}")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def median_seconds(
@@ -32,6 +33,26 @@ def noise_picture(side: int) -> tuple[Tensor, Tensor]:
     half, mid = min(128, side // 3), side // 2
     mask[..., mid - half : mid + half, mid - half : mid + half] = 1
     return torch.from_numpy(values), mask
+
+
+def broken_picture(side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A draft whose middle is blurred, 1 3 H W, the reference that shows its 256 px as they were, and
+    the mask of these. The middle is the same for every side.
+    """
+    generator = torch.Generator().manual_seed(0)
+    small = torch.rand(1, 3, 32, 32, generator=generator)
+    tile = F.interpolate(small, (256, 256), mode="bicubic").clamp(0, 1)
+    tile = (255 * tile).round().to(torch.uint8)
+    times = side // 256
+    draft = tile.repeat(1, 1, times, times)
+    start = times // 2 * 256
+    middle = draft[..., start : start + 256, start : start + 256]
+    reference = middle.clone()
+    inner = middle[..., 64:192, 64:192]
+    inner.copy_(F.avg_pool2d(inner.float(), 15, 1, 7).round())
+    mask = torch.zeros(1, 1, side, side)
+    mask[..., start : start + 256, start : start + 256] = 1
+    return draft, reference, mask
 
 
 def peak_megabytes(work: Callable[[], object]) -> float:
