@@ -104,7 +104,7 @@ def _works(request: RefineRequest, n: int, recipe: Recipe) -> Iterator[list[Work
     """The regions of every picture, planned."""
     size = Extent(request.draft.shape[-1], request.draft.shape[-2])
     for i in range(n):
-        image = _copied(pick(request.draft, i))
+        image = pick(request.draft, i).clone()
         tasks = region_tasks(request, i, size, recipe.buckets)
         stage = Stage("", picture=i, pictures=n, regions=len(tasks), image=image)
         yield [
@@ -199,13 +199,6 @@ def _changed(works: list[Work], size: Extent) -> Tensor:
         inside = allowed[..., b.y0 : b.y1, b.x0 : b.x1]
         inside.copy_(torch.maximum(inside, (region.mask > 0).float()))
     return allowed
-
-
-def _copied(picture: Tensor) -> Tensor:
-    """A copy. NumPy asks for large pages of memory, so that a large picture takes half the time."""
-    if picture.device.type != "cpu" or picture.dtype == torch.bfloat16:
-        return picture.clone()
-    return torch.from_numpy(picture.numpy().copy())
 
 
 def _empty_mask(size: Extent) -> Tensor:
