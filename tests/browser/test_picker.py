@@ -236,6 +236,11 @@ def test_words_that_change_in_a_drag_do_not_move_the_pictures(
     def state() -> tuple[str, list[Any]]:
         return words.inner_text(), [panes.nth(i).bounding_box() for i in (0, 1)]
 
+    comfy.page.wait_for_function(
+        "() => document.querySelectorAll('.omnirefiner-pane[data-shows]:not([data-shows=\"\"])')"
+        ".length === 2"
+    )
+    comfy.settle(1500)  # the panes are arranged for the pictures
     states = [state()]
     drag(comfy, 0, (0.1, 0.1), (0.3, 0.3))
     states.append(state())
