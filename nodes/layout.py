@@ -18,7 +18,7 @@ def to_core(image: Tensor) -> Tensor:
     """IMAGE `B H W C` -> `B 3 H W`, of 1 (gray), 3 or 4 channels; the fourth, alpha, is left out.
 
     Raises:
-        ValueError: another shape.
+        ValueError: another shape, or the batch is empty.
     """
     _check_image(image)
     color = image[..., :1].expand(*image.shape[:3], 3) if image.shape[-1] < 3 else image[..., :3]
@@ -78,6 +78,15 @@ def _check_image(image: Tensor) -> None:
             f"An IMAGE needs the shape (batch, height, width, channels) with 1, 3 or 4 channels, got "
             f"{tuple(image.shape)}."
         )
+    _check_not_empty(image, "IMAGE")
+
+
+def _check_not_empty(batch: Tensor, kind: str) -> None:
+    if not batch.numel():
+        raise ValueError(
+            f"The {kind} of the shape {tuple(batch.shape)} is empty: the node that made it found or "
+            "kept nothing. Change its settings, or disconnect it."
+        )
 
 
 def from_core(image: Tensor, like: Tensor | None = None) -> Tensor:
@@ -93,7 +102,7 @@ def mask_to_core(mask: Tensor | None) -> Tensor | None:
     """MASK `B H W`, and the shapes `H W`, `B 1 H W` and `B H W 1` of other packs -> `B 1 H W`.
 
     Raises:
-        ValueError: another shape.
+        ValueError: another shape, or the batch is empty.
     """
     if mask is None:
         return None
@@ -105,6 +114,7 @@ def mask_to_core(mask: Tensor | None) -> Tensor | None:
         mask = mask.movedim(-1, 1)
     if mask.ndim != 4 or mask.shape[1] != 1:
         raise ValueError(f"A MASK needs the shape (batch, height, width), got {tuple(mask.shape)}.")
+    _check_not_empty(mask, "MASK")
     return mask.float().cpu()
 
 

@@ -215,6 +215,18 @@ def test_a_prompt_runs_or_is_refused_in_words(server: Any, name: str) -> None:
     assert not errors or not [p for p in left if p.is_relative_to(server.base / "output")]
 
 
+@pytest.mark.parametrize("name", ["draft", "reference", "mask"])
+def test_a_batch_without_images_is_named(server: Any, name: str) -> None:
+    """Nodes that filter or detect may keep nothing; a connected number goes past the least value."""
+    graph = refine()
+    graph["count"] = node("PrimitiveInt", value=0)
+    graph["none"] = node("EmptyImage", width=96, height=64, batch_size=["count", 0], color=0)
+    graph["no mask"] = node("ImageToMask", image=["none", 0], channel="red")
+    graph["refine"]["inputs"][name] = ["no mask" if name == "mask" else "none", 0]
+    message = server.error(server.wait(server.queue(graph)))
+    assert "(0, " in message and ("MASK" if name == "mask" else "IMAGE") in message
+
+
 def test_the_folder_may_come_from_another_node(server: Any) -> None:
     """ComfyUI checks a prompt before it knows what connected nodes will give."""
     path = server.base / "input" / "named"
