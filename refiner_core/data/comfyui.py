@@ -55,7 +55,9 @@ class Server:
                 raise ComfyUIError(f"{self.url} rejects the workflow: {_refusal(body)}") from e
             raise _LostError(f"{self.url}{path} responded with status {e.code}") from e
         except _LOST as e:
-            raise _LostError(f"{self.url}: {getattr(e, 'reason', e)}") from e
+            reason = getattr(e, "reason", e)
+            # The words of the system, without its number.
+            raise _LostError(f"{self.url}: {getattr(reason, 'strerror', None) or reason}") from e
 
     def _json(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()

@@ -229,6 +229,9 @@ class VlmClient:
         except urllib.error.HTTPError as e:
             kind = OSError if e.code in _BUSY else _FinalError
             raise kind(f"HTTP {e.code}: {e.read(300).decode(errors='replace')}") from e
+        except urllib.error.URLError as e:
+            words = getattr(e.reason, "strerror", None) or e.reason
+            raise OSError(f"{url} cannot be reached: {words}") from e
         except (ValueError, LookupError, TypeError, http.client.HTTPException) as e:
             raise OSError(
                 f"the reply does not follow the protocol ({type(e).__name__}: {e})"
