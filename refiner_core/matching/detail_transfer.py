@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ..images.geometry import Box, Extent
 from ..images.masks import Region
 from ..images.tensors import to_float
+from .softness import soft_draft_step
 from .surface_map import SurfaceMap, warp_surface
 from .tone import (
     continued,
@@ -107,6 +108,8 @@ def _lay_over(
     own = _own_surface(lit, small_draft, small_mask, small_inside, shrink_to_field(marked))
     rim = rim_of(small_mask) * small_inside * (1 - own)
     step = tone_step(lit, small_draft, small_mask, small_inside, own)
+    toned = (lit + step).clamp(0, 1)
+    step = step + (1 - own) * soft_draft_step(toned, small_draft, small_mask, small_inside)
     step = step + membrane(small_draft - lit - step, rim)
     size = draft.shape[-2:]
     gain, step, own = (

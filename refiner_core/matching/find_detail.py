@@ -30,6 +30,7 @@ _ZOOMS = (1.0, 0.82, 1.2)  # of the detail's box against the region's
 _SHIFTS = ((-0.15, 0.0), (0.15, 0.0), (0.0, -0.15), (0.0, 0.15))
 _LED = 9  # starts that are also fitted to the surroundings alone
 _KEPT = 7  # starts that are followed after the first fit
+_LAST_FITS = (MIDDLE, MIDDLE, FINE, FINE, FINE, FINE, FINE)  # a fit goes part of the way
 _LARGEST = 2048  # px of the reference's longer side for matching
 # Search of the whole reference.
 _TEMPLATE = 24  # px, geometric mean of the region's sides
@@ -41,10 +42,12 @@ _OUTSIDE = 0.15  # of the region's side may lie outside of the reference
 _PLACES = 8  # of the whole reference that are refined
 _FLAT = 0.25  # of the usual texture: what has less resembles nothing
 _LEAST_SEARCHED = 12  # px, shorter side of a place in the reference
-# Patch NCC inside the region below which the detail counts as not found. Unrelated photographs
-# reach 0.035 where all of the reference is searched, and 0.003 between two boxes.
-_SURE = 0.04
-_SURE_WITH_BOXES = 0.008
+# Patch NCC inside the region below which the detail counts as not found: on photographs, unrelated
+# references reach 0.017, wrong places in the right reference 0.024, and right ones 0.05 and more.
+_SURE = 0.035
+# Of the coarse level alone: enough to end the search, and to prefer a fit to the marks.
+_CLEAR = 0.04
+_BETTER_THAN_MARKS = 0.008
 _LEAST_CONTRAST = 0.02  # standard deviation in the reference below which a mark shows nothing
 
 
@@ -111,10 +114,9 @@ def find_detail(
     bounded = _bounded(reference)
     matcher = SurfaceMatcher(draft, region, bounded, size)
     surface, searched = _found(matcher, bounded, reference_mask, known)
-    inside, around = matcher.patch_ncc(surface, COARSE)
-    sure = inside > (_SURE if searched else _SURE_WITH_BOXES)
+    score, around = matcher.agreement(surface)
     empty = matcher.contrast(surface, COARSE) < _LEAST_CONTRAST
-    return FoundDetail(surface, inside, around, sure, searched, empty, size)
+    return FoundDetail(surface, score, around, score > _SURE, searched, empty, size)
 
 
 def _found(
@@ -137,15 +139,15 @@ def _found(
         raise ValueError("The reference mask is empty; mark the detail or leave it out.")
     starts = list(_near_boxes(matcher.box, detail, matcher.reference))
     surface = max((_best(matcher, starts), known or starts[0]), key=matcher.quality)
-    if max(matcher.patch_ncc(surface, COARSE)) > _SURE:
+    if max(matcher.patch_ncc(surface, COARSE)) > _CLEAR:
         return surface, False
     other = _best(matcher, _searched(matcher, reference))
     around = other.reach(other.box, matcher.reference)
     x, y = detail.center
     marked = around.x0 <= x < around.x1 and around.y0 <= y < around.y1
-    if marked and matcher.patch_ncc(other, COARSE)[0] > _SURE:
+    if marked and matcher.patch_ncc(other, COARSE)[0] > _CLEAR:
         return other, True
-    if matcher.patch_ncc(surface, COARSE)[0] > _SURE_WITH_BOXES:
+    if matcher.patch_ncc(surface, COARSE)[0] > _BETTER_THAN_MARKS:
         return surface, False
     return max((starts[0], known or starts[0]), key=matcher.quality), False
 
@@ -187,8 +189,9 @@ def _best(matcher: SurfaceMatcher, starts: list[SurfaceMap]) -> SurfaceMap:
     coarse.sort(key=first_look, reverse=True)
     middle = [matcher.improve(start, MIDDLE) for start in coarse[:_KEPT]]
     best = max(middle, key=matcher.quality)
+    matcher = matcher.softened(best)
     found: list[SurfaceMap] = []
-    for level in (MIDDLE, MIDDLE, FINE):
+    for level in _LAST_FITS:
         best = matcher.improve(best, level)
         found.append(best)
     return max(found, key=matcher.quality)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -20,11 +21,14 @@ from .displacement_votes import (
     neighbourhood_texture,
     surface_features,
 )
+from .softness import softness
 from .surface_map import RegionPoints, SurfaceMap, sample_surface
+from .tone import wide_blur
 
 COARSE = FitLevel(28, 5, 9, 2, 0.45)
 MIDDLE = FitLevel(56, 4, 9, 3, 0.45)
 FINE = FitLevel(112, 3, 11, 4, 0.55)
+_SOFTNESS = FitLevel(144, 0, 3, 1, 0.5)
 
 _SURROUNDINGS = 0.45  # of the region's shorter side: how far around it is looked
 _SURROUNDINGS_WEIGHT = 0.8  # of a neighbourhood outside the region against one inside
@@ -85,6 +89,14 @@ def _light_sigma(size: float) -> float:
     return max(_LEAST_LIGHT_SIGMA, _LIGHT_SIGMA * size)
 
 
+def _averaged_down(picture: Tensor) -> list[Tensor]:
+    """A picture 1 3 h w, and its halves down to a small one."""
+    pyramid = [picture]
+    while min(pyramid[-1].shape[-2:]) > _LEAST_SIDE:
+        pyramid.append(F.avg_pool2d(pyramid[-1], 2))
+    return pyramid
+
+
 class SurfaceMatcher:
     """A draft's region and a reference, ready for comparing them under many maps.
 
@@ -106,9 +118,7 @@ class SurfaceMatcher:
         )
         self.reference = full_size
         self._shrunk = full_size.width / reference.shape[-1]
-        self._pyramid = [reference]
-        while min(self._pyramid[-1].shape[-2:]) > _LEAST_SIDE:
-            self._pyramid.append(F.avg_pool2d(self._pyramid[-1], 2))
+        self._pyramid = _averaged_down(reference)
         w = self.window
         self._draft = to_float(draft[..., w.y0 : w.y1, w.x0 : w.x1])
         self._mask = torch.zeros(1, 1, w.extent.height, w.extent.width)
@@ -147,6 +157,26 @@ class SurfaceMatcher:
             texture = neighbourhood_texture(features, level)
             self._known[key] = _Shown(surface, features, _eroded(inside), texture)
         return self._known[key]
+
+    def softened(self, surface: SurfaceMap) -> SurfaceMatcher:
+        """A matcher whose reference is as soft as the draft's region is: sharp edges beside blurred
+        ones resemble nothing.
+
+        Args:
+            surface: about where the region lies in the reference.
+        """
+        seen = self._level(_SOFTNESS)
+        view, _ = self._view(surface, _SOFTNESS)
+        size = list(view.shape[-2:])
+        draft, mask = (F.interpolate(x, size, mode="area") for x in (self._draft, self._mask))
+        sigma = softness(draft, view, mask) / seen.scale  # px of the draft
+        if sigma == 0:
+            return self
+        soft = copy.copy(self)
+        zoom = abs(surface.zoom(self.reference)) / self._shrunk
+        soft._pyramid = _averaged_down(wide_blur(self._pyramid[0], sigma * zoom))
+        soft._known = {}
+        return soft
 
     def template(self, scale: float, turn: float) -> tuple[Tensor, Tensor]:
         """Features of the region turned by `turn` degrees at `scale` px per px of the draft, 5 h w,
@@ -234,9 +264,14 @@ class SurfaceMatcher:
 
     def quality(self, surface: SurfaceMap) -> float:
         """One number by which maps are compared: patch NCC at two levels less the prior's cost."""
+        inside, around = self.agreement(surface)
+        return inside + SURROUNDINGS_SHARE * around - self.cost(surface)
+
+    def agreement(self, surface: SurfaceMap) -> tuple[float, float]:
+        """Patch NCC inside the region, the mean of two levels, and around it at the finer one."""
         coarse, _ = self.patch_ncc(surface, COARSE)
         middle, around = self.patch_ncc(surface, MIDDLE)
-        return 0.5 * (coarse + middle) + SURROUNDINGS_SHARE * around - self.cost(surface)
+        return 0.5 * (coarse + middle), around
 
     def cost(self, surface: SurfaceMap) -> float:
         """What the prior takes off a map's patch NCC."""
