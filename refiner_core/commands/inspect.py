@@ -25,7 +25,7 @@ def run(chosen: argparse.Namespace) -> None:
     """
     from ..nano import NANO_WEIGHTS
     from ..weights.inspection import inspect_file
-    from ..weights.lora_fit import with_fit
+    from ..weights.lora_models import with_fit
 
     described: list[dict[str, Any]] = []
     failures = 0
