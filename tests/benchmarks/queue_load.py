@@ -93,7 +93,8 @@ def run(chosen: argparse.Namespace) -> None:
         base = Path(folder) / "comfy"
         launcher.furnish(base)
         write_inputs(base / "input")
-        with launcher.running(base) as server:
+        # By default ComfyUI keeps the outputs of past prompts until memory runs short.
+        with launcher.running(base, options=["--cache-classic"]) as server:
             begun = time.monotonic()
             samples: list[Sample] = []
             try:
