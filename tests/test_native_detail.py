@@ -79,6 +79,26 @@ def test_an_unrelated_reference_leaves_the_draft_alone_unless_alignment_is_asked
     assert found.report["mismatches"] == [] and "poor_match" not in found.report["regions"][0]
 
 
+@pytest.mark.parametrize(("scale", "repaired"), [(0.1, False), (0.4, True)])
+def test_a_reference_that_shows_the_detail_too_small(scale: float, repaired: bool) -> None:
+    request, _ = _case()
+    small = [
+        F.interpolate(x.float(), scale_factor=scale, mode="area")
+        for x in (request.references[0], request.reference_masks[0])
+        if x is not None
+    ]
+    reference, mask = small[0].round().to(torch.uint8), (small[1] > 0.5).float()
+    request = replace(request, references=(reference,), reference_masks=(mask,))
+    done = refine(PastedReference(NANO), request)
+    region = done.report["regions"][0]
+    assert torch.equal(done.image, request.draft) is not repaired
+    assert f"{scale:.0%}" in region["poor_match" if repaired else "left_alone"]
+    assert done.report["mismatches"]
+    forced = refine(PastedReference(NANO), replace(request, options=RefineOptions(align=True)))
+    assert not torch.equal(forced.image, request.draft)
+    assert f"{scale:.0%}" in forced.report["regions"][0]["poor_match"]
+
+
 def _written(word: str, size: tuple[int, int], at: tuple[int, int], paper: int) -> Tensor:
     image = Image.new("L", size, paper)
     ImageDraw.Draw(image).text(at, word, fill=20, font=ImageFont.load_default(size=48))

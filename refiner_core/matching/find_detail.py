@@ -74,6 +74,11 @@ class FoundDetail:
         """The box around the detail in the reference, in px."""
         return self.surface.reach(self.surface.box, self.reference)
 
+    @property
+    def zoom(self) -> float:
+        """Pixels of the reference per pixel of the draft."""
+        return self.surface.zoom(self.reference)
+
     def report(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -83,7 +88,7 @@ class FoundDetail:
             "sure": self.sure,
             "found_at": list(self.box()),
             "turn_degrees": round(self.surface.turn(self.reference), 2),
-            "zoom": round(self.surface.zoom(self.reference), 3),
+            "zoom": round(self.zoom, 3),
             "bend": round(float(self.surface.bend[3:].abs().max()), 3),
         }
 

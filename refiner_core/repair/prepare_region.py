@@ -21,6 +21,8 @@ from .request import RefineOptions, RegionTask
 
 # Scale of the model's crop below which it loses the fine detail.
 _SHRUNK = 0.5
+# Pixels of the reference per pixel of the draft below which it has no detail to give, and little.
+_LEAST_ZOOM, _SMALL_ZOOM = 0.2, 0.5
 
 
 def plan_region(
@@ -105,15 +107,14 @@ def prepare_region(
         report["references"] = [
             {"crop": list(own.box), "size": str(own.target), "alignment": found.report()}
         ]
-        lost = not found.sure and (found.searched or found.empty)
-        left_alone = lost and options.align is None
-        if left_alone:
-            report["left_alone"] = _not_found(found)
+        why = _useless(found)
+        left_alone = why is not None and options.align is None
+        report |= {"left_alone": why} if left_alone else _coarse(found)
     for reference, mask, own in given[len(crops) :]:
         cut, done = crop_reference(reference, mask, draft, region_mask, own, aligned=aligned)
         crops.append(ReferenceCrop(reference, mask, own, cut))
         report.setdefault("references", []).append(done)
-    report |= {} if left_alone else _poor_match(report)
+    report |= {} if left_alone or "poor_match" in report else _poor_match(report)
     blend = ReferenceBlend.of(recipe, aligned=aligned)
     return PreparedRegion(
         recipe,
@@ -131,17 +132,33 @@ def prepare_region(
     )
 
 
-def _not_found(found: FoundDetail) -> str:
-    """Why a region was left alone."""
-    if found.empty and not found.searched:
-        return (
-            f"The reference shows only one colour at {list(found.box())}, so the draft was left as "
-            "it is. Mark the detail in the reference, or turn alignment on to repair it anyway."
-        )
-    return (
-        f"The detail was not found in the reference (agreement {found.score:.3f}), so the draft was "
-        "left as it is. Mark the detail in the reference, or turn alignment on to repair it anyway."
-    )
+def _useless(found: FoundDetail) -> str | None:
+    """Why a region is left alone, or None."""
+    fix = "Mark the detail in the reference"
+    if not found.sure and found.searched:
+        reason = f"The detail was not found in the reference (agreement {found.score:.3f})"
+    elif not found.sure and found.empty:
+        reason = f"The reference shows only one colour at {list(found.box())}"
+    elif found.zoom < _LEAST_ZOOM:
+        reason, fix = _resolution(found), "Use a larger picture of the detail"
+    else:
+        return None
+    return f"{reason}, so the draft was left as it is. {fix}, or turn alignment on to repair it anyway."
+
+
+def _coarse(found: FoundDetail) -> dict[str, str]:
+    """What is to be said of a reference that shows the detail smaller than the draft does."""
+    found_by_chance = found.searched and not found.sure
+    if found.zoom >= _SMALL_ZOOM or found_by_chance:
+        return {}
+    text = f"{_resolution(found)}, so the repair is softer than the draft around it"
+    return {"poor_match": f"{text}. Use a larger picture of the detail."}
+
+
+def _resolution(found: FoundDetail) -> str:
+    width, height = found.box().extent
+    size = f"{width}x{height} px"
+    return f"The reference shows the detail at {found.zoom:.0%} of the draft's resolution ({size})"
 
 
 def _poor_match(report: dict[str, Any]) -> dict[str, str]:
