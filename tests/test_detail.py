@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from refiner_core.images.filters import blur
 from refiner_core.images.geometry import Box, Extent
 from refiner_core.images.masks import Region
+from refiner_core.matching import detail_transfer
 from refiner_core.matching.detail_transfer import transfer_detail
 from refiner_core.matching.find_detail import find_detail
 from refiner_core.matching.surface_map import SurfaceMap, box_to_box, warp_surface
@@ -204,7 +205,7 @@ def test_the_detail_comes_back_sharp_and_in_the_drafts_light(light: float) -> No
     assert 0.5 < fine(picture) / fine(truth) < 1.5
 
 
-def test_the_draft_stays_where_the_reference_ends() -> None:
+def test_the_draft_stays_where_the_reference_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     truth, reference, true = _planted(_FLAT, 0, 1.0)
     cut = reference[..., :, 140:]
     surface = true.within(Box(140, 0, 340, 300), Extent(340, 300))
@@ -214,3 +215,7 @@ def test_the_draft_stays_where_the_reference_ends() -> None:
     gone = (shown == 0).expand_as(picture)
     assert 0.1 < float(gone.float().mean()) < 0.6
     assert torch.equal(picture[gone], truth[..., 50:140, 60:180][gone])
+    monkeypatch.setattr(detail_transfer, "_STRIP", 13)
+    in_strips = transfer_detail(truth, _REGION, cut, found.surface)
+    assert torch.allclose(in_strips.shown, transfer.shown, atol=1e-6)
+    assert torch.allclose(in_strips.picture, transfer.picture, atol=1e-6)

@@ -35,6 +35,8 @@ _ALIASING = 1.15  # reference pixels per draft pixel above which the reference i
 _REFERENCE_MARGIN = 8  # px of the reference around what is read
 _REFERENCE_EDGE = 3  # px next to the reference's edge that are not shown
 _EDGE_SIGMA = 1.5  # px
+_STRIP = 256  # rows that fade at once
+_FADING_REACH = 24  # px, more than the pooling and the blur reach
 _MARK_SIDE = 1024  # px of the longer side at which a mark is compared
 _MARKED = 0.02  # of the region's shorter side: how far beyond a mark the detail may reach
 # The draft's own surface.
@@ -94,7 +96,8 @@ def transfer_detail(
     )
     mask[..., rows, columns] = (region.mask > 0).float()
     picture, shown = _lay_over(draft, mask, view, inside, marked)
-    return DetailTransfer(window, draft + shown * (picture - draft), shown)
+    laid = picture.sub_(draft).mul_(shown).add_(draft)  # in place: a window may be large
+    return DetailTransfer(window, laid, shown)
 
 
 def _lay_over(
@@ -115,8 +118,8 @@ def _lay_over(
     gain, step, own = (
         F.interpolate(x, size, mode="bilinear", align_corners=False) for x in (gain, step, own)
     )
-    shown = _faded(inside) * (1 - own)
-    return (relight(view, gain).clamp(0, 1) + step).clamp(0, 1), shown
+    picture = relight(view, gain).clamp_(0, 1).add_(step).clamp_(0, 1)
+    return picture, _faded(inside) * (1 - own)
 
 
 def _window(box: Box, size: Extent) -> Box:
@@ -160,6 +163,16 @@ def _faded(inside: Tensor) -> Tensor:
     """1 where the reference is shown, fading to 0 before it ends."""
     if bool((inside > 0).all()):
         return inside
+    rows: list[Tensor] = []
+    height = inside.shape[-2]
+    for top in range(0, height, _STRIP):  # pooling and blurring take a multiple of their input
+        above = min(top, _FADING_REACH)
+        strip = inside[..., top - above : top + _STRIP + _FADING_REACH, :]
+        rows.append(_faded_strip(strip)[..., above : above + min(_STRIP, height - top), :])
+    return torch.cat(rows, 2)
+
+
+def _faded_strip(inside: Tensor) -> Tensor:
     k = _REFERENCE_EDGE
     ends = F.max_pool2d(1 - inside, 4 * k + 1, 1, 2 * k)
     return wide_blur(1 - ends, _EDGE_SIGMA) * (1 - F.max_pool2d(1 - inside, 2 * k + 1, 1, k))

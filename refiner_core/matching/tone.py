@@ -80,7 +80,7 @@ def shrink_to_field(x: Tensor) -> Tensor:
 
 def relight(picture: Tensor, gain: Tensor) -> Tensor:
     """A picture under another light, `gain` in log units."""
-    return (picture + _BLACK) * gain.exp() - _BLACK
+    return (picture + _BLACK).mul_(gain.exp()).sub_(_BLACK)
 
 
 def tone_gain(reference: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
