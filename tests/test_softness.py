@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from refiner_core.images.filters import blur
+from refiner_core.images.filters import blur, wide_blur
 from refiner_core.images.geometry import Box, Extent
 from refiner_core.images.masks import Region
 from refiner_core.matching.find_detail import find_detail
-from refiner_core.matching.softness import soft_draft_step, softness
-from refiner_core.matching.tone import wide_blur
+from refiner_core.matching.softness import softness
+from refiner_core.matching.tone import soft_draft_step
 
 
 def _picture(seed: int = 0, side: int = 160) -> Tensor:

@@ -33,3 +33,19 @@ def blur(x: Tensor, sigma: float) -> Tensor:
     x = F.conv2d(x, k.expand(c, 1, 1, -1), groups=c)
     x = F.pad(x, (0, 0, radius, radius), mode="replicate")
     return F.conv2d(x, k.transpose(2, 3).expand(c, 1, -1, 1), groups=c)
+
+
+def _half(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+
+
+def wide_blur(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of B C H W with repeated edges; a wide one is made at a smaller size."""
+    sizes: list[torch.Size] = []
+    while sigma > 3 and min(x.shape[-2:]) > 8:
+        sizes.append(x.shape[-2:])
+        x, sigma = _half(x), sigma / 2
+    x = blur(x, sigma)
+    for size in reversed(sizes):
+        x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+    return x

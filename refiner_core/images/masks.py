@@ -33,6 +33,15 @@ def bounds(mask: Tensor, threshold: float = 0.0) -> Box | None:
     return _bounds(mask, _highest(mask), threshold)
 
 
+def mask_sides(mask: Tensor) -> tuple[float, float]:
+    """Longer and shorter side of the box around a mask 1 1 h w, in px."""
+    ys, xs = (mask[0, 0] > 0.5).nonzero(as_tuple=True)
+    if len(ys) == 0:
+        return 1.0, 1.0
+    height, width = float(ys.max() - ys.min() + 1), float(xs.max() - xs.min() + 1)
+    return max(height, width), min(height, width)
+
+
 def _highest(mask: Tensor) -> Tensor:
     """The largest value of each row, over all of the batch N H; NaN where the row has any."""
     return mask.reshape(-1, *mask.shape[-2:]).amax(2)

@@ -13,10 +13,10 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..images.filters import wide_blur
 from ..images.geometry import Box, Extent
 from ..images.masks import Region
 from ..images.tensors import to_float
-from .softness import soft_draft_step
 from .surface_map import SurfaceMap, warp_surface
 from .tone import (
     continued,
@@ -24,9 +24,9 @@ from .tone import (
     relight,
     rim_of,
     shrink_to_field,
+    soft_draft_step,
     tone_gain,
     tone_step,
-    wide_blur,
 )
 
 _MARGIN = 0.2  # of the region's shorter side: how far around it is looked

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..images.filters import wide_blur
 from ..images.geometry import Box, Extent
 from ..images.masks import Region
 from ..images.tensors import to_float
@@ -23,7 +24,6 @@ from .displacement_votes import (
 )
 from .softness import softness
 from .surface_map import RegionPoints, SurfaceMap, sample_surface
-from .tone import wide_blur
 
 COARSE = FitLevel(28, 5, 9, 2, 0.45)
 MIDDLE = FitLevel(56, 4, 9, 3, 0.45)

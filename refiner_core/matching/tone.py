@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..images.filters import blur
+from ..images.filters import wide_blur
+from ..images.masks import mask_sides
+from .softness import LEAST_SOFTNESS, softness
 
 _FIELD_SIDE = 256  # px of the longer side at which fields are made
 _TONE_SIGMA = 0.04  # of the region's longer side: narrower differences are detail, not light
@@ -27,10 +29,14 @@ _ALIKE = 0.2  # difference of the low frequencies beyond which they show two thi
 _BELIEVED = (0.65, 0.78)  # share of the region that is alike: nothing is believed, and everything
 _BELIEVED_NEARBY = (0.45, 0.75)  # likewise for the neighbourhood of a pixel
 _NEARBY = 3.0  # times the sigma of tone: how far a neighbourhood reaches
-_STRICT, _TOLERANT = (
-    0.06,
-    0.3,
-)  # difference that is taken over, where little is believed and where all
+_STRICT, _TOLERANT = 0.06, 0.3  # difference that is taken over: little is believed, and all
+# A soft draft's own frequencies.
+_CERTAIN = 0.014  # softness at which all of them are taken
+_BANDS = 4
+_FINEST_BAND = 0.008  # of the region's longer side: sigma of the finest band's lower end
+_BAND_REACH = 1.5  # times a band's sigma: where the two are compared
+_CORRELATED = (-0.2, 0.2)  # of a band with the reference's: none of it is taken, and all
+_FLAT = 1e-4  # variance of a band that counts as none
 _BLACK = 0.06  # added to both sides of a ratio, which black would make meaningless
 _LEAST_TRUST = 1e-3
 _NEIGHBOURHOOD = 0.1  # of the region's shorter side, around the region, where light is read too
@@ -38,22 +44,6 @@ _RIM = 0.015  # of the region's longer side
 _LEAST_RIM = 2  # px of the field
 _SAME_SURFACE = 0.12  # difference on the rim that still counts as the same surface
 _NEAREST = 1.5  # px of the field: the narrowest of the membrane's kernels
-
-
-def _half(x: Tensor) -> Tensor:
-    return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
-
-
-def wide_blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of B C H W with repeated edges; a wide one is made at a smaller size."""
-    sizes: list[torch.Size] = []
-    while sigma > 3 and min(x.shape[-2:]) > 8:
-        sizes.append(x.shape[-2:])
-        x, sigma = _half(x), sigma / 2
-    x = blur(x, sigma)
-    for size in reversed(sizes):
-        x = F.interpolate(x, size, mode="bilinear", align_corners=False)
-    return x
 
 
 def _mean_near(x: Tensor, weight: Tensor, sigma: float) -> Tensor:
@@ -138,18 +128,59 @@ def tone_step(lit: Tensor, draft: Tensor, mask: Tensor, inside: Tensor, own: Ten
     return step * wide_blur(share * believed * near, sigma)
 
 
+def soft_draft_step(lit: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
+    """What the low frequencies of a soft draft have beyond the reference's.
+
+    What is soft is not wrong: below its resolution such a draft has its light, its shadows and the
+    place of everything. The difference is taken band by band from the coarsest, as long as the bands
+    of both correlate: beside a badly aligned edge the draft's would leave a halo. Where the draft's
+    band is weaker than the reference's, it is filled up with the latter.
+
+    Args:
+        lit, draft: the aligned reference under the draft's light and the draft, float 1 3 h w.
+        mask: the region, 1 1 h w.
+        inside: where the reference shows anything, 1 1 h w.
+
+    Returns:
+        what to add to the lit reference, 1 3 h w; 0 for a draft that is not soft.
+    """
+    step = torch.zeros_like(lit)
+    counted = mask * inside
+    side = math.sqrt(max(1.0, float(counted.sum())))
+    soft = softness(draft, lit, counted) / side
+    if soft == 0:
+        return step
+    finest = max(1.0, _FINEST_BAND * mask_sides(mask)[0])
+    sigmas = [finest * 2**band for band in range(_BANDS + 1)]
+    drafts, references = ([wide_blur(x, sigma) for sigma in sigmas] for x in (draft, lit))
+    share = torch.ones_like(mask)
+    for band in reversed(range(_BANDS)):
+        own = drafts[band] - drafts[band + 1]
+        other = references[band] - references[band + 1]
+        correlation, strength = _compared(own, other, inside, _BAND_REACH * sigmas[band + 1])
+        low, high = _CORRELATED
+        share = torch.minimum(share, ((correlation - low) / (high - low)).clamp(0, 1))
+        if band == _BANDS - 1:
+            step = share * (drafts[_BANDS] - references[_BANDS])
+        step = step + share * (own - strength * other)
+    return inside * step * min(1.0, (soft - LEAST_SOFTNESS) / (_CERTAIN - LEAST_SOFTNESS))
+
+
+def _compared(own: Tensor, other: Tensor, inside: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """Local correlation of two bands, and the strength of the first against the second, at most 1."""
+    near = wide_blur(inside, sigma).clamp_min(1e-3)
+
+    def mean(x: Tensor) -> Tensor:
+        return wide_blur(x.sum(1, keepdim=True) * inside, sigma) / near
+
+    shared = mean(own * other) + _FLAT
+    power, other_power = (mean(x * x).clamp_min(0) + _FLAT for x in (own, other))
+    return shared / (power * other_power).sqrt(), (power / other_power).sqrt().clamp(0, 1)
+
+
 def _ramp(x: Tensor, ends: tuple[float, float]) -> Tensor:
     """0 up to the first end, 1 from the second, linear between."""
     return ((x - ends[0]) / (ends[1] - ends[0])).clamp(0, 1)
-
-
-def mask_sides(mask: Tensor) -> tuple[float, float]:
-    """Longer and shorter side of the box around a mask 1 1 h w, in px."""
-    ys, xs = (mask[0, 0] > 0.5).nonzero(as_tuple=True)
-    if len(ys) == 0:
-        return 1.0, 1.0
-    height, width = float(ys.max() - ys.min() + 1), float(xs.max() - xs.min() + 1)
-    return max(height, width), min(height, width)
 
 
 def rim_of(mask: Tensor) -> Tensor:

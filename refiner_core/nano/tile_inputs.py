@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..matching.tone import mask_sides, wide_blur
+from ..images.filters import wide_blur
+from ..images.masks import mask_sides
 
 _TONE_SIGMA = 0.05  # of the region's shorter side
 _LEAST_SIGMA = 3.0  # px
