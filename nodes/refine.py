@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..refiner_core.images.boxes import parse_boxes
 from ..refiner_core.images.geometry import Extent
+from ..refiner_core.models.devices import return_freed_memory
 from ..refiner_core.repair.marking import normalize_request
 from ..refiner_core.repair.pipeline import RefineResult, refine
 from ..refiner_core.repair.request import (
@@ -463,6 +464,7 @@ class ReferenceRefine(io.ComfyNode):
         result = refine(engine, request, LiveView(cls, engine), scorer)
         remember(cls, request, result)
         show_text(cls, "\n".join(result.report["notes"]))
+        return_freed_memory()
         return io.NodeOutput(
             from_core(result.image, draft),
             from_core(_common_size(result.crops)),

@@ -1,6 +1,9 @@
-"""Where networks run."""
+"""Where networks run, and the memory there."""
 
 from __future__ import annotations
+
+import ctypes
+import sys
 
 import torch
 
@@ -38,3 +41,15 @@ def most_at_once(free: float, each: float, most: int = 8) -> int:
     The other half is for what is not counted.
     """
     return max(1, min(most, int(free / 2 / each)))
+
+
+def return_freed_memory() -> None:
+    """Give the memory that was freed back to the system, where the C library (glibc) keeps it.
+
+    Pictures of many sizes leave gaps in the heap, which add up to hundreds of megabytes in a server
+    that runs for long. Takes about 20 ms; does nothing on other systems.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
