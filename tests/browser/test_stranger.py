@@ -67,7 +67,7 @@ def test_two_pictures_two_boxes_run(
     comfy.shot(f"stranger-result-{name}")
     pair = entry["outputs"][refine]["omnirefiner"][0]["pairs"][0]
     before, after = (comfy.server.base / "temp" / pair[k]["filename"] for k in ("before", "after"))
-    assert fault(after) < 0.5 * fault(before)
+    assert fault(after) < 0.6 * fault(before)
     assert comfy.page.locator(".omnirefiner-view").is_visible()
     comfy.page.get_by_role("button", name="Zoom to the repaired region").click()
     comfy.settle()
