@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..refiner_core.images.geometry import Extent
+from ..refiner_core.models.devices import return_freed_memory
 from ..refiner_core.recipes.recipe import OMNIREFINER, RECIPES, Recipe, get_recipe
 from ..refiner_core.repair.finish_region import correct_region, stitch_region
 from ..refiner_core.repair.marking import normalize_request
@@ -399,4 +400,5 @@ class Stitch(io.ComfyNode):
         out = refine_crop.image.clone()
         stitch_region(out, prepared, result, options)
         report = prepared.report | corrections | {"notes": list(refine_crop.notes)}
+        return_freed_memory()
         return io.NodeOutput(from_core(out, refine_crop.source), json.dumps(report, indent=2))

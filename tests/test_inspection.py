@@ -11,10 +11,10 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from refiner_core.__main__ import main
+from refiner_core.models.lora_models import changed_shapes, flux1_shapes, with_fit
 from refiner_core.nano import NANO_WEIGHTS
 from refiner_core.weights.inspection import expect, inspect_file
 from refiner_core.weights.lora import read_lora
-from refiner_core.weights.lora_models import changed_shapes, flux1_shapes, with_fit
 
 from . import synthetic
 

@@ -23,9 +23,9 @@ def run(chosen: argparse.Namespace) -> None:
     Raises:
         ValueError: how many of the files could not be read; each was reported before.
     """
+    from ..models.lora_models import with_fit
     from ..nano import NANO_WEIGHTS
     from ..weights.inspection import inspect_file
-    from ..weights.lora_models import with_fit
 
     described: list[dict[str, Any]] = []
     failures = 0

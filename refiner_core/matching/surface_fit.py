@@ -28,7 +28,6 @@ from .surface_map import RegionPoints, SurfaceMap, sample_surface
 COARSE = FitLevel(28, 5, 9, 2, 0.45)
 MIDDLE = FitLevel(56, 4, 9, 3, 0.45)
 FINE = FitLevel(112, 3, 11, 4, 0.55)
-_SOFTNESS = FitLevel(144, 0, 3, 1, 0.5)
 
 _SURROUNDINGS = 0.45  # of the region's shorter side: how far around it is looked
 _SURROUNDINGS_WEIGHT = 0.8  # of a neighbourhood outside the region against one inside
@@ -165,8 +164,8 @@ class SurfaceMatcher:
         Args:
             surface: about where the region lies in the reference.
         """
-        seen = self._level(_SOFTNESS)
-        view, _ = self._view(surface, _SOFTNESS)
+        seen = self._level(FINE)
+        view, _ = self._view(surface, FINE)
         size = list(view.shape[-2:])
         draft, mask = (F.interpolate(x, size, mode="area") for x in (self._draft, self._mask))
         sigma = softness(draft, view, mask) / seen.scale  # px of the draft

@@ -158,20 +158,18 @@ def soft_draft_step(lit: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) ->
         own = drafts[band] - drafts[band + 1]
         other = references[band] - references[band + 1]
         correlation, strength = _compared(own, other, inside, _BAND_REACH * sigmas[band + 1])
-        low, high = _CORRELATED
-        share = torch.minimum(share, ((correlation - low) / (high - low)).clamp(0, 1))
+        share = torch.minimum(share, _ramp(correlation, _CORRELATED))
         if band == _BANDS - 1:
             step = share * (drafts[_BANDS] - references[_BANDS])
         step = step + share * (own - strength * other)
-    return inside * step * min(1.0, (soft - LEAST_SOFTNESS) / (_CERTAIN - LEAST_SOFTNESS))
+    return inside * step * _ramp(torch.tensor(soft), (LEAST_SOFTNESS, _CERTAIN))
 
 
 def _compared(own: Tensor, other: Tensor, inside: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
     """Local correlation of two bands, and the strength of the first against the second, at most 1."""
-    near = wide_blur(inside, sigma).clamp_min(1e-3)
 
     def mean(x: Tensor) -> Tensor:
-        return wide_blur(x.sum(1, keepdim=True) * inside, sigma) / near
+        return _mean_near(x.sum(1, keepdim=True), inside, sigma)
 
     shared = mean(own * other) + _FLAT
     power, other_power = (mean(x * x).clamp_min(0) + _FLAT for x in (own, other))

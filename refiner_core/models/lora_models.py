@@ -6,53 +6,20 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from .headers import read_any_header
-from .inspection import NEVER, WeightFile
-from .lora_fit import Shapes, lora_targets, misfit
-from .lora_keys import TEXT_PREFIXES, parse_name
+import torch
 
-_WIDTH, _TEXT, _POOLED = 3072, 4096, 768
-_DOUBLE, _SINGLE = 19, 38
-_SQUARE = (_WIDTH, _WIDTH)
-_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v")
-_DOUBLE_ATTENTION = (
-    *_ATTENTION,
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_out.0",
-    "attn.to_add_out",
-)
+from ..weights.headers import read_any_header
+from ..weights.inspection import NEVER, WeightFile
+from ..weights.lora_fit import Shapes, lora_targets, misfit
+from ..weights.lora_keys import TEXT_PREFIXES, parse_name
+from .flux_transformer import FluxTransformer
 
 
 def flux1_shapes() -> dict[str, tuple[int, ...]]:
     """Shapes of all matrices of FLUX.1 [dev] and Kontext."""
-    wide, narrow = (4 * _WIDTH, _WIDTH), (_WIDTH, 4 * _WIDTH)
-    double: dict[str, tuple[int, ...]] = dict.fromkeys(_DOUBLE_ATTENTION, _SQUARE)
-    for side in ("", "_context"):
-        double |= {f"ff{side}.net.0.proj": wide, f"ff{side}.net.2": narrow}
-        double[f"norm1{side}.linear"] = (6 * _WIDTH, _WIDTH)
-    single: dict[str, tuple[int, ...]] = dict.fromkeys(_ATTENTION, _SQUARE)
-    single |= {
-        "proj_mlp": wide,
-        "proj_out": (_WIDTH, 5 * _WIDTH),
-        "norm.linear": (3 * _WIDTH, _WIDTH),
-    }
-    shapes: dict[str, tuple[int, ...]] = {
-        "x_embedder": (_WIDTH, 64),
-        "context_embedder": (_WIDTH, _TEXT),
-        "proj_out": (64, _WIDTH),
-        "norm_out.linear": (2 * _WIDTH, _WIDTH),
-    }
-    for part, columns in (("timestep", 256), ("guidance", 256), ("text", _POOLED)):
-        shapes[f"time_text_embed.{part}_embedder.linear_1"] = (_WIDTH, columns)
-        shapes[f"time_text_embed.{part}_embedder.linear_2"] = _SQUARE
-    for block, count, inner in (
-        ("transformer_blocks", _DOUBLE, double),
-        ("single_transformer_blocks", _SINGLE, single),
-    ):
-        shapes |= {f"{block}.{i}.{name}": s for i in range(count) for name, s in inner.items()}
-    return shapes
+    with torch.device("meta"):  # names and shapes only
+        weights = FluxTransformer(guidance_embeds=True).state_dict()
+    return _matrices({name: tuple(w.shape) for name, w in weights.items()})
 
 
 def changed_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
@@ -94,20 +61,19 @@ def with_fit(file: WeightFile, nano: Path) -> WeightFile:
     if (file.kind, file.family) != ("lora", "flux") or "kontext" not in file.recipes:
         return file
     changed = changed_shapes(read_any_header(file.path).shapes)
-    if misfit(changed, flux1_shapes()) is None:
+    full, small = flux1_shapes(), _matrices(read_any_header(nano).shapes)
+    if misfit(changed, full) is None:
         return file
-    small = _matrices(nano)
     if misfit(changed, small) is None:
         return replace(file, what="a LoRA for nano (embedded)", recipes=("nano",))
-    models = (("FLUX.1", flux1_shapes()), ("nano", small))
+    models = (("FLUX.1", full), ("nano", small))
     name, nearest = max(models, key=lambda m: _common(changed, m[1]))
     what = f"a LoRA for another model: {misfit(changed, nearest, name)}"
     return replace(file, what=what, recipes=(), slot=NEVER, folder=NEVER)
 
 
-def _matrices(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the matrices of a model in diffusers' names."""
-    shapes = read_any_header(path).shapes
+def _matrices(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Shapes of the matrices of a model in diffusers' names, by the paths of their modules."""
     return {k.removesuffix(".weight"): shape for k, shape in shapes.items() if len(shape) == 2}
 
 
