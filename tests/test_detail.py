@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refiner_core.images.filters import blur
+from refiner_core.images.filters import blur, wide_blur
 from refiner_core.images.geometry import Box, Extent
 from refiner_core.images.masks import Region
 from refiner_core.matching import detail_transfer
 from refiner_core.matching.detail_transfer import transfer_detail
-from refiner_core.matching.find_detail import find_detail
+from refiner_core.matching.find_detail import FoundDetail, find_detail
 from refiner_core.matching.surface_map import SurfaceMap, box_to_box, warp_surface
 from refiner_core.matching.tone import continued, membrane, relight, rim_of, tone_gain, tone_step
 
@@ -219,3 +219,72 @@ def test_the_draft_stays_where_the_reference_ends(monkeypatch: pytest.MonkeyPatc
     in_strips = transfer_detail(truth, _REGION, cut, found.surface)
     assert torch.allclose(in_strips.shown, transfer.shown, atol=1e-6)
     assert torch.allclose(in_strips.picture, transfer.picture, atol=1e-6)
+
+
+_WHOLE = Box(0, 0, 240, 240)
+_BROKEN = Box(60, 60, 180, 180)
+_INNER = (..., slice(60, 180), slice(60, 180))
+
+
+def _blocks(seed: int) -> Tensor:
+    noise = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(seed))
+    large = F.interpolate(noise, (240, 240), mode="bicubic", align_corners=False).clamp(0, 1)
+    return 0.7 * (large > 0.5).float() + 0.3 * large
+
+
+def _curved(seed: int, turn: float, zoom: float, bend: float) -> tuple[Tensor, Tensor, SurfaceMap]:
+    """A picture of 240 px, another of the same thing on a curved surface, and the map to the latter."""
+    reference = _blocks(seed)
+    flat = box_to_box(_BROKEN, Box(62, 58, 182, 178), Extent(240, 240), turn, zoom)
+    coefficients = torch.zeros(6, 2, dtype=torch.float64)
+    coefficients[3, 1], coefficients[5, 0] = bend, -bend
+    true = flat.bent(coefficients)
+    truth, _ = warp_surface(reference, true, _WHOLE, _WHOLE.extent, "bicubic")
+    return truth.clamp(0, 1), reference, true
+
+
+def _found(draft: Tensor, reference: Tensor) -> FoundDetail:
+    region = Region(_BROKEN, torch.ones(1, 1, 120, 120))
+    return find_detail(draft, region, reference, _mask(240, 240, Box(62, 58, 182, 178)))
+
+
+def _distance(found: FoundDetail, true: SurfaceMap) -> float:
+    """Root mean square distance of two maps over the region, in px of the reference."""
+    side = torch.linspace(60, 180, 9, dtype=torch.float64)
+    y, x = torch.meshgrid(side, side, indexing="ij")
+    apart = (found.surface(x, y) - true(x, y)) * 120
+    return float(apart.square().sum(-1).mean().sqrt())
+
+
+def test_a_soft_detail_is_found_beside_sharp_surroundings() -> None:
+    """A reference that is blurred around the region too no longer matches the surroundings."""
+    truth, reference, true = _curved(0, 6, 1.08, 0.06)
+    draft = truth.clone()
+    draft[_INNER] = wide_blur(truth, 8.0)[_INNER]
+    assert _distance(_found(draft, reference), true) < 1
+
+
+def test_a_soft_detail_is_found_without_surroundings() -> None:
+    """Sharp edges resemble blurred ones less: the reference has to be as soft as the draft."""
+    truth, reference, true = _curved(2, 6, 1.08, 0.06)
+    draft = torch.full_like(truth, 0.5)
+    draft[_INNER] = wide_blur(truth, 5.0)[_INNER]
+    assert _distance(_found(draft, reference), true) < 1.8
+
+
+def test_a_strong_bend_takes_several_fits() -> None:
+    truth, reference, true = _curved(1, 10, 1.15, 0.12)
+    draft, part = truth.clone(), truth[_INNER]
+    swapped = torch.cat([part[..., 60:], part[..., :60]], -1)
+    draft[..., 120:180, 60:180] = swapped[..., 60:, :]
+    assert _distance(_found(draft, reference), true) < 7
+
+
+@pytest.mark.parametrize(("share", "sure"), [(0.1, False), (0.25, True)])
+def test_a_match_of_little_of_the_region_is_weak(share: float, sure: bool) -> None:
+    truth, reference, _ = _curved(0, 0, 1, 0)
+    draft = torch.full_like(truth, 0.5)
+    draft[_INNER] = _blocks(9)[_INNER]
+    right = slice(60, 60 + int(120 * math.sqrt(share)))
+    draft[..., right, right] = truth[..., right, right]
+    assert _found(draft, reference).sure is sure

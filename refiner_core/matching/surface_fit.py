@@ -49,8 +49,10 @@ class _Seen:
     """1 5 h w."""
     texture: Tensor
     """How much there is to compare in the neighbourhoods, H W."""
+    region: Tensor
+    """At all pixels, 1 1 h w in [0, 1]."""
     mask: Tensor
-    """The region at their places, H W."""
+    """The region at the neighbourhoods' places, H W."""
     points: RegionPoints
     """All pixels, h w."""
     terms: Tensor
@@ -88,14 +90,6 @@ def _light_sigma(size: float) -> float:
     return max(_LEAST_LIGHT_SIGMA, _LIGHT_SIGMA * size)
 
 
-def _averaged_down(picture: Tensor) -> list[Tensor]:
-    """A picture 1 3 h w, and its halves down to a small one."""
-    pyramid = [picture]
-    while min(pyramid[-1].shape[-2:]) > _LEAST_SIDE:
-        pyramid.append(F.avg_pool2d(pyramid[-1], 2))
-    return pyramid
-
-
 class SurfaceMatcher:
     """A draft's region and a reference, ready for comparing them under many maps.
 
@@ -117,26 +111,30 @@ class SurfaceMatcher:
         )
         self.reference = full_size
         self._shrunk = full_size.width / reference.shape[-1]
-        self._pyramid = _averaged_down(reference)
+        self._pyramid = [reference]
+        while min(self._pyramid[-1].shape[-2:]) > _LEAST_SIDE:
+            self._pyramid.append(F.avg_pool2d(self._pyramid[-1], 2))
         w = self.window
         self._draft = to_float(draft[..., w.y0 : w.y1, w.x0 : w.x1])
         self._mask = torch.zeros(1, 1, w.extent.height, w.extent.width)
         self._mask[..., box.y0 - w.y0 : box.y1 - w.y0, box.x0 - w.x0 : box.x1 - w.x0] = region.mask
         self._levels: dict[FitLevel, _Seen] = {}
         self._known: dict[tuple[int, FitLevel], _Shown] = {}
+        self._softness = 0.0  # px of the draft by which the reference is blurred inside the region
 
     def _level(self, level: FitLevel) -> _Seen:
         if level not in self._levels:
             scale = min(1.0, level.size / self._side)
             size = [max(8, round(n * scale)) for n in self._draft.shape[-2:]]
             small = F.interpolate(self._draft, size, mode="area")
-            mask = F.interpolate(self._mask, size, mode="area")[0, 0]
+            region = F.interpolate(self._mask, size, mode="area")
             features = surface_features(small, _light_sigma(level.size))
             texture = neighbourhood_texture(features, level)
             points = RegionPoints.of_window(self.box, self.window, Extent(size[1], size[0]))
             s = level.stride
             terms = points.terms[::s, ::s].flatten(0, 1)
-            self._levels[level] = _Seen(scale, features, texture, mask[::s, ::s], points, terms)
+            mask = region[0, 0, ::s, ::s]
+            self._levels[level] = _Seen(scale, features, texture, region, mask, points, terms)
         return self._levels[level]
 
     def _view(self, surface: SurfaceMap, level: FitLevel) -> tuple[Tensor, Tensor]:
@@ -145,7 +143,10 @@ class SurfaceMatcher:
         zoom = abs(surface.zoom(self.reference)) / seen.scale / self._shrunk
         depth = math.floor(math.log2(max(1.0, zoom)) + 0.3)
         picture = self._pyramid[min(depth, len(self._pyramid) - 1)]
-        return sample_surface(picture, surface, seen.points)
+        view, inside = sample_surface(picture, surface, seen.points)
+        if self._softness:
+            view = torch.lerp(view, wide_blur(view, self._softness * seen.scale), seen.region)
+        return view, inside
 
     def _shown(self, surface: SurfaceMap, level: FitLevel) -> _Shown:
         """What the reference shows under a map; the same map is often asked for again."""
@@ -158,23 +159,20 @@ class SurfaceMatcher:
         return self._known[key]
 
     def softened(self, surface: SurfaceMap) -> SurfaceMatcher:
-        """A matcher whose reference is as soft as the draft's region is: sharp edges beside blurred
-        ones resemble nothing.
+        """A matcher whose reference is as soft inside the region as the draft is there: sharp edges
+        beside blurred ones resemble nothing. Around the region both stay sharp.
 
         Args:
             surface: about where the region lies in the reference.
         """
         seen = self._level(FINE)
         view, _ = self._view(surface, FINE)
-        size = list(view.shape[-2:])
-        draft, mask = (F.interpolate(x, size, mode="area") for x in (self._draft, self._mask))
-        sigma = softness(draft, view, mask) / seen.scale  # px of the draft
+        draft = F.interpolate(self._draft, view.shape[-2:], mode="area")
+        sigma = softness(draft, view, seen.region) / seen.scale  # px of the draft
         if sigma == 0:
             return self
         soft = copy.copy(self)
-        zoom = abs(surface.zoom(self.reference)) / self._shrunk
-        soft._pyramid = _averaged_down(wide_blur(self._pyramid[0], sigma * zoom))
-        soft._known = {}
+        soft._softness, soft._known = sigma, {}
         return soft
 
     def template(self, scale: float, turn: float) -> tuple[Tensor, Tensor]:
