@@ -142,10 +142,13 @@ def test_texts_never_become_elements(open_comfy: Callable[..., Any]) -> None:
     assert comfy.page.locator("[onerror]").count() == 0
 
 
+LOGO = '[{"draft": [0.25, 0.21, 0.68, 0.85], "reference": null}]'
+"""The demo's logo: a place where the reference shows nothing is left alone, without a step."""
+
+
 def test_a_run_is_stopped_from_the_node(open_comfy: Callable[..., Any]) -> None:
     comfy = open_comfy()
-    text = '[{"draft": [0.5, 0.4, 0.8, 0.7], "reference": null}]'
-    refine_graph(comfy, boxes=text, steps=900)
+    refine_graph(comfy, boxes=LOGO, steps=900)
     before = set(comfy.server.get("/history"))
     comfy.page.locator('[data-testid="queue-button"]').click()
     comfy.page.wait_for_function(
@@ -183,17 +186,16 @@ def test_a_server_that_is_restarted_in_the_middle(
     chromium: Callable[..., Any], launcher: Any, tmp_path: Path
 ) -> None:
     launcher.furnish(tmp_path)
-    text = '[{"draft": [0.5, 0.4, 0.8, 0.7], "reference": null}]'
     with launcher.running(tmp_path) as server:
         comfy = Comfy(chromium(), server, page_settings())
         comfy.open()
-        node = refine_graph(comfy, boxes=text, steps=901)[3]
+        node = refine_graph(comfy, boxes=LOGO, steps=901)[3]
         run_until(comfy, "/901")
         port = int(server.url.rsplit(":", 1)[1])
     comfy.page.wait_for_function(
         "() => document.querySelector('.omnirefiner-live').innerText.includes('connection to the server')"
     )
-    assert value_of(comfy, node) == text and comfy.page.locator(".omnirefiner-pane").count() == 2
+    assert value_of(comfy, node) == LOGO and comfy.page.locator(".omnirefiner-pane").count() == 2
     comfy.shot("refine-server-gone")
     with launcher.running(tmp_path, port):
         comfy.page.wait_for_function("() => app.api.socket?.readyState === 1", timeout=60_000)
@@ -206,6 +208,6 @@ def test_a_server_that_is_restarted_in_the_middle(
         comfy.settle(800)
         assert comfy.page.locator(".omnirefiner-view").first.is_visible()
         assert not comfy.page.locator(".omnirefiner-live").first.is_visible()
-        assert value_of(comfy, node) == text
+        assert value_of(comfy, node) == LOGO
         assert [e for e in comfy.errors if "omnirefiner" in e] == [] and comfy.external == []
     comfy.page.close()
