@@ -20,13 +20,13 @@ from ..images.tensors import to_float
 from .surface_map import SurfaceMap, warp_surface
 from .tone import (
     continued,
+    low_frequency_step,
     membrane,
     relight,
     rim_of,
     shrink_to_field,
     soft_draft_step,
     tone_gain,
-    tone_step,
 )
 
 _MARGIN = 0.2  # of the region's shorter side: how far around it is looked
@@ -110,10 +110,10 @@ def _lay_over(
     lit = relight(small_view, gain).clamp(0, 1)
     own = _own_surface(lit, small_draft, small_mask, small_inside, shrink_to_field(marked))
     rim = rim_of(small_mask) * small_inside * (1 - own)
-    step = tone_step(lit, small_draft, small_mask, small_inside, own)
-    toned = (lit + step).clamp(0, 1)
-    step = step + (1 - own) * soft_draft_step(toned, small_draft, small_mask, small_inside)
+    step = (1 - own) * soft_draft_step(lit, small_draft, small_mask, small_inside)
     step = step + membrane(small_draft - lit - step, rim)
+    toned, replaced = (lit + step).clamp(0, 1), small_mask * small_inside * (1 - own)
+    step = step + low_frequency_step(toned, small_draft, replaced)
     size = draft.shape[-2:]
     gain, step, own = (
         F.interpolate(x, size, mode="bilinear", align_corners=False) for x in (gain, step, own)

@@ -3,7 +3,9 @@
 A broken detail has kept its light: blurred, draft and reference differ by their light alone, unless
 something else stands there. So light is a field that changes slowly, read where the two differ
 little. What is left on the rim of the region, where the draft is whole, is continued inside as a
-membrane would be, so that no edge remains to be seen. Fields are smooth and made at a small size.
+membrane would be, so that no edge remains to be seen. At last the low frequencies become the
+draft's, the lower the less its shapes are the reference's. Fields are smooth and made at a small
+size.
 """
 
 from __future__ import annotations
@@ -24,14 +26,13 @@ _TONE_SIGMA = 0.04  # of the region's longer side: narrower differences are deta
 # A wider tolerance is nearer to the truth on average, but lets ghosts of a wrong detail through.
 _SCALES = ((6.0, 0.5), (2.5, 0.15), (1.2, 0.06))
 _EXACT = 0.5  # of the blur: how finely trust is told
-# The draft's own low frequencies.
-_ALIKE = 0.2  # difference of the low frequencies beyond which they show two things
-_BELIEVED = (0.65, 0.78)  # share of the region that is alike: nothing is believed, and everything
-_BELIEVED_NEARBY = (0.45, 0.75)  # likewise for the neighbourhood of a pixel
-_NEARBY = 3.0  # times the sigma of tone: how far a neighbourhood reaches
-_STRICT, _TOLERANT = 0.06, 0.3  # difference that is taken over: little is believed, and all
+# The draft's own low frequencies. Pairs: where it shows other shapes, and where it shows the same.
+_SHAPES = (0.02, 0.06)  # of the region's longer side: the band in which shapes are compared
+_SAME_SHAPES = (0.35, 0.9)  # correlation of two details, and of one that is damaged only
+_LOW_SIGMAS = (0.16, 0.025)  # of the region's longer side: what is wider is the draft's
+_TOLERANCES = (0.06, 0.5)  # difference of the low frequencies that is still taken for light
 # A soft draft's own frequencies.
-_CERTAIN = 0.014  # softness at which all of them are taken
+_SOFT = (LEAST_SOFTNESS, 0.014)  # softness at which none of them are taken, and all
 _BANDS = 4
 _FINEST_BAND = 0.008  # of the region's longer side: sigma of the finest band's lower end
 _BAND_REACH = 1.5  # times a band's sigma: where the two are compared
@@ -96,36 +97,35 @@ def tone_gain(reference: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) ->
     return gain
 
 
-def tone_step(lit: Tensor, draft: Tensor, mask: Tensor, inside: Tensor, own: Tensor) -> Tensor:
-    """What the draft's low frequencies have beyond the lit reference's, as far as it is light.
+def low_frequency_step(toned: Tensor, draft: Tensor, shown: Tensor) -> Tensor:
+    """What the draft's low frequencies have beyond the repair's: its light, shadows and colour.
 
-    Where draft and reference mostly look alike when blurred, the draft's detail is only damaged, and
-    what is left between them is light. Where they are often unlike, another detail stands in the
-    draft, whose low frequencies would shine through as a ghost.
+    How low depends on the draft. Where the shapes of both correlate, only fine detail is damaged,
+    and nearly all frequencies are the draft's. The less they do, the more of the draft's own shapes
+    would shine through as a ghost.
 
     Args:
-        lit, draft: the reference under the draft's light and the draft, float 1 3 h w at the size of
-            a field.
-        mask: the region, 1 1 h w.
-        inside: where the reference shows anything, 1 1 h w.
-        own: where the draft's own surface stays, 1 1 h w in [0, 1].
+        toned, draft: the repair and the draft, float 1 3 h w at the size of a field.
+        shown: how much of a pixel is the repair's, 1 1 h w in [0, 1]; 0 outside of the region.
 
     Returns:
-        what to add to the lit reference, 1 3 h w.
+        what to add to the repair, 1 3 h w.
     """
-    longer, shorter = mask_sides(mask)
-    sigma = max(1.0, _TONE_SIGMA * longer)
-    near = _grown(mask, max(1, round(_NEIGHBOURHOOD * shorter))) * inside
-    apart = wide_blur(draft - lit, _EXACT * sigma).abs().amax(1, keepdim=True)
-    alike = (-((apart / _ALIKE) ** 2)).exp()
-    counted = mask * inside * (1 - own) + 1e-4
-    everywhere = float((alike * counted).sum() / counted.sum())
-    believed = _ramp(_mean_near(alike, counted, _NEARBY * sigma), _BELIEVED_NEARBY)
-    believed = believed * _ramp(torch.tensor(everywhere), _BELIEVED)
-    tolerance = _STRICT + (_TOLERANT - _STRICT) * believed
-    step = wide_blur(draft - lit, sigma)
-    share = (-((step.abs().amax(1, keepdim=True) / tolerance) ** 2)).exp()
-    return step * wide_blur(share * believed * near, sigma)
+    longer = mask_sides(shown)[0]
+    damaged = float(_ramp(_shape_correlation(toned, draft, shown, longer), _SAME_SHAPES))
+    sigma, tolerance = (
+        other * (same / other) ** damaged for other, same in (_LOW_SIGMAS, _TOLERANCES)
+    )
+    low = wide_blur((draft - toned) * shown, max(1.0, sigma * longer))
+    return shown * low * (-((low.abs().amax(1, keepdim=True) / tolerance) ** 2)).exp()
+
+
+def _shape_correlation(a: Tensor, b: Tensor, shown: Tensor, longer: float) -> Tensor:
+    """Correlation of the coarse shapes of two pictures, which light and fine detail change little."""
+    narrow, wide = (sigma * longer for sigma in _SHAPES)
+    x, y = (shown * (_mean_near(p, shown, narrow) - _mean_near(p, shown, wide)) for p in (a, b))
+    flat = _FLAT * shown.sum()
+    return (x * y).sum() / ((x.square().sum() + flat) * (y.square().sum() + flat)).sqrt()
 
 
 def soft_draft_step(lit: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def soft_draft_step(lit: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) ->
         if band == _BANDS - 1:
             step = share * (drafts[_BANDS] - references[_BANDS])
         step = step + share * (own - strength * other)
-    return inside * step * _ramp(torch.tensor(soft), (LEAST_SOFTNESS, _CERTAIN))
+    return inside * step * _ramp(torch.tensor(soft), _SOFT)
 
 
 def _compared(own: Tensor, other: Tensor, inside: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
