@@ -30,6 +30,7 @@ _EXACT = 0.5  # of the blur: how finely trust is told
 _SHAPES = (0.02, 0.06)  # of the region's longer side: the band in which shapes are compared
 _SAME_SHAPES = (0.35, 0.9)  # correlation of two details, and of one that is damaged only
 _LOW_SIGMAS = (0.16, 0.025)  # of the region's longer side: what is wider is the draft's
+_LEAST_LOW_SIGMA = 4.0  # px: narrower ones are detail, whatever the size of the region
 _TOLERANCES = (0.06, 0.5)  # difference of the low frequencies that is still taken for light
 # A soft draft's own frequencies.
 _SOFT = (LEAST_SOFTNESS, 0.014)  # softness at which none of them are taken, and all
@@ -116,7 +117,7 @@ def low_frequency_step(toned: Tensor, draft: Tensor, shown: Tensor) -> Tensor:
     sigma, tolerance = (
         other * (same / other) ** damaged for other, same in (_LOW_SIGMAS, _TOLERANCES)
     )
-    low = wide_blur((draft - toned) * shown, max(1.0, sigma * longer))
+    low = wide_blur((draft - toned) * shown, max(_LEAST_LOW_SIGMA, sigma * longer))
     return shown * low * (-((low.abs().amax(1, keepdim=True) / tolerance) ** 2)).exp()
 
 
@@ -227,3 +228,16 @@ def close_rim(result: Tensor, draft: Tensor, mask: Tensor) -> Tensor:
     step = membrane(shrink_to_field(draft - result), rim_of(region))
     size = result.shape[-2:]
     return (result + F.interpolate(step, size, mode="bilinear", align_corners=False)).clamp(0, 1)
+
+
+def keep_low_frequencies(result: Tensor, draft: Tensor, mask: Tensor) -> Tensor:
+    """A repaired crop with the draft's low frequencies, as `low_frequency_step` finds them.
+
+    Args:
+        result, draft: float 1 3 h w in [0, 1].
+        mask: the region, 1 1 h w in [0, 1].
+    """
+    toned, own, shown = (shrink_to_field(x) for x in (result, draft, mask))
+    step = low_frequency_step(toned, own, shown)
+    step = F.interpolate(step, result.shape[-2:], mode="bilinear", align_corners=False)
+    return (result + step).clamp(0, 1)

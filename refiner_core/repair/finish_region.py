@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..images.crop import crop_mask, stitch_into, uncrop, uncrop_signed
 from ..images.tensors import to_float
-from ..matching.tone import close_rim
+from ..matching.tone import close_rim, keep_low_frequencies
 from .drift_and_color import correct_drift_and_color
 from .region import PreparedRegion
 from .request import RefineOptions
@@ -40,6 +40,9 @@ def correct_region(
         drift=usual if options.drift is None else options.drift,
         color_match=float(usual) if options.color_match is None else options.color_match,
     )
+    followed = options.color_match is None or options.color_match > 0
+    if prepared.recipe.native_detail and prepared.transfer is None and followed:
+        corrected = keep_low_frequencies(corrected, prepared.draft, prepared.mask)
     if options.blend == "membrane" and prepared.transfer is None:
         mask = prepared.mask
         if prepared.pasted is not prepared.region:
