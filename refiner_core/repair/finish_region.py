@@ -40,8 +40,7 @@ def correct_region(
         drift=usual if options.drift is None else options.drift,
         color_match=float(usual) if options.color_match is None else options.color_match,
     )
-    followed = options.color_match is None or options.color_match > 0
-    if prepared.recipe.native_detail and prepared.transfer is None and followed:
+    if prepared.recipe.native_detail and prepared.aligned and prepared.transfer is None:
         corrected = keep_low_frequencies(corrected, prepared.draft, prepared.mask)
     if options.blend == "membrane" and prepared.transfer is None:
         mask = prepared.mask
