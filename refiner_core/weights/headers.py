@@ -20,60 +20,32 @@ _MOST_SIDES = 8
 _MOST_NESTED = 4  # lists in lists
 _LFS_POINTER = b"version https://git-lfs"
 _STRING, _LIST = 8, 9  # GGUF's value types; those of numbers with their struct formats:
-_SCALARS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+_SCALARS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
+# GGML's types: name, and numbers and bytes of a block where the size of a file is checked by them.
 _GGML = {
-    0: "F32",
-    1: "F16",
-    2: "Q4_0",
-    3: "Q4_1",
-    6: "Q5_0",
-    7: "Q5_1",
-    8: "Q8_0",
-    10: "Q2_K",
-    11: "Q3_K",
-    12: "Q4_K",
-    13: "Q5_K",
-    14: "Q6_K",
-    15: "Q8_K",
-    16: "IQ2_XXS",
-    17: "IQ2_XS",
-    18: "IQ3_XXS",
-    19: "IQ1_S",
-    20: "IQ4_NL",
-    21: "IQ3_S",
-    22: "IQ2_S",
-    23: "IQ4_XS",
-    29: "IQ1_M",
-    30: "BF16",
-}
-# Numbers in a block of a GGML type, and its bytes.
-_BLOCKS = {
-    0: (1, 4),
-    1: (1, 2),
-    2: (32, 18),
-    3: (32, 20),
-    6: (32, 22),
-    7: (32, 24),
-    8: (32, 34),
-    10: (256, 84),
-    11: (256, 110),
-    12: (256, 144),
-    13: (256, 176),
-    14: (256, 210),
-    15: (256, 292),
-    30: (1, 2),
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 1, 0),
+    17: ("IQ2_XS", 1, 0),
+    18: ("IQ3_XXS", 1, 0),
+    19: ("IQ1_S", 1, 0),
+    20: ("IQ4_NL", 1, 0),
+    21: ("IQ3_S", 1, 0),
+    22: ("IQ2_S", 1, 0),
+    23: ("IQ4_XS", 1, 0),
+    29: ("IQ1_M", 1, 0),
+    30: ("BF16", 1, 2),
 }
 
 
@@ -233,10 +205,9 @@ def _gguf(f: BinaryIO, path: Path) -> tuple[Header, int]:
         sides = [_unpack(f, "Q") for _ in range(_count(f, "I", _MOST_SIDES))]
         kind = _unpack(f, "I")
         start = _unpack(f, "Q")
-        numbers, size = _BLOCKS.get(kind, (1, 0))
+        types[name], numbers, size = _GGML.get(kind, (f"type {kind}", 1, 0))
         end = max(end, start + math.prod(sides) // numbers * size)
         shapes[name] = tuple(reversed(sides))
-        types[name] = _GGML.get(kind, f"type {kind}")
     # The data begins at the next multiple of the alignment.
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:

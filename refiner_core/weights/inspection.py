@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from .headers import Header, parameters, read_any_header
 from .imagecritic_keys import is_imagecritic
@@ -39,6 +40,30 @@ _FLUX_BLOCKS, _FLUX_SINGLE = 19, 38
 _FLUX2_BLOCKS = ((8, 48), (5, 20), (8, 24))  # double and single: dev, klein 4B, klein 9B
 _BLOCK = re.compile(r"(?:^|[._])(single_)?(?:transformer|double|single)_blocks[._](\d+)[._]")
 NEVER = "none"
+_FOLDERS = {
+    "base": "diffusion_models",
+    "lora": "loras",
+    "detail encoder": "clip_vision",
+    "text encoder": "text_encoders",
+    "vae": "vae",
+}
+_KINDS = {  # by the slot; the others take text encoders
+    "diffusion_model": "base",
+    "vae": "vae",
+    "refiner_lora": "lora",
+    "accelerator_lora": "lora",
+    "detail_encoder": "detail encoder",
+}
+_FLUX, _QWEN = ("omnirefiner", "imagecritic", "kontext"), ("refineanything",)
+_FLUX2 = ("flux2-klein", "flux2-dev")
+# By family: the recipes of LoRAs, and the name and the recipes of autoencoders.
+_LORA_RECIPES = {"flux": ("omnirefiner", "kontext"), "qwen-edit": _QWEN, "flux2": _FLUX2}
+_AUTOENCODERS = {
+    "flux": ("FLUX.1's autoencoder (ae)", _FLUX),
+    "qwen-edit": ("Qwen-Image's (Wan 2.1's) autoencoder", _QWEN),
+    "flux2": ("FLUX.2's autoencoder", _FLUX2),
+}
+_FLUX_ENCODERS = {"a T5 text encoder": "t5xxl", "a CLIP text encoder": "clip_l"}
 
 
 @dataclass(frozen=True)
@@ -140,22 +165,27 @@ def check_attention(name: str, trained: str | None, recipe: str, attention: str)
         )
 
 
-def _made(header: Header, kind: str, what: str, **rest: object) -> WeightFile:
-    fields: dict[str, object] = {
-        "family": None,
-        "recipes": (),
-        "slot": NEVER,
-        "folder": NEVER,
-        **rest,
-    }
+def _made(
+    header: Header,
+    kind: str,
+    what: str,
+    family: str | None = None,
+    recipes: tuple[str, ...] = (),
+    slot: str = NEVER,
+    **rest: Any,
+) -> WeightFile:
     return WeightFile(
-        path=header.path,
-        kind=kind,
-        what=what,
-        parameters=parameters(header),
-        types=_types(header),
+        header.path,
+        kind,
+        what,
+        family,
+        parameters(header),
+        _types(header),
+        recipes,
+        slot,
+        NEVER if slot == NEVER else _FOLDERS[kind],
         attention=trained_attention(header.metadata),
-        **fields,  # pyright: ignore[reportArgumentType]
+        **rest,
     )
 
 
@@ -183,26 +213,23 @@ def _base(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile | N
 
 
 def _known_base(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile | None:
-    where = {"slot": "diffusion_model", "folder": "diffusion_models"}
+    where = {"slot": "diffusion_model"}
     if header.format == "gguf":
-        where = {"slot": "model", "folder": "diffusion_models", "node": "Refiner from Model"}
+        where = {"slot": "model", "node": "Refiner from Model"}
     if is_nano(keys):
-        return _made(header, "nano", "a nano refiner (omnirefiner train nano)", family="flux")
+        return _made(header, "nano", "a nano refiner (omnirefiner train nano)", "flux")
     names = set(keys)
     if any(k.startswith("double_stream_modulation_img.") for k in names):
         dev = any(k.startswith("guidance_in.") for k in names)
         what, recipe = ("FLUX.2 [dev]", "flux2-dev") if dev else ("FLUX.2 [klein]", "flux2-klein")
-        return _made(header, "base", what, family="flux2", recipes=(recipe,), **where)
+        return _made(header, "base", what, "flux2", (recipe,), **where)
     if any(k.startswith("transformer_blocks.0.img_mod.") for k in names):
         edit = "__index_timestep_zero__" in names
-        what = (
-            "Qwen-Image-Edit-2511"
-            if edit
-            else (
-                "Qwen-Image or Qwen-Image-Edit (the file does not say which; it lacks 2511's mark)"
-            )
+        unmarked = (
+            "Qwen-Image or Qwen-Image-Edit (the file does not say which; it lacks 2511's mark)"
         )
-        return _made(header, "base", what, family="qwen-edit", recipes=("refineanything",), **where)
+        what = "Qwen-Image-Edit-2511" if edit else unmarked
+        return _made(header, "base", what, "qwen-edit", _QWEN, **where)
     entry = keys.get("img_in.weight", keys.get("x_embedder.weight"))
     flux = any(
         k.startswith(("single_blocks.0.linear1", "single_transformer_blocks.0.proj_mlp"))
@@ -213,64 +240,23 @@ def _known_base(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFi
     if entry[-1:] != (64,):
         inputs = entry[-1] if entry else "no"
         what = f"FLUX.1 with {inputs} inputs a token (Fill, Canny or Depth)"
-        return _made(header, "base", what, family="flux")
-    recipes = ("omnirefiner", "imagecritic", "kontext")
+        return _made(header, "base", what, "flux")
     what = "FLUX.1, Kontext or [dev] (the two have the same names and shapes)"
-    return _made(header, "base", what, family="flux", recipes=recipes, **where)
+    return _made(header, "base", what, "flux", _FLUX, **where)
 
 
 def _part(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
     what = architecture(keys)
     if "fuse_module.layer_norm.weight" in keys:
-        return _made(
-            header,
-            "detail encoder",
-            what,
-            family="flux",
-            recipes=("imagecritic",),
-            slot="detail_encoder",
-            folder="clip_vision",
-        )
-    flux = ("omnirefiner", "imagecritic", "kontext")
+        return _made(header, "detail encoder", what, "flux", ("imagecritic",), "detail_encoder")
     if what == "a language model (Qwen or Mistral)":
-        what, family, recipes = _language(keys)
-        return _made(
-            header,
-            "text encoder",
-            what,
-            family=family,
-            recipes=recipes,
-            slot="text_encoder",
-            folder="text_encoders",
-        )
-    encoders = {
-        "a T5 text encoder": ("flux", flux, "t5xxl"),
-        "a CLIP text encoder": ("flux", flux, "clip_l"),
-    }
-    if what in encoders:
-        family, recipes, slot = encoders[what]
-        return _made(
-            header,
-            "text encoder",
-            what,
-            family=family,
-            recipes=recipes,
-            slot=slot,
-            folder="text_encoders",
-        )
+        return _made(header, "text encoder", *_language(keys), "text_encoder")
+    if what in _FLUX_ENCODERS:
+        return _made(header, "text encoder", what, "flux", _FLUX, _FLUX_ENCODERS[what])
     if what == "an autoencoder":
         family = _autoencoder(keys)
-        recipes = {
-            "flux": flux,
-            "qwen-edit": ("refineanything",),
-            "flux2": ("flux2-klein", "flux2-dev"),
-        }.get(family or "", ())
-        name = {
-            "flux": "FLUX.1's autoencoder (ae)",
-            "qwen-edit": "Qwen-Image's (Wan 2.1's) autoencoder",
-            "flux2": "FLUX.2's autoencoder",
-        }.get(family or "", what)
-        return _made(header, "vae", name, family=family, recipes=recipes, slot="vae", folder="vae")
+        name, recipes = _AUTOENCODERS.get(family or "", (what, ()))
+        return _made(header, "vae", name, family, recipes, "vae")
     return _made(header, "other", what)
 
 
@@ -303,17 +289,9 @@ def architecture(keys: Mapping[str, object]) -> str:
 
 def _imagecritic_lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
     rank = next((s[0] for k, s in keys.items() if k.endswith(".down.weight") and s), None)
-    return _made(
-        header,
-        "lora",
-        "ImageCritic's LoRA for FLUX.1-Kontext",
-        family="flux",
-        recipes=("imagecritic",),
-        slot="refiner_lora",
-        folder="loras",
-        rank=rank,
-        alpha="= rank (fixed)",
-    )
+    what = "ImageCritic's LoRA for FLUX.1-Kontext"
+    slot, alpha = "refiner_lora", "= rank (fixed)"
+    return _made(header, "lora", what, "flux", ("imagecritic",), slot, rank=rank, alpha=alpha)
 
 
 def _lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
@@ -324,28 +302,14 @@ def _lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
     broken = _mismatch(keys)
     if broken is not None:
         what = f"a broken LoRA for {base} ({broken})"
-        return _made(header, "lora", what, family=family, rank=rank, alpha=alpha)
-    recipes = {
-        "flux": ("omnirefiner", "kontext"),
-        "qwen-edit": ("refineanything",),
-        "flux2": ("flux2-klein", "flux2-dev"),
-    }.get(family or "", ())
+        return _made(header, "lora", what, family, rank=rank, alpha=alpha)
+    recipes = _LORA_RECIPES.get(family or "", ())
     quick = family in ("flux", "qwen-edit") and _accelerates(header.path.name, keys, family)
     what = f"an accelerator LoRA for {base}" if quick else f"a LoRA for {base}"
     if quick and family == "flux":
-        recipes = ("omnirefiner", "imagecritic", "kontext")
+        recipes = _FLUX
     slot = "accelerator_lora" if quick else "refiner_lora"
-    return _made(
-        header,
-        "lora",
-        what,
-        family=family,
-        recipes=recipes,
-        slot=slot,
-        folder="loras",
-        rank=rank,
-        alpha=alpha,
-    )
+    return _made(header, "lora", what, family, recipes, slot, rank=rank, alpha=alpha)
 
 
 def _mismatch(keys: Mapping[str, tuple[int, ...]]) -> str | None:
@@ -433,18 +397,8 @@ def expect(path: str | Path, slot: str, family: str | None = None) -> WeightFile
         found = inspect_file(path)
     except ValueError as e:
         raise ValueError(f"{slot}: {e}") from e
-    kinds = {
-        "diffusion_model": "base",
-        "clip_l": "text encoder",
-        "t5xxl": "text encoder",
-        "text_encoder": "text encoder",
-        "vae": "vae",
-        "refiner_lora": "lora",
-        "accelerator_lora": "lora",
-        "detail_encoder": "detail encoder",
-    }
     words = {"base": "diffusion model", "lora": "LoRA", "vae": "VAE"}
-    kind = kinds[slot]
+    kind = _KINDS.get(slot, "text encoder")
     names = {"flux": "FLUX.1-Kontext", "qwen-edit": "Qwen-Image-Edit-2511", "flux2": "FLUX.2"}
     wanted = f"a {words.get(kind, kind)}" + (f" for {names[family]}" if family else "")
     unknown = found.kind == "other" and kind != "detail encoder"
