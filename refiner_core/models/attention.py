@@ -11,7 +11,7 @@ from collections.abc import Hashable, Mapping, MutableMapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 # Rotary cosines and sines, each `tokens head`.
@@ -89,27 +89,9 @@ def _projected(attn: Any, image: Tensor, text: Tensor | None) -> tuple[Tensor, T
 
 
 class RecordingProcessor:
-    """`attend` as an attention processor of diffusers' FLUX."""
+    """`attend` as an attention processor of diffusers' FLUX, which looks at its signature."""
 
-    def __call__(
-        self,
-        attn: nn.Module,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Rotary | None = None,
-        record: MutableMapping[Hashable, tuple[Tensor, Tensor]] | None = None,
-        clean: KeysValues | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        return attend(
-            attn,
-            hidden_states,
-            encoder_hidden_states,
-            attention_mask,
-            image_rotary_emb,
-            record,
-            clean,
-        )
+    __call__ = staticmethod(attend)
 
 
 def use_recorded_keys(model: Any) -> None:
