@@ -91,7 +91,7 @@ def test_gradients_reach_every_lora_matrix_and_nothing_else(tmp_path: Path, kind
     for name, p in run.trainable.parameters.items():
         if name.endswith("lora_B"):
             p.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
-    objective.loss(items, [0, 1, 2, 3]).backward()
+    objective.term(items, [0, 1, 2, 3], 1.0).value.backward()
     learning = {id(p) for p in run.trainable.parameters.values()}
     assert len(learning) == 2 * 17
     for name, p in objective.learner.policy.net.named_parameters():
@@ -105,7 +105,7 @@ def test_the_loss_falls(tmp_path: Path, kind: Quantize) -> None:
     losses = []
     for _ in range(25):  # the same noise and levels each time
         run.optimizer.zero_grad()
-        loss = objective.loss(items, [0, 1, 2, 3])
+        loss = objective.term(items, [0, 1, 2, 3], 1.0).value
         loss.backward()
         run.optimizer.step()
         losses.append(loss.item())

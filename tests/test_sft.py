@@ -61,7 +61,7 @@ def trainer(out: Path, **over: Any) -> tuple[Trainer, SftObjective]:
 
 def loss_of_first_batch(objective: SftObjective) -> Tensor:
     items = [objective.learner.dataset[i] for i in objective.indices()]
-    return objective.loss(items, [0, 1, 2, 3])
+    return objective.term(items, [0, 1, 2, 3], 1.0).value
 
 
 def weights(t: Trainable) -> dict[str, Tensor]:

@@ -353,7 +353,8 @@ def test_recomputing_and_bf16_change_what_is_learnt_by_rounding_only(
             if key.endswith("lora_B"):
                 p.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
         objective = SftObjective(config, s)
-        loss = objective.loss([s.dataset[i] for i in objective.indices()], [0, 1, 2, 3])
+        items = [s.dataset[i] for i in objective.indices()]
+        loss = objective.term(items, [0, 1, 2, 3], 1.0).value
         loss.backward()
         found = [p.grad.flatten() for p in s.trainable.parameters.values() if p.grad is not None]
         return float(loss.detach()), torch.cat(found)

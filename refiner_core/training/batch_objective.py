@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 
 from .config import RunConfig
 from .dataset import Item, epoch_batches
-from .objective import Learner, Term, Update
+from .objective import Learner, Objective, Term, Update
 from .rollout import derive_seed
 
 
-class BatchObjective(ABC):
+class BatchObjective(Objective):
     """Learn from `run.batch` items per update; subclasses say what from each.
 
     Everything random of an item follows from (seed, step, its place in the batch), so that neither
@@ -24,9 +24,6 @@ class BatchObjective(ABC):
         ValueError: the batch cannot be split evenly over processes and micro-batches.
     """
 
-    updates = 1
-    metrics: tuple[str, ...] = ("loss",)
-    copies: tuple[str, ...] = ()
     log_every = 10
 
     def __init__(self, config: RunConfig, learner: Learner) -> None:
@@ -64,16 +61,6 @@ class BatchObjective(ABC):
         ]
         terms = [partial(self._term, places) for places in micro_batches]
         return Update(terms, terms[0], self._describe)
-
-    def end(self, step: int) -> None:  # noqa: B027 (there is nothing that every one has to do)
-        """Nothing is left to do."""
-
-    def state(self) -> dict[str, float]:
-        """Everything follows from the step."""
-        return {}
-
-    def restore(self, state: Mapping[str, float]) -> None:  # noqa: B027 (there is nothing to restore)
-        """Everything follows from the step."""
 
     def generators(self, places: Sequence[int]) -> list[torch.Generator]:
         """The source of everything random of each place in the current batch."""

@@ -7,7 +7,7 @@ FLUX.1-Kontext: Flow-GRPO, DanceGRPO, Flow-Factory, diffusers' and ai-toolkit's 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from ..scoring.vlm_answers import Form
 from .advantages import Combine, Spread
@@ -31,39 +31,41 @@ class Algorithm(NamedTuple):
 ALGORITHMS = {"grpo": Algorithm(True, 0.01, "old"), "nft": Algorithm(False, 2e-5, "ref")}
 
 
-class RunConfig(Protocol):
+class RunConfig:
     """The settings of a run, whatever its objective."""
 
     kind: ClassVar[str]
-    needs_pixels: ClassVar[bool]  # of the training items, for rewards
-    data_form: ClassVar[str]  # "triplets" or "preferences"
+    needs_pixels: ClassVar[bool] = False  # of the training items, for rewards
+    data_form: ClassVar[str] = "triplets"  # or "preferences"
+    model: ModelSettings
+    data: DataSettings
+    optimizer: OptimizerSettings
+    run: RunSettings
 
-    @property
-    def model(self) -> ModelSettings: ...
-    @property
-    def data(self) -> DataSettings: ...
-    @property
-    def optimizer(self) -> OptimizerSettings: ...
-    @property
-    def run(self) -> RunSettings: ...
     @property
     def algorithm(self) -> str:
         """Name of the objective."""
-        ...
+        return self.kind
 
     @property
     def sampler_steps(self) -> int | None:
         """Steps of a sample that is learnt from; None: those of the recipe."""
-        ...
+        return None
 
     @property
     def patience(self) -> int:
         """Validations without a gain after which the run stops; 0: never."""
-        ...
+        return 0
 
     def check_processes(self, count: int) -> None:
-        """Raise ValueError if the work cannot be split evenly over so many processes."""
-        ...
+        """Raise ValueError if the work cannot be split evenly over so many processes: here the batch,
+        over processes and micro-batches.
+        """
+        if self.run.batch % (self.run.micro_batch * count):
+            raise ValueError(
+                f"run.batch = {self.run.batch} is not a multiple of run.micro_batch = "
+                f"{self.run.micro_batch} times {count} processes."
+            )
 
 
 @dataclass(frozen=True)
@@ -261,40 +263,8 @@ class RunSettings(Group):
     board: Board = option("none", "Dashboard that gets the curves in addition to log.jsonl.")
 
 
-class BatchConfig:
-    """What the settings of objectives that learn from batches share (see `RunConfig`)."""
-
-    kind: ClassVar[str]
-    needs_pixels: ClassVar[bool] = False
-    data_form: ClassVar[str] = "triplets"
-    run: RunSettings
-
-    @property
-    def algorithm(self) -> str:
-        """See `RunConfig.algorithm`."""
-        return self.kind
-
-    @property
-    def sampler_steps(self) -> int | None:
-        """See `RunConfig.sampler_steps`."""
-        return None
-
-    @property
-    def patience(self) -> int:
-        """See `RunConfig.patience`."""
-        return 0
-
-    def check_processes(self, count: int) -> None:
-        """Raise ValueError if the batch cannot be split evenly over processes and micro-batches."""
-        if self.run.batch % (self.run.micro_batch * count):
-            raise ValueError(
-                f"run.batch = {self.run.batch} is not a multiple of run.micro_batch = "
-                f"{self.run.micro_batch} times {count} processes."
-            )
-
-
 @dataclass(frozen=True)
-class SftConfig(BatchConfig):
+class SftConfig(RunConfig):
     """Stage 1: supervised fine-tuning."""
 
     kind: ClassVar[str] = "sft"
@@ -501,12 +471,11 @@ class ObjectiveSettings(RewardSettings):
 
 
 @dataclass(frozen=True)
-class GrpoConfig:
+class GrpoConfig(RunConfig):
     """Stage 2: reinforcement learning from rewards."""
 
     kind: ClassVar[str] = "grpo"
     needs_pixels: ClassVar[bool] = True
-    data_form: ClassVar[str] = "triplets"
 
     model: ModelSettings = section(ModelSettings)
     data: DataSettings = section(DataSettings)

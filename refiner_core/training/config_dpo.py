@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 from .config import (
     SFT_PRESETS,
-    BatchConfig,
     DataSettings,
     LossSettings,
     ModelSettings,
     OptimizerSettings,
+    RunConfig,
     RunSettings,
 )
 from .settings import Group, option, section
@@ -52,7 +52,7 @@ class PreferenceSettings(Group):
 
 
 @dataclass(frozen=True)
-class DpoConfig(BatchConfig):
+class DpoConfig(RunConfig):
     """Learning from kept and rejected repairs: Flow-DPO with the start as the frozen reference."""
 
     kind: ClassVar[str] = "dpo"

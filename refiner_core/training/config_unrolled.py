@@ -7,12 +7,12 @@ from typing import Any, ClassVar, Literal
 
 from .config import (
     SFT_PRESETS,
-    BatchConfig,
     DataSettings,
     LossSettings,
     ModelSettings,
     OptimizerSettings,
     RewardSettings,
+    RunConfig,
     RunSettings,
 )
 from .settings import Group, option, section
@@ -68,7 +68,7 @@ class UnrolledObjectiveSettings(RewardSettings):
 
 
 @dataclass(frozen=True)
-class UnrolledConfig(BatchConfig):
+class UnrolledConfig(RunConfig):
     """Learning through the reward: the sampler is unrolled and its last steps are backpropagated."""
 
     kind: ClassVar[str] = "reward"

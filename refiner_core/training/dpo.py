@@ -74,7 +74,7 @@ class DpoObjective(BatchObjective):
     """
 
     metrics = ("loss", "accuracy", "kept", "rejected")
-    copies: tuple[str, ...] = ("ref",)
+    copies = ("ref",)
 
     def __init__(self, config: DpoConfig, learner: Learner) -> None:
         super().__init__(config, learner)

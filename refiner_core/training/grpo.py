@@ -102,6 +102,3 @@ class GrpoObjective(ReinforcementObjective):
             x_next=taken.x_next,
         )
         return step
-
-    def end(self, step: int) -> None:
-        """Nothing is left to do."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
@@ -74,49 +74,36 @@ class StepCost:
     decoded: bool = False
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """A way to learn. A step of a run is one `begin`, the updates, and one `end`."""
 
-    @property
-    def updates(self) -> int:
-        """Updates per step."""
-        ...
+    updates: int = 1
+    """Updates per step."""
+    metrics: tuple[str, ...] = ("loss",)
+    """Names of the metrics of each update."""
+    copies: tuple[str, ...] = ()
+    """Roles of the copies of the weights that it needs beside the moving average."""
+    log_every: int = 1
+    """Steps per row of the log."""
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics of each update."""
-        ...
-
-    @property
-    def copies(self) -> tuple[str, ...]:
-        """Roles of the copies of the weights that it needs beside the moving average."""
-        ...
-
-    @property
-    def log_every(self) -> int:
-        """Steps per row of the log."""
-        ...
-
+    @abstractmethod
     def begin(self, step: int, skip: Callable[[str], None]) -> dict[str, float]:
         """Draw what step `step` learns from; metrics of it for the log.
 
         Args:
             skip: to be called with the reason when something has to be left out.
         """
-        ...
 
+    @abstractmethod
     def update(self, number: int) -> Update:
         """Update `number` of the step."""
-        ...
 
-    def end(self, step: int) -> None:
+    def end(self, step: int) -> None:  # noqa: B027 (not every one has something left to do)
         """Called after the last update of the step."""
-        ...
 
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps of the objective, beside the weights and their copies."""
-        ...
+        return {}
 
-    def restore(self, state: Mapping[str, float]) -> None:
+    def restore(self, state: Mapping[str, float]) -> None:  # noqa: B027 (not every one has a state)
         """Continue with what a checkpoint kept."""
-        ...

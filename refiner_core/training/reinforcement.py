@@ -7,7 +7,7 @@ among siblings, and makes a few updates on them (arXiv 2511.19990 figure 2, 2505
 from __future__ import annotations
 
 import zlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .advantages import RunningSpread, advantage_maps, group_advantages
 from .config import GrpoConfig
 from .dataset import Batch, Item, Reward, collate
-from .objective import Learner, Term, Update
+from .objective import Learner, Objective, Term, Update
 from .rollout import Rollout, RolloutSeeds, group_mean, item_order, rollout_seeds
 
 
@@ -53,12 +53,11 @@ def kind_number(kind: str) -> int:
     return zlib.crc32(kind.encode())
 
 
-class ReinforcementObjective(ABC):
+class ReinforcementObjective(Objective):
     """Learn from the rewards of groups of samples; subclasses say how."""
 
     metrics = ("loss", "kl", "clipped")
-    copies: tuple[str, ...] = ("old", "ref")
-    log_every = 1
+    copies = ("old", "ref")
 
     def __init__(self, config: GrpoConfig, learner: Learner, reward: Reward) -> None:
         self.config, self.learner, self.reward = config, learner, reward
@@ -85,10 +84,6 @@ class ReinforcementObjective(ABC):
             advantages: of its samples, on the device.
             weight: of the rollout in the update; 0 for terms that are only computed.
         """
-
-    @abstractmethod
-    def end(self, step: int) -> None:
-        """Called after the last update of the step."""
 
     def state(self) -> dict[str, float]:
         """The running spreads."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from .batch_objective import BatchObjective
 from .config import SftConfig
 from .dataset import Item
@@ -31,18 +29,10 @@ class SftObjective(BatchObjective):
 
     def term(self, items: Sequence[Item], places: Sequence[int], weight: float) -> Term:
         """The masked flow-matching loss, and the contrast if it has a weight."""
-        matching, contrast = self._parts(items, places)
+        others = self.others(places, self._settings.passes - 1)
+        matching, contrast = self._loss.parts(items, self.generators(places), self._step, others)
         loss = (matching + self._settings.contrast * contrast) * weight
         found = {"loss": float(loss.detach())}
         if self._settings.contrast:
             found["contrast"] = float(contrast.detach()) * weight
         return Term(loss, found)
-
-    def loss(self, items: Sequence[Item], places: Sequence[int]) -> Tensor:
-        """The mean loss of some items at their places in the current batch."""
-        matching, contrast = self._parts(items, places)
-        return matching + self._settings.contrast * contrast
-
-    def _parts(self, items: Sequence[Item], places: Sequence[int]) -> tuple[Tensor, Tensor]:
-        others = self.others(places, self._settings.passes - 1)
-        return self._loss.parts(items, self.generators(places), self._step, others)
