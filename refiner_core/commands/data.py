@@ -143,7 +143,7 @@ def run_show(chosen: argparse.Namespace) -> None:
     from ..data.contact_sheet import contact_sheet, spread
     from ..data.shards import TripletSet, read_lines
     from ..data.statistics import statistics_page
-    from ..storage.output_files import atomic_path
+    from ..storage.output_files import atomic_path, write_text
 
     if chosen.count < 1:
         raise ValueError(f"--count must be at least 1, got {chosen.count}.")
@@ -158,9 +158,8 @@ def run_show(chosen: argparse.Namespace) -> None:
         with atomic_path(out / f"contact-sheet-{len(sheets)}.png") as path:
             sheets[-1].save(path)
     rejected = read_lines(folder / REJECTED) if (folder / REJECTED).is_file() else []
-    with atomic_path(out / "statistics.html") as path:
-        page = statistics_page(folder, data.entries, rejected, sheets[0])
-        path.write_text(page, encoding="utf-8")
+    page = statistics_page(folder, data.entries, rejected, sheets[0])
+    write_text(out / "statistics.html", page)
     print(
         f"{len(data)} triplets; wrote {len(sheets)} contact sheet(s) and statistics.html to {out}"
     )

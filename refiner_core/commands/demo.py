@@ -32,7 +32,7 @@ def run(chosen: argparse.Namespace) -> None:
     from ..repair.pipeline import refine
     from ..repair.request import RefineOptions, RefineRequest
     from ..scoring.pixels import masked_psnr
-    from ..storage.output_files import atomic_path
+    from ..storage.output_files import atomic_path, write_text
 
     engine = load_nano()
     out = Path(chosen.out)
@@ -64,8 +64,7 @@ def run(chosen: argparse.Namespace) -> None:
             save_picture(Picture(pixels), target / f"{name}.png", overwrite=True)
         with atomic_path(target / "comparison.png") as path:
             comparison(case, result.image).save(path)
-        with atomic_path(target / "report.json") as path:
-            path.write_text(json.dumps(result.report, indent=2))
+        write_text(target / "report.json", json.dumps(result.report, indent=2))
         before = float(masked_psnr(case.draft, case.target, case.mask))
         after = float(masked_psnr(result.image, case.target, case.mask))
         print(f"{case.name:<10}{seconds:>9.1f}{before:>10.2f}{after:>12.2f}{int(outside):>18}")

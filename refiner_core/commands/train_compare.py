@@ -29,7 +29,7 @@ def add_parser(kinds: Any) -> None:
 def run(chosen: argparse.Namespace) -> None:
     """Measure both and print the table."""
     from ..load import load_engine
-    from ..storage.output_files import atomic_path
+    from ..storage.output_files import write_text
     from ..training.compare import data_set_cases, held_out_scenes, measure, paired, table
 
     if chosen.count < 2:
@@ -58,5 +58,4 @@ def run(chosen: argparse.Namespace) -> None:
             "comparison": [asdict(c) for c in found],
             "cases": [{k: v.tolist() for k, v in r.items()} for r in rows],
         }
-        with atomic_path(chosen.json) as temporary:
-            temporary.write_text(json.dumps(content))
+        write_text(chosen.json, json.dumps(content))

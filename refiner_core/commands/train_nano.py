@@ -328,7 +328,7 @@ def _draw(out: Path, stages: list[str]) -> None:
 
 def _evaluate(chosen: argparse.Namespace, out: Path, stages: dict[str, Path], setup: Setup) -> None:
     from ..data.shards import TripletSet
-    from ..storage.output_files import atomic_path
+    from ..storage.output_files import write_text
     from ..training.train_nano import evaluate_stages, model_card
 
     found = evaluate_stages(stages, out / "evaluation.json", chosen.evaluate, setup)
@@ -341,8 +341,7 @@ def _evaluate(chosen: argparse.Namespace, out: Path, stages: dict[str, Path], se
         "stage 2 settings": chosen.grpo_set,
     }
     card = model_card(stages, found, facts)
-    with atomic_path(out / "MODEL_CARD.md") as temporary:
-        temporary.write_text(card)
+    write_text(out / "MODEL_CARD.md", card)
     print(card)
 
 

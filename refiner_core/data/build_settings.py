@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..storage.output_files import atomic_path
+from ..storage.output_files import write_text
 from .sample import STAGES, BuildStage
 
 FORMAT = 1
@@ -123,5 +123,4 @@ def write_config(build: Build) -> None:
                 "samples. Use at least as many, or another --out."
             )
         config["stages"] = old["stages"] | config["stages"]
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..storage.output_files import atomic_path
+from ..storage.output_files import write_text
 from .source_files import OwnFile
 
 CREDITS = "credits.json"
@@ -26,9 +26,7 @@ def write_credits(folder: Path, files: Sequence[OwnFile]) -> None:
         "files": credits_of(files),
         "licences": {name: _text(path) for name, path in sorted(texts.items())},
     }
-    with atomic_path(folder / CREDITS) as path:
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
+    write_text(folder / CREDITS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _text(path: Path) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.checksums import sha256
-from ..storage.output_files import atomic_path
+from ..storage.output_files import write_text
 from .build_settings import Build
 from .sample import STAGES, RejectedError, Sample, sample_seed, split_of_identity
 from .shards import read_samples, shard_name, write_samples, write_shard
@@ -154,8 +154,7 @@ def build_shard(build: Build, shard: int) -> Report:
         "entries": entries,
         "rejected": [r for r in done if isinstance(r, dict)],
     }
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(report, sort_keys=True), encoding="utf-8")
+    write_text(path, json.dumps(report, sort_keys=True))
     return report
 
 

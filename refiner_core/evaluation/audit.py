@@ -17,7 +17,7 @@ from torch import Tensor
 from ..images.tensors import to_float
 from ..scoring.scorer import Scorer
 from ..scoring.vlm_scorer import VlmScorer
-from ..storage.output_files import atomic_path
+from ..storage.output_files import write_text
 from .audit_orders import IDENTICAL, AuditOrder, read_orders
 from .cases import open_cases
 
@@ -325,8 +325,7 @@ def write_audit(path: Path, audit: Audit, settings: Mapping[str, object]) -> Non
         ],
         "pairs": [asdict(p) for p in audit.pairs],
     }
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False))
 
 
 def audit_table(audit: Audit) -> str:

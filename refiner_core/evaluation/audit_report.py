@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.html_page import image_url, render_page
-from ..storage.output_files import atomic_path
+from ..storage.output_files import write_text
 from .audit import (
     Audit,
     AuditedPair,
@@ -67,8 +67,7 @@ def write_audit_report(
             for name, pairs in wrong.items()
         ],
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def wrong_pairs(audit: Audit, scorer: str) -> list[AuditedPair]:

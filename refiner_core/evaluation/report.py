@@ -16,7 +16,7 @@ from ..data.triplets import Triplet
 from ..images.image_io import load_picture
 from ..images.tensors import to_dtype, to_float
 from ..scoring.heatmap import difference_heat, draw_heat
-from ..storage.output_files import atomic_path
+from ..storage.output_files import write_text
 from .evaluation_settings import ALIGNED, DRAFT, REFINED, Outcome
 from .metric import Column, EvaluationCase, cut, region_box
 from .plots import bars, scatter
@@ -201,5 +201,4 @@ def write_report(
         cases=[_case(outcome, c, triplets[c["id"]], columns) for c in shown],
         described=described,
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, page)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..storage.output_files import atomic_path
+from ..storage.output_files import write_text
 from .evaluation_settings import REFINED, Outcome
 from .metric import Column
 
@@ -87,8 +87,7 @@ def write_csv(path: Path, outcome: Outcome, columns: Sequence[Column]) -> None:
                 head = [case["id"], system, case["seed"], case["info"].get("kind", "")]
                 cells = ["" if v is None else repr(v) for v in values]
                 writer.writerow([*head, degradation(case), *cells])
-    with atomic_path(path) as temporary:
-        temporary.write_text(stream.getvalue(), encoding="utf-8")
+    write_text(path, stream.getvalue())
 
 
 def write_json(
@@ -113,8 +112,7 @@ def write_json(
         "paper": {c.key: c.paper for c in columns if c.paper is not None},
         "cases": outcome.measured,
     }
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False))
 
 
 def text_table(outcome: Outcome, columns: Sequence[Column]) -> str:

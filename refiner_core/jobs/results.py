@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..images.image_io import Picture, save_picture
-from ..storage.output_files import atomic_path
+from ..storage.output_files import write_text
 from .job_list import SUMMARY_ID, Job
 
 SUMMARY = f"{SUMMARY_ID}.json"
@@ -21,8 +21,7 @@ SUMMARY = f"{SUMMARY_ID}.json"
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON file completely or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False), encoding="utf-8")
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False))
 
 
 @dataclass(frozen=True)

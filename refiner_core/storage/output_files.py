@@ -172,6 +172,12 @@ def atomic_path(path: str | Path) -> Generator[Path, None, None]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file as UTF-8, completely or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def _delete_left_over(folder: Path) -> None:
     """Delete the temporary files of this machine's ended processes, once for each folder."""
     if _ON_WINDOWS or folder in _CLEANED:  # Windows cannot be asked for a process without ending it

@@ -26,7 +26,7 @@ from ..data.splits import manifest_hash, split_data
 from ..interfaces import TextEncoder
 from ..nano.reference_blend import ReferenceBlend
 from ..recipes.recipe import Recipe
-from ..storage.output_files import atomic_path, check_ids, ignores_case
+from ..storage.output_files import check_ids, ignores_case, write_text
 from ..weights.safetensors_io import save_weights
 from ..workers.pool import worker_pool
 from .augment import AugmentedDataset
@@ -276,8 +276,7 @@ def _write_list(folder: Path, names: Sequence[str], order: tuple[str, ...], need
             f"None of {len(names)} items can be used; {folder / SKIPPED} lists the reasons. The last "
             f"one: {reason}"
         )
-    with atomic_path(folder / ITEMS) as temporary:
-        temporary.write_text(json.dumps(listed))
+    write_text(folder / ITEMS, json.dumps(listed))
 
 
 def prepare_datasets(

@@ -31,7 +31,7 @@ from ..nano.codec import BlockCodec
 from ..nano.initialisation import initialise, nano_config
 from ..nano.nano_engine import load_codec, load_nano
 from ..recipes.recipe import NANO_TILES
-from ..storage.output_files import atomic_path
+from ..storage.output_files import write_text
 from ..weights.safetensors_io import save_weights
 from .compare import Comparison, held_out_scenes, measure, paired, table
 from .config import GRPO_PRESETS, SFT_PRESETS, GrpoConfig, SftConfig
@@ -247,8 +247,7 @@ def evaluate_stages(stages: dict[str, Path], out: Path, count: int, setup: Setup
         for a, b in zip(names, names[1:], strict=False)
     }
     content = {"files": marks, "count": count, "steps": found}
-    with atomic_path(out) as temporary:
-        temporary.write_text(json.dumps(content, indent=1))
+    write_text(out, json.dumps(content, indent=1))
     return content
 
 
