@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,8 +29,10 @@ def show_progress(done: int, total: int, report: dict[str, Any]) -> None:
 class ProgressLine:
     """A line of stderr that is written over, as long as the block lasts; only on a terminal."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, first: str = "") -> None:
+        """A line that begins with the text `first`."""
         self.shown = not quiet and sys.stderr.isatty()
+        self._first = first
         self._length = 0
 
     def say(self, text: str, part: float | None = None) -> None:
@@ -53,14 +54,11 @@ class ProgressLine:
             self._length = 0
 
     def __enter__(self) -> ProgressLine:
+        if self._first:
+            self.say(self._first)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.clear()
 
 

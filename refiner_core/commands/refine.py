@@ -46,22 +46,20 @@ def _run_one(chosen: argparse.Namespace) -> int:
     from ..jobs.repair_files import read_request
     from ..load import load_engine
     from ..repair.pipeline import refine
-    from ..storage.output_files import atomic_path, check_output
+    from ..storage.output_files import check_output, write_text
 
     _check_single(chosen)
     files, options, model = chosen_files(chosen), chosen_options(chosen), model_arguments(chosen)
-    line = ProgressLine(chosen.quiet)
+    line = ProgressLine(chosen.quiet, "loading the refiner")
     out = check_picture_output(chosen.out, chosen.overwrite)
     report = check_output(chosen.report, chosen.overwrite) if chosen.report else None
     with line:
-        line.say("loading the refiner")
         request, draft = read_request(files, options)
         result = refine(load_engine(**model), request, RepairProgress(line))
     save_picture(Picture(result.image, draft.alpha), out, chosen.overwrite)
     if report is not None:
         data = {**result.report, "draft_file": str(chosen.draft)}
-        with atomic_path(report) as temporary:
-            Path(temporary).write_text(json.dumps(data, indent=2), encoding="utf-8")
+        write_text(report, json.dumps(data, indent=2))
     for note in result.report["notes"]:
         print(f"omnirefiner: {note}.", file=sys.stderr)
     mismatches = len(result.report["mismatches"])
@@ -78,7 +76,7 @@ def _run_list(chosen: argparse.Namespace) -> int:
     from ..jobs.run_jobs import run_jobs
 
     options, model = chosen_options(chosen), model_arguments(chosen)
-    line = ProgressLine(chosen.quiet)
+    line = ProgressLine(chosen.quiet, "loading the refiner")
     _check_list(chosen)
     where = place(chosen)
     out = Path(chosen.out)
@@ -88,7 +86,6 @@ def _run_list(chosen: argparse.Namespace) -> int:
     for name, reason in listed.broken.items():
         print(f"{name}: FAILED: {reason}", file=sys.stderr)
     with line:
-        line.say("loading the refiner")
         summary = run_jobs(listed, out, model, where, chosen.overwrite, _Teller(line))
     if not chosen.quiet:
         print(_sentence(summary))

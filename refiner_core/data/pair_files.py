@@ -25,7 +25,7 @@ from ..images.image_io import load_picture
 from ..images.mask_io import load_mask
 from ..images.tensors import to_dtype, to_float
 from ..storage.output_files import unique_ids
-from ..storage.text_files import parse_object, read_object, read_text
+from ..storage.text_files import read_json_lines, read_object, read_text
 from .source_files import SUFFIXES, is_system_file
 
 _OWN = {n: n for n in ("reference", "target", "draft", "mask", "reference_mask")}
@@ -99,10 +99,9 @@ def read_listing(path: Path) -> tuple[PairFiles, ...]:
         ValueError: the file is empty, or a line is not of that form; names it.
     """
     pairs: list[PairFiles] = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        entry = parse_object(line, f"{path}, line {number}")
+    for number, entry in read_json_lines(path):
+        if isinstance(entry, ValueError):
+            raise ValueError(f"{path}, line {number}: {entry}") from entry
         for field_name in _LISTED.values():
             if not isinstance(entry.get(field_name), str):
                 raise ValueError(

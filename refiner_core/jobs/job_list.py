@@ -6,20 +6,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args, get_type_hints
 
 from ..data.pair_files import PairFiles, find_cases
 from ..data.triplets import check_id
 from ..repair.request import RefineOptions
 from ..storage.output_files import check_ids
-from ..storage.text_files import parse_object, read_text
+from ..storage.text_files import read_json_lines
 from .repair_files import RepairFiles
 
 _FILES = ("draft", "reference", "mask", "reference_mask", "paste_mask")
-_OPTIONS = tuple(f.name for f in fields(RefineOptions))
-_WHOLE = ("seed", "steps", "candidates", "keep", "prune_at")
-_SWITCHES = ("drift", "align")
-_TEXTS = ("prompt", "subject", "blend", "paste")
+_OPTIONS = get_type_hints(RefineOptions)
 SUMMARY_ID = "summary"  # the results' own file beside those of the jobs
 _CRITIC = "A_image"  # only Critic-10K's listings have this field
 
@@ -75,20 +72,20 @@ def read_jobs(path: Path, options: RefineOptions, resize_masks: bool = False) ->
     Raises:
         ValueError: there is no such file or folder, it holds no job, or two jobs have the same id.
     """
-    if path.is_dir():
-        return _from_cases(find_cases(path, (SUMMARY_ID,)), options, resize_masks)
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"The list of jobs {path} does not exist.")
-    lines = [(n, line) for n, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
-    if not lines:
+    entries = [] if path.is_dir() else list(read_json_lines(path))
+    first = entries[0][1] if entries else {}
+    if path.is_dir() or (isinstance(first, dict) and _CRITIC in first):
+        cases = find_cases(path, (SUMMARY_ID,))
+        return _from_cases(cases, options, resize_masks)
+    if not entries:
         raise ValueError(f"{path} lists no jobs: it is empty.")
-    if f'"{_CRITIC}"' in lines[0][1]:
-        return _from_cases(find_cases(path, (SUMMARY_ID,)), options, resize_masks)
     jobs: list[Job] = []
     broken: dict[str, str] = {}
-    for number, line in lines:
+    for number, entry in entries:
         try:
-            jobs.append(_from_line(line, path.parent.absolute(), options, resize_masks))
+            jobs.append(_from_entry(entry, path.parent.absolute(), options, resize_masks))
         except ValueError as e:
             broken[f"line {number}"] = str(e)
     ids = [job.id for job in jobs]
@@ -111,8 +108,11 @@ def _check_unique(path: Path, ids: list[str]) -> None:
         )
 
 
-def _from_line(line: str, folder: Path, options: RefineOptions, resize_masks: bool) -> Job:
-    entry = parse_object(line, "it")
+def _from_entry(
+    entry: Mapping[str, Any] | ValueError, folder: Path, options: RefineOptions, resize_masks: bool
+) -> Job:
+    if isinstance(entry, ValueError):
+        raise entry
     unknown = sorted(entry.keys() - {"id", *_FILES, *_OPTIONS})
     if unknown:
         known = ", ".join(("id", *_FILES, *_OPTIONS))
@@ -150,19 +150,20 @@ def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
         value = entry.get(name)
         if value is None:
             continue
-        kinds, what = _kind(name)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        kind, what = _kind(name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ValueError(f"{name} must be {what}, got {value!r}")
         found[name] = value
     return found
 
 
-def _kind(name: str) -> tuple[tuple[type, ...], str]:
-    if name in _TEXTS:
-        return (str,), "text"
-    if name in _SWITCHES:
-        return (bool,), "true or false"
-    return ((int,), "a whole number") if name in _WHOLE else ((int, float), "a number")
+def _kind(name: str) -> tuple[Any, str]:
+    """The type that an option has apart from None, and what that is called."""
+    kind = next(iter(get_args(_OPTIONS[name])), _OPTIONS[name])
+    if kind is float:
+        return (int, float), "a number"
+    named = {int: "a whole number", bool: "true or false"}
+    return (kind, named[kind]) if kind in named else (str, "text")
 
 
 def _from_cases(

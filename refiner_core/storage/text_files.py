@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,6 +83,16 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     return parse_object(read_text(path), f"The {what} {path}")
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+    """The number of every line that is not blank, and its JSON object, or why it holds none."""
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.strip():
+            try:
+                yield number, parse_object(line, "it")
+            except ValueError as e:
+                yield number, e
 
 
 def read_table(path: Path, what: str, largest: int = 1 << 20) -> dict[str, Any]:
