@@ -17,19 +17,13 @@ from torch import Tensor
 StepKind = Literal["ode", "flow", "dance", "cps"]
 
 
-def resolution_shift(
-    tokens: int,
-    low: float = 0.5,
-    high: float = 1.15,
-    low_tokens: int = 256,
-    high_tokens: int = 4096,
-) -> float:
+def resolution_shift(tokens: int) -> float:
     """Kontext's `mu` for a picture of `tokens` noisy tokens: a line from 0.5 at 256 to 1.15 at 4096.
 
     Only the noisy tokens count: the draft and the reference are clean.
     """
-    slope = (high - low) / (high_tokens - low_tokens)
-    return low + slope * (tokens - low_tokens)
+    slope = (1.15 - 0.5) / (4096 - 256)
+    return 0.5 + slope * (tokens - 256)
 
 
 def flux2_shift(tokens: int, steps: int) -> float:

@@ -6,12 +6,20 @@ import json
 import math
 import struct
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 WIDTH = 256
+
+
+def zero_text(model: Any, batch: int = 1, length: int = 1) -> tuple[Tensor, Tensor]:
+    """The embeddings of a FLUX that knows no text: zeros `B length D` and `B P`."""
+    p = model.context_embedder.weight
+    pooled = model.time_text_embed.text_embedder.linear_1.in_features
+    return p.new_zeros(batch, length, p.shape[1]), p.new_zeros(batch, pooled)
 
 
 def _normal(*shape: int, seed: int = 0, std: float = 0.05) -> Tensor:

@@ -29,7 +29,7 @@ from refiner_core.data.sample import (
     sample_seed,
     split_of_identity,
 )
-from refiner_core.data.shards import read_lines, read_manifest, read_triplets
+from refiner_core.data.shards import TripletSet, read_lines, read_manifest
 from refiner_core.data.stages.drafts import paste_inside
 from refiner_core.data.stages.procedural import (
     ProceduralDegrade,
@@ -76,7 +76,7 @@ def test_the_seed_of_a_sample_is_fixed_for_ever() -> None:
 
 
 def test_a_build_keeps_the_contract(whole: Path) -> None:
-    triplets = {t.id: t for t in read_triplets(whole)}
+    triplets = {t.id: t for t in TripletSet(whole)}
     entries = read_manifest(whole)
     rejected = read_lines(whole / "rejected.jsonl")
     assert len(triplets) == len(entries) and len(entries) + len(rejected) == 12
@@ -101,7 +101,7 @@ def test_another_configuration_is_another_set_and_refused_in_this_one(
     with pytest.raises(ValueError, match=r"seed was 0, now 1|identity was 0.05, now 1"):
         run_build(build_of(whole, **changes))
     run_build(build_of(tmp_path, count=3, **changes))
-    drafts = [{t.id: t.draft.tobytes() for t in read_triplets(p)} for p in (whole, tmp_path)]
+    drafts = [{t.id: t.draft.tobytes() for t in TripletSet(p)} for p in (whole, tmp_path)]
     assert any(drafts[0].get(i) != d for i, d in drafts[1].items())
 
 
@@ -124,8 +124,8 @@ def test_one_stage_again_keeps_the_others(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="other settings"):
         run_build(build_of(whole, stages=blurred))
     run_build(build_of(tmp_path, stages=blurred, source=whole))
-    before = {t.id: t for t in read_triplets(whole)}
-    after = {t.id: t for t in read_triplets(tmp_path)}
+    before = {t.id: t for t in TripletSet(whole)}
+    after = {t.id: t for t in TripletSet(tmp_path)}
     assert after and set(after) <= set(before)
     for name, t in after.items():
         for same in ("target", "reference", "mask", "reference_mask"):
@@ -237,7 +237,7 @@ def test_a_lost_server_stops_the_build_and_keeps_what_is_done(whole: Path, tmp_p
         run_build(build_of(tmp_path, stages=stages_of(Dying(side=64, held_out=0.2))))
     assert (tmp_path / "train-00000.tar").exists() and not (tmp_path / "manifest.jsonl").exists()
     with pytest.raises(ValueError, match="no split 'nothing'"):
-        next(read_triplets(tmp_path, "nothing"))
+        TripletSet(tmp_path, "nothing")[0]
     run_build(build_of(tmp_path))
     assert contents(tmp_path) == contents(whole)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from refiner_core.images.crop import (
     crop_mask,
     multiband,
     ring,
-    stitch,
+    stitch_into,
     uncrop,
 )
 from refiner_core.images.geometry import NANO_BUCKETS, Box, Buckets, CropPlan, Extent, plan_crop
@@ -33,6 +35,13 @@ def random_image(
     if top:
         return torch.randint(0, top, (1, channels, height, width), generator=g).to(dtype)
     return torch.rand(1, channels, height, width, generator=g).to(dtype)
+
+
+def stitch(image: Tensor, patch: Tensor, region: Region, **how: Any) -> Tensor:
+    """A copy of the image with the patch blended in."""
+    out = image.clone()
+    stitch_into(out, patch, region, **how)
+    return out
 
 
 def bits(x: Tensor) -> bytes:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from refiner_core.__main__ import main
-from refiner_core.data.shards import read_lines, read_manifest, read_triplets
+from refiner_core.data.shards import TripletSet, read_lines, read_manifest
 from refiner_core.data.stages.generated import CachedWorkflow
 from refiner_core.data.stages.selection import VlmVerdict, sharpness
 from refiner_core.data.workflow import Workflow, load_workflow
@@ -61,7 +61,7 @@ def test_a_folder_of_pairs(pairs: Path, tmp_path: Path) -> None:
     assert set(entries) | set(reasons(out)) == {f"{i:08d}" for i in range(8)}
     same = [e["identity"] for e in entries.values() if e["pair"] in ("p0", "p1")]
     assert len(set(same)) == 1, "one reference is one identity"
-    for t in read_triplets(out):
+    for t in TripletSet(out):
         assert t.target is not None
         np.testing.assert_array_equal(t.draft[t.mask == 0], t.target[t.mask == 0])
         stored = np.asarray(Image.open(pairs / t.info["pair"] / "target.png"))
@@ -85,7 +85,7 @@ def test_a_listing_of_pairs(pairs: Path, tmp_path: Path) -> None:
     (pairs / "all.jsonl").write_text("".join(json.dumps(e) + "\n" for e in lines))
     out = tmp_path / "out"
     assert build(out, "--pairs", pairs / "all.jsonl", "--given-drafts") == 0
-    found = list(read_triplets(out))
+    found = list(TripletSet(out))
     assert {t.prompt for t in found} <= {f"Fix {i}" for i in range(4)} and found
     for t in found:
         assert t.target is not None
@@ -109,7 +109,7 @@ def test_critic_layout_and_its_own_drafts(pairs: Path, tmp_path: Path) -> None:
     Image.open(draft).resize((64, 48)).save(draft)
     out = tmp_path / "out"
     assert build(out, "--pairs", pairs, "--given-drafts") == 0
-    triplets = {t.info["pair"]: t for t in read_triplets(out)}
+    triplets = {t.info["pair"]: t for t in TripletSet(out)}
     assert {"p0", "p2", "p3"} <= set(triplets)
     given = np.asarray(Image.open(pairs / "p0" / "generated_with_degradation.png"))
     inside = triplets["p0"].mask > 0
@@ -132,7 +132,7 @@ def test_masks_from_alpha_and_boxes(pairs: Path, tmp_path: Path) -> None:
     boxes.write_text('{"p0": {"target": [[0.25, 0.25, 0.5, 0.75]], "reference": [[0, 0, 1, 0.5]]}}')
     out = tmp_path / "boxed"
     assert build(out, "--pairs", pairs, "--masks", "boxes", "--boxes", boxes) == 0
-    (t,) = read_triplets(out)
+    (t,) = TripletSet(out)
     assert t.reference_mask is not None
     assert abs(t.info["boxes"]["reference"][3] - t.reference.shape[0] / 2) <= 1
     assert t.mask[48, 48] == 255 and t.mask[48, 100] == 0

@@ -22,7 +22,6 @@ from refiner_core.data.preferences import (
     comparisons,
     read_preference,
     record_verdict,
-    write_preference,
 )
 from refiner_core.data.shards import write_shard
 from refiner_core.training.config_dpo import DPO_PRESETS, DpoConfig
@@ -32,7 +31,7 @@ from refiner_core.training.open_session import open_session
 from refiner_core.training.preference_data import preference_readers, write_preferences
 from refiner_core.training.settings import build, merged
 from tests.test_audit import triplet
-from tests.tiny_training import final, largest_difference
+from tests.tiny_training import final, largest_difference, write_preference
 
 
 def preference(number: int = 0, repairs: int = 2) -> Preference:

@@ -19,7 +19,7 @@ from refiner_core.models.detail_encoder import (
     load_detail_encoder,
     random_weights,
 )
-from refiner_core.models.kontext import Conditioning, velocity, zero_text
+from refiner_core.models.kontext import Conditioning, velocity
 from refiner_core.models.text import comfyui_folders, load_tokenizers
 from refiner_core.models.triggers import tokenize_triggers
 from refiner_core.recipes.recipe import (
@@ -31,6 +31,7 @@ from refiner_core.recipes.recipe import (
 )
 from refiner_core.sampling import draw_noise
 from refiner_core.weights.imagecritic_lora import merge_imagecritic, read_imagecritic_lora
+from tests.synthetic import zero_text
 
 from . import synthetic
 

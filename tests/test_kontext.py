@@ -9,7 +9,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from refiner_core.models import tokens
-from refiner_core.models.kontext import Conditioning, Denoiser, velocity, zero_text
+from refiner_core.models.kontext import Conditioning, Denoiser, velocity
+from tests.synthetic import zero_text
 
 
 def tiny(guidance: bool = False) -> FluxTransformer2DModel:

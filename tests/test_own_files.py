@@ -17,7 +17,7 @@ from refiner_core.data.artwork import load_artwork
 from refiner_core.data.own_files import NO_FILES, OwnFiles, find_own_files
 from refiner_core.data.sample import Sample, sample_seed
 from refiner_core.data.scripts import SCRIPTS, letters, misspell, needed_characters, random_word
-from refiner_core.data.shards import read_lines, read_manifest, read_triplets
+from refiner_core.data.shards import TripletSet, read_lines, read_manifest
 from refiner_core.data.stages.procedural import ProceduralPair
 from refiner_core.data.textures import alternative, draw_texture
 
@@ -325,9 +325,7 @@ def test_a_build_credits_its_files_and_keeps_the_splits_apart(
     }
 
     assert main([*command, "--out", str(tmp_path / "again")]) == 0
-    first, again = (
-        [t.draft.tobytes() for t in read_triplets(o)] for o in (out, tmp_path / "again")
-    )
+    first, again = ([t.draft.tobytes() for t in TripletSet(o)] for o in (out, tmp_path / "again"))
     assert first == again
     make_artwork(tmp_path / "artwork" / "d.png")
     assert main([*command, "--out", str(out)]) == 2

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refiner_core.data import shards
-from refiner_core.data.shards import MANIFEST, TripletSet, read_triplets, shard_name, write_shard
+from refiner_core.data.shards import MANIFEST, TripletSet, shard_name, write_shard
 from refiner_core.data.triplets import PICTURES, Triplet, check, decode, encode
 
 
@@ -71,8 +71,8 @@ def test_any_triplet_comes_back(
 def test_a_set_is_read_in_order_and_by_number(tmp_path: Path, manifest: bool) -> None:
     made = write_set(tmp_path, {"train": 5, "validation": 3}, manifest)
     for split, part in ((None, made), ("train", made[:5]), ("validation", made[5:])):
-        read = list(read_triplets(tmp_path, split))
         numbered = TripletSet(tmp_path, split)
+        read = list(numbered)
         assert len(read) == len(numbered) == len(part)
         for a, b, c in zip(read, numbered, part, strict=True):
             same(a, c)
@@ -138,15 +138,15 @@ def test_a_bad_triplet_is_refused_and_nothing_written(
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere"):
-        next(read_triplets(tmp_path / "nowhere"))
+        TripletSet(tmp_path / "nowhere")[0]
     with pytest.raises(ValueError, match="holds no triplets"):
-        next(read_triplets(tmp_path))
+        TripletSet(tmp_path)[0]
     write_set(tmp_path, {"train": 3})
     with pytest.raises(ValueError, match="no split 'test'; it has: train"):
         TripletSet(tmp_path, "test")
     (tmp_path / "train-00001.tar").unlink()
     with pytest.raises(ValueError, match="train-00001.tar is missing"):
-        list(read_triplets(tmp_path))
+        list(TripletSet(tmp_path))
 
 
 def damaged(folder: Path, member: str) -> None:
@@ -163,9 +163,8 @@ def damaged(folder: Path, member: str) -> None:
 def test_a_flipped_byte_is_named(tmp_path: Path, extension: str) -> None:
     write_set(tmp_path, {"train": 2})
     damaged(tmp_path, f"00000001.{extension}")
-    for read in (lambda: list(read_triplets(tmp_path)), lambda: TripletSet(tmp_path)[1]):
-        with pytest.raises(ValueError, match=rf"train-00000.tar: 00000001.{extension} is damaged"):
-            read()
+    with pytest.raises(ValueError, match=rf"train-00000.tar: 00000001.{extension} is damaged"):
+        TripletSet(tmp_path)[1]
     same(TripletSet(tmp_path)[0], triplet_of(0))
 
 
@@ -179,7 +178,7 @@ def test_a_shard_cut_off_anywhere_is_an_error(tmp_path: Path) -> None:
     for length in (0, 100, 512, second - 1, second, second + 700, end - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="train-00000.tar"):
-            list(read_triplets(tmp_path))
+            list(TripletSet(tmp_path))
 
 
 @pytest.mark.parametrize("gone", ["draft.png", "target.png", "json"])
@@ -188,7 +187,7 @@ def test_a_missing_member_is_named(tmp_path: Path, gone: str) -> None:
     del members[gone]
     shards.write_samples(tmp_path / "train-00000.tar", [("00000000", members)])
     with pytest.raises(ValueError, match=rf"00000000.{gone} is missing"):
-        list(read_triplets(tmp_path))
+        list(TripletSet(tmp_path))
 
 
 def test_a_damaged_manifest_names_its_line(tmp_path: Path) -> None:
@@ -205,11 +204,11 @@ def test_a_foreign_tar_without_checksums_is_read(tmp_path: Path) -> None:
     members["json"] = json.dumps({"caption": "theirs"}).encode()
     members["cls"] = b"7"
     shards.write_samples(tmp_path / "things-000.tar", [("00000000", members)])
-    (read,) = read_triplets(tmp_path, "things")
+    (read,) = TripletSet(tmp_path, "things")
     same(read, triplet_of(0, reference_mask=None, prompt="", info={}))
 
 
 def test_unfinished_files_are_not_shards(tmp_path: Path) -> None:
     write_set(tmp_path, {"train": 2}, manifest=False)
     (tmp_path / ".train-00001.tar.abc.tar").write_bytes(b"half")
-    assert len(list(read_triplets(tmp_path))) == 2
+    assert len(list(TripletSet(tmp_path))) == 2

@@ -13,7 +13,7 @@ from refiner_core.__main__ import main
 from refiner_core.nano import NANO_WEIGHTS, nano_recipe
 from refiner_core.nano.nano_engine import load_nano
 from refiner_core.recipes.recipe import NANO, NANO_TILES
-from refiner_core.training.losses import masked_flow_loss
+from refiner_core.training.losses import masked_flow_errors, mean_loss
 from refiner_core.training.tile_dataset import TileDataset, draw_scenes
 from refiner_core.training.tile_scenes import TileScene, draw_tile_scene
 from refiner_core.weights.inspection import inspect_file
@@ -82,8 +82,9 @@ def test_a_folder_without_photographs_is_refused(tmp_path: Path) -> None:
 def test_the_root_of_the_loss_weighs_hopeless_samples_less() -> None:
     target, mask = torch.zeros(2, 4, 8, 8), torch.ones(2, 1, 8, 8)
     predicted = torch.stack([torch.full((4, 8, 8), v) for v in (0.1, 3.0)])
-    assert float(masked_flow_loss(predicted, target, mask)) == pytest.approx((0.01 + 9) / 2)
-    assert float(masked_flow_loss(predicted, target, mask, root=True)) == pytest.approx(3.1 / 2)
+    errors = masked_flow_errors(predicted, target, mask)
+    assert float(mean_loss(errors, root=False)) == pytest.approx((0.01 + 9) / 2)
+    assert float(mean_loss(errors, root=True)) == pytest.approx(3.1 / 2)
 
 
 @pytest.mark.slow

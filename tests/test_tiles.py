@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from refiner_core.images.geometry import Box, CropPlan, Extent, plan_native_crop
-from refiner_core.models.kontext import Conditioning, Denoiser, zero_text
+from refiner_core.models.kontext import Conditioning, Denoiser
 from refiner_core.models.tiles import TileCaches, TiledDenoiser, Tiling, tile_starts
 from refiner_core.nano.nano_engine import load_nano
 from refiner_core.nano.tile_inputs import with_draft_tone
 from refiner_core.recipes.recipe import NANO_TILES
 from refiner_core.repair.pipeline import refine
 from refiner_core.repair.request import RefineOptions, RefineRequest
+from tests.synthetic import zero_text
 
 
 @pytest.mark.parametrize(

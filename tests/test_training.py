@@ -27,7 +27,7 @@ from refiner_core.training.config import DataSettings
 from refiner_core.training.crop_triplet import agreement, check_worth, gain
 from refiner_core.training.dataset import Dataset, Item, Pixels
 from refiner_core.training.distributed import Processes
-from refiner_core.training.losses import masked_flow_loss
+from refiner_core.training.losses import masked_flow_errors
 from refiner_core.training.prepare import PreparedDataset, prepare
 
 
@@ -47,7 +47,7 @@ def box_mask(h: int, w: int, side: int) -> Tensor:
 @pytest.mark.parametrize("side", [1, 3, 8])
 def test_an_error_in_the_mask_counts_alike_at_any_area(side: int) -> None:
     target, mask = normal(0, 1, 4, 8, 8), box_mask(8, 8, side)
-    loss = masked_flow_loss(target + 0.5 * mask, target, mask)
+    loss = masked_flow_errors(target + 0.5 * mask, target, mask).mean()
     assert float(loss) == pytest.approx(0.25, rel=1e-5)
 
 
@@ -56,10 +56,12 @@ def test_every_sample_is_normalised_on_its_own() -> None:
     mask = torch.cat([box_mask(8, 8, 1), box_mask(8, 8, 6)])
     predicted = target + normal(1, 2, 4, 8, 8)
     single = [
-        float(masked_flow_loss(predicted[i : i + 1], target[i : i + 1], mask[i : i + 1]))
+        float(masked_flow_errors(predicted[i : i + 1], target[i : i + 1], mask[i : i + 1]).mean())
         for i in range(2)
     ]
-    assert float(masked_flow_loss(predicted, target, mask)) == pytest.approx(sum(single) / 2)
+    assert float(masked_flow_errors(predicted, target, mask).mean()) == pytest.approx(
+        sum(single) / 2
+    )
 
 
 def test_the_loss_by_hand() -> None:
@@ -67,13 +69,15 @@ def test_the_loss_by_hand() -> None:
     error = (predicted - target) ** 2
     inside = error[..., :3, :3].mean()
     outside = (error * (1 - mask)).mean()
-    loss = masked_flow_loss(predicted, target, mask, region=2.0, background=0.5)
+    loss = masked_flow_errors(predicted, target, mask, region=2.0, background=0.5).mean()
     torch.testing.assert_close(loss, 2 * inside + 0.5 * outside)
 
 
 def test_an_empty_mask_leaves_the_plain_mean() -> None:
     target, predicted = normal(0, 2, 4, 8, 8), normal(1, 2, 4, 8, 8)
-    loss = masked_flow_loss(predicted, target, torch.zeros(2, 1, 8, 8), region=5, background=0.1)
+    loss = masked_flow_errors(
+        predicted, target, torch.zeros(2, 1, 8, 8), region=5, background=0.1
+    ).mean()
     torch.testing.assert_close(loss, ((predicted - target) ** 2).mean())
 
 
@@ -83,17 +87,17 @@ def test_the_loss_is_bounded_by_the_largest_error(seed: int, density: float) -> 
     target, predicted = normal(seed, 3, 4, 6, 6), normal(seed + 1, 3, 4, 6, 6)
     g = torch.Generator().manual_seed(seed)
     mask = (torch.rand(3, 1, 6, 6, generator=g) < density).float()
-    loss = float(masked_flow_loss(predicted, target, mask))
+    loss = float(masked_flow_errors(predicted, target, mask).mean())
     most = float((predicted - target).square().amax())
     assert 0 < loss <= 2 * most
-    assert float(masked_flow_loss(target, target, mask)) == 0
+    assert float(masked_flow_errors(target, target, mask).mean()) == 0
 
 
 def test_the_loss_is_float32_and_has_a_gradient_everywhere() -> None:
     predicted, target, mask = normal(0, 1, 4, 8, 8), normal(1, 1, 4, 8, 8), box_mask(8, 8, 3)
-    half = masked_flow_loss(predicted.bfloat16(), target.bfloat16(), mask)
+    half = masked_flow_errors(predicted.bfloat16(), target.bfloat16(), mask).mean()
     assert half.dtype == torch.float32
-    loss = masked_flow_loss(predicted.requires_grad_(), target, mask)
+    loss = masked_flow_errors(predicted.requires_grad_(), target, mask).mean()
     torch.testing.assert_close(half, loss.detach(), rtol=0.02, atol=0)
     loss.backward()
     assert predicted.grad is not None

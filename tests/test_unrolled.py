@@ -19,7 +19,7 @@ from refiner_core.training.config import RewardSettings
 from refiner_core.training.config_unrolled import UnrolledConfig
 from refiner_core.training.dataset import Item, Pixels
 from refiner_core.training.distributed import Processes
-from refiner_core.training.losses import masked_flow_loss
+from refiner_core.training.losses import masked_flow_errors
 from refiner_core.training.objective import Learner
 from refiner_core.training.policy import Policy
 from refiner_core.training.reward import make_reward
@@ -181,7 +181,7 @@ def test_one_step_of_the_pixel_reward_is_weighted_matching() -> None:
         noise = (x - (1 - t) * batch.target) / t
         v = policy.velocity(x, x.new_full((2,), t), batch.conditioning)
         target = flow.velocity_target(batch.target, noise)
-        losses.append(t * t * masked_flow_loss(v, target, batch.mask))
+        losses.append(t * t * masked_flow_errors(v, target, batch.mask).mean())
     expected = torch.autograd.grad(torch.stack(losses).mean(), parameters)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)

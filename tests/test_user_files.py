@@ -11,7 +11,7 @@ from PIL import Image
 
 from refiner_core.__main__ import main
 from refiner_core.data.pair_files import count_system_files, find_pairs, find_references
-from refiner_core.data.shards import read_triplets
+from refiner_core.data.shards import TripletSet
 from refiner_core.evaluation.cases import open_cases
 
 SIZE = (96, 64)
@@ -71,7 +71,7 @@ def test_cut_outs_become_white_in_a_data_set_and_it_is_noted(
     assert main([*build, *arguments]) == 0
     printed = capsys.readouterr().out
     assert "composited over white" in printed and "1 samples" in printed
-    cut, plain = read_triplets(tmp_path / "set")
+    cut, plain = TripletSet(tmp_path / "set")
     assert cut.info["composited_over_white"] == ["reference", "target"]
     assert "composited_over_white" not in plain.info
     for name in ("reference", "target"):

@@ -16,6 +16,8 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from refiner_core.data.preferences import Preference
+from refiner_core.data.triplets import encode_png
 from refiner_core.models.core_engine import CoreEngine
 from refiner_core.recipes.recipe import OMNIREFINER
 from refiner_core.training.config import GrpoConfig, RunConfig, SftConfig
@@ -54,6 +56,28 @@ REWARD_SETTINGS: dict[str, Any] = {
     "optimizer": {"rate": 1e-2, "ema": 0.9},
     "run": {"max_steps": 3, "batch": 2, "micro_batch": 1, "save_every": 1, "validate_every": 0},
 }
+
+
+def write_preference(folder: Path, preference: Preference) -> Path:
+    """Write a case into its own folder as `rank-N.png`; the folder.
+
+    Repairs of equal rank are not supported by these names; give each its own rank.
+    """
+    target = folder / preference.id
+    target.mkdir(parents=True, exist_ok=True)
+    pictures = {
+        "draft": preference.draft,
+        "reference": preference.reference,
+        "mask": preference.mask,
+        "reference_mask": preference.reference_mask,
+        **{f"rank-{r.rank}": r.pixels for r in preference.repairs},
+    }
+    for name, pixels in pictures.items():
+        if pixels is not None:
+            (target / f"{name}.png").write_bytes(encode_png(pixels))
+    if preference.prompt:
+        (target / "prompt.txt").write_text(preference.prompt, encoding="utf-8")
+    return target
 
 
 DPO_SETTINGS: dict[str, Any] = {

@@ -121,29 +121,6 @@ def _ranked_files(folder: Path) -> list[tuple[int, Path]]:
     return [*((1, p) for p in kept), *((2, p) for p in rejected)]
 
 
-def write_preference(folder: Path, preference: Preference) -> Path:
-    """Write a case into its own folder as `rank-N.png`; the folder.
-
-    Repairs of equal rank are not supported by these names; give each its own rank.
-    """
-    target = folder / preference.id
-    target.mkdir(parents=True, exist_ok=True)
-    pictures = {
-        "draft": preference.draft,
-        "reference": preference.reference,
-        "mask": preference.mask,
-        "reference_mask": preference.reference_mask,
-        **{f"rank-{r.rank}": r.pixels for r in preference.repairs},
-    }
-    for name, pixels in pictures.items():
-        if pixels is not None:
-            with atomic_path(target / f"{name}.png") as temporary:
-                temporary.write_bytes(encode_png(pixels))
-    if preference.prompt:
-        (target / "prompt.txt").write_text(preference.prompt, encoding="utf-8")
-    return target
-
-
 class RepairInputs(NamedTuple):
     """What a repair was made of: pictures uint8 H W 3, the region uint8 H W, and the prompt."""
 

@@ -12,7 +12,6 @@ import io
 import json
 import re
 import tarfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, overload
@@ -208,48 +207,11 @@ def _check_member(header: tarfile.TarInfo) -> None:
         )
 
 
-def read_shard(path: Path) -> Iterator[Triplet]:
-    """The triplets of one shard.
-
-    Raises:
-        ValueError: the shard or a member is missing or damaged; names both.
-    """
-    for name, members in read_samples(path):
-        yield _decoded(path, name, members)
-
-
 def _decoded(path: Path, name: str, members: Mapping[str, bytes]) -> Triplet:
     try:
         return decode(name, members)
     except ValueError as e:
         raise ValueError(f"In the shard {path}: {e}.") from e
-
-
-def read_triplets(folder: Path, split: str | None = None) -> Iterator[Triplet]:
-    """Every triplet of a data set, in the order of its shards.
-
-    Args:
-        folder: a data set (see the module).
-        split: "train", "validation", ...; None = all.
-
-    Raises:
-        ValueError: the folder, split or a shard is missing, or a member is damaged; names the
-            shard and the member.
-    """
-    folder = Path(folder)
-    shards = find_shards(folder, split)
-    listed = (folder / MANIFEST).is_file()
-    counts = Counter(e["shard"] for e in read_manifest(folder)) if listed else Counter[str]()
-    for path in shards:
-        count = 0
-        for triplet in read_shard(path):
-            count += 1
-            yield triplet
-        # A tar that was truncated between two samples reads as a shorter one.
-        if listed and count != counts[path.name]:
-            raise ValueError(
-                f"The shard {path} has {count} samples, but {MANIFEST} lists {counts[path.name]}."
-            )
 
 
 class TripletSet(Sequence[Triplet]):
@@ -258,8 +220,13 @@ class TripletSet(Sequence[Triplet]):
     Shards are indexed when they are first needed, so opening a set of thousands is quick.
     Only offsets are kept in memory and no file stays open, so it can be sent to other processes.
 
+    Args:
+        folder: a data set (see the module).
+        split: "train", "validation", ...; None = all.
+
     Raises:
-        ValueError: as `read_triplets`, on opening or on reading the triplet.
+        ValueError: the folder, split or a shard is missing, or, on reading the triplet, a member is
+            damaged; names the shard and the member.
     """
 
     def __init__(self, folder: Path | str, split: str | None = None) -> None:

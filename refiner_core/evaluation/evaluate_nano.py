@@ -20,6 +20,7 @@ from .baselines import PastedReference, pasted_reference
 from .held_out_scenes import FIRST_SEED, HeldOutScene, make_scene
 from .metric import MAX_PSNR
 
+_WORKERS = 2  # processes
 _METHODS = ("draft", "pasted", "aligned", "refined")
 
 
@@ -106,7 +107,6 @@ def evaluate_nano(
     rough_masks: bool = False,
     steps: int | None = None,
     sheet: Path | None = None,
-    workers: int = 2,
 ) -> list[SceneResult]:
     """Repair `count` held-out scenes and print the table.
 
@@ -117,11 +117,10 @@ def evaluate_nano(
         steps: of the sampler; None = the recipe's.
         sheet: file for a picture of the 10 worst and the 10 best cases (reference, draft, aligned
             reference pasted, refined, target).
-        workers: number of processes.
     """
     path = str(weights or NANO_WEIGHTS)
     jobs = [(FIRST_SEED + i, path, rough_masks, steps) for i in range(count)]
-    with worker_pool(workers) as pool:
+    with worker_pool(_WORKERS) as pool:
         rows = [r for r in pool.map(_evaluate, jobs, chunksize=4) if r is not None]
     print("masked PSNR (dB) and SSIM: the draft; the reference pasted box on box; pasted after the")
     print("pipeline's alignment and light matching; refined. Last: share of drafts made better.")

@@ -196,7 +196,6 @@ def box_regions(
     mask: Tensor | None = None,
     *,
     grow_pixels: float = 0,
-    holes: bool = True,
 ) -> list[Region]:
     """One region per pair, in the order of the pairs.
 
@@ -204,7 +203,7 @@ def box_regions(
         pairs: the boxes on the draft.
         size: of the draft.
         mask: 1 1 H W; a region is what the mask has in its box, or the whole box if that is nothing.
-        grow_pixels, holes: as for `find_regions`; holes that were erased are not filled.
+        grow_pixels: as for `find_regions`; holes that were erased are not filled.
 
     Raises:
         ValueError: nothing is left of a box that `grow_pixels` shrinks.
@@ -218,9 +217,7 @@ def box_regions(
         ).intersection(Box(0, 0, *size))
         inside = _narrowed(pair.draft.cover(size, window), window, mask)
         meant = isinstance(pair.draft, RelativePainting) and pair.draft.erased
-        region = find_regions(
-            inside, grow_pixels=grow_pixels, holes=holes and not meant, split=False
-        )[0]
+        region = find_regions(inside, grow_pixels=grow_pixels, holes=not meant, split=False)[0]
         regions.append(Region(region.box.moved(window.x0, window.y0), region.mask))
     return regions
 

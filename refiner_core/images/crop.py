@@ -68,30 +68,6 @@ def uncrop(result: Tensor, plan: CropPlan, region: Region) -> Tensor:
     return full[..., y : y + h, x : x + w].clamp(0, 1)
 
 
-def stitch(
-    image: Tensor,
-    patch: Tensor,
-    region: Region,
-    *,
-    feather_pixels: float = 8,
-    blend: Blend = "feather",
-) -> Tensor:
-    """A copy of `image` with `patch` blended in over the region.
-
-    Every pixel where the region's mask is 0 keeps its exact value in the type that came in.
-
-    Args:
-        image: B C H W of any stored type; channels that the patch lacks (alpha) are not changed.
-        patch: float B 3 h w in [0, 1] of the size of the region's box.
-        region: where the patch goes.
-        feather_pixels: width of the blend inside the mask's edge.
-        blend: "feather" uses one ramp, "multiband" blends coarse tones over a wider band than detail.
-    """
-    out = image.clone()
-    stitch_into(out, patch, region, feather_pixels=feather_pixels, blend=blend)
-    return out
-
-
 def stitch_into(
     out: Tensor,
     patch: Tensor,
@@ -100,7 +76,17 @@ def stitch_into(
     feather_pixels: float = 8,
     blend: Blend = "feather",
 ) -> None:
-    """`stitch` in place: a large picture with many regions is then copied only once."""
+    """Blend `patch` into `out` over the region, in place.
+
+    Every pixel where the region's mask is 0 keeps its exact value in the type that came in.
+
+    Args:
+        out: B C H W of any stored type; channels that the patch lacks (alpha) are not changed.
+        patch: float B 3 h w in [0, 1] of the size of the region's box.
+        region: where the patch goes.
+        feather_pixels: width of the blend inside the mask's edge.
+        blend: "feather" uses one ramp, "multiband" blends coarse tones over a wider band than detail.
+    """
     b = region.box
     extent = Extent(out.shape[-1], out.shape[-2])
     open_sides = (b.x0 == 0, b.y0 == 0, b.x1 == extent.width, b.y1 == extent.height)

@@ -187,22 +187,19 @@ def usable_mask(
     return normalize_mask(mask, name)
 
 
-def coverage_notes(mask: Tensor, box: Box | None, name: str = "mask") -> Notes:
+def coverage_notes(mask: Tensor, box: Box | None) -> Notes:
     """A note about a mask B 1 H W in [0, 1] that marks most of the picture, as inverted masks do.
 
     Args:
         mask: of a picture or several.
         box: tight around all that it marks, which spares reading the rest; None = it marks nothing.
-        name: what the mask is to the user.
     """
     if box is None or box.extent.area <= _LARGE * mask.shape[-1] * mask.shape[-2]:
         return ()
     coverage = int(torch.count_nonzero(mask > 0)) / mask.numel()
     if not _LARGE < coverage < 1:
         return ()
-    return (
-        f"the {name} marks {coverage:.0%} of the picture. If the detail is the rest, invert it",
-    )
+    return (f"the mask marks {coverage:.0%} of the picture. If the detail is the rest, invert it",)
 
 
 def uniform_notes(reference: Tensor, mask: Tensor | None) -> Notes:

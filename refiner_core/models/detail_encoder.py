@@ -126,7 +126,7 @@ def loading_of(sd: Mapping[str, Tensor]) -> Loading:
 
 
 def load_detail_encoder(
-    path: str | Path, loading: Loading | None = None, seed: int = 0
+    path: str | Path, loading: Loading | None = None
 ) -> tuple[DetailEncoder, Loading]:
     """The detail encoder of a file, in float32, and how it was loaded.
 
@@ -135,7 +135,6 @@ def load_detail_encoder(
         loading: "assign" takes the file's weights; "add" adds them to random ones, as the published
             code does (with no seed, so that its results differ from start to start). None looks at
             the file.
-        seed: of those random weights.
 
     Raises:
         ValueError: another kind of file, or weights missing or left over (named).
@@ -149,7 +148,7 @@ def load_detail_encoder(
     _check(path, model, sd)
     chosen = loading or loading_of(sd)
     if chosen == "add":
-        base = random_weights(model, seed)
+        base = random_weights(model, seed=0)
         sd = {k: base[k] + v for k, v in sd.items()}
     model.load_state_dict(sd, assign=True)
     return model.eval().requires_grad_(False), chosen

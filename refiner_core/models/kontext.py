@@ -65,13 +65,6 @@ def _repeat(x: Tensor, batch: int) -> Tensor:
     return x if len(x) == batch else x.expand(batch, *x.shape[1:])
 
 
-def zero_text(model: Transformer, batch: int = 1, length: int = 1) -> tuple[Tensor, Tensor]:
-    """The embeddings of a model that knows no text: zeros `B length D` and `B P`."""
-    p = model.context_embedder.weight
-    pooled = model.time_text_embed.text_embedder.linear_1.in_features
-    return p.new_zeros(batch, length, p.shape[1]), p.new_zeros(batch, pooled)
-
-
 def _call(
     model: Transformer,
     latents: Sequence[Tensor],

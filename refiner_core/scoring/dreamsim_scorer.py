@@ -9,13 +9,15 @@ from .dreamsim import DreamSim, cosine_distance
 from .preparation import prepare_exact, prepare_smooth, region_views
 from .scorer import check_pair, check_pictures
 
+_CONTEXT = 1.3  # side of the square crop over the longer side of the mask's box
+
 
 class DreamSimScorer:
     """`Scorer` by DreamSim: 0 = the same. OmniRefiner's paper reports 0.0918 for its repairs.
 
     Whole pictures are resized to the network's square, whatever their shape, as DreamSim was
     trained; only here may `a` and `b` have different sizes. With a mask, the smallest square
-    around it with `context` is cropped instead and nothing is stretched.
+    around it is cropped with some context instead and nothing is stretched.
 
     Args:
         model: the network, on its device.
@@ -23,15 +25,12 @@ class DreamSimScorer:
             dreamsim package and no gradient. False keeps everything in tensors: differentiable,
             and on photographs within about 0.001 of exact.
         chunk: pictures per forward pass; bounds the memory, about 25 MB each at 224 px.
-        context: side of the square as a factor of the longer side of the mask's box, at least 1.
     """
 
-    def __init__(
-        self, model: DreamSim, *, exact: bool = True, chunk: int = 16, context: float = 1.3
-    ) -> None:
+    def __init__(self, model: DreamSim, *, exact: bool = True, chunk: int = 16) -> None:
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1 picture, got {chunk}.")
-        self.model, self.exact, self.chunk, self.context = model, exact, chunk, context
+        self.model, self.exact, self.chunk = model, exact, chunk
 
     @property
     def name(self) -> str:
@@ -55,7 +54,7 @@ class DreamSimScorer:
         else:
             a, b, mask = check_pair(a, b, mask)
             assert mask is not None
-            a, b = region_views(a, b, mask, self.context, self.model.side, self.exact)
+            a, b = region_views(a, b, mask, _CONTEXT, self.model.side, self.exact)
         # Rounding makes the same picture -1e-7.
         return cosine_distance(self.embed(a), self.embed(b)).clamp_min(0).to(device)
 

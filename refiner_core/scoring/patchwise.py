@@ -20,6 +20,7 @@ from .scorer import Scorer, check_pair, check_pictures
 
 PATCH_SIDE = 224  # px: what DreamSim sees
 
+_CONTEXT = 1.3  # side of the square crop over the longer side of the mask's box
 # Errors under these gain nothing, so that a draft that is nearly right still leaves some tolerance.
 _LEAST_PIXEL_ERROR = 1e-3
 _LEAST_EDGE_ERROR = 1e-4
@@ -54,8 +55,6 @@ def patch_scores(
     target: Tensor,
     mask: Tensor,
     draft: Tensor,
-    *,
-    context: float = 1.3,
 ) -> PatchScores:
     """Score samples against the target; differentiable if the scorer is.
 
@@ -67,7 +66,6 @@ def patch_scores(
         mask: B or 1 1 H W, over 0 in the region. For an item whose mask is empty (a draft that
             needs no repair) the region is the whole picture.
         draft: B or 1 3 H W, the picture to be repaired, whose errors scale `pixels` and `edges`.
-        context: side of the square crop over the longer side of the mask's box, at least 1.
 
     Raises:
         ValueError: shapes do not match, or a value is not finite.
@@ -76,7 +74,7 @@ def patch_scores(
     region = _region(mask)
     samples, target, region = _pairs(samples, target, region)
     draft = draft.expand(len(samples), -1, -1, -1)
-    patches, true_patches = _crops(samples, target, region, context)
+    patches, true_patches = _crops(samples, target, region)
     tau_pixels = masked_mse(draft, target, region).clamp_min(_LEAST_PIXEL_ERROR)
     tau_edges = edge_error(draft, target, region).clamp_min(_LEAST_EDGE_ERROR)
     return PatchScores(
@@ -101,11 +99,11 @@ def _pairs(samples: Tensor, target: Tensor, region: Tensor) -> tuple[Tensor, Ten
     return samples, target, fitted
 
 
-def _crops(a: Tensor, b: Tensor, region: Tensor, context: float) -> tuple[Tensor, Tensor]:
+def _crops(a: Tensor, b: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
     """The square around each item's region in both pictures, B 3 224 224."""
     boxes = [bounds(r) for r in region.split(1)]
     both = [
-        square_view(torch.cat([x, y]), box, context, PATCH_SIDE)
+        square_view(torch.cat([x, y]), box, _CONTEXT, PATCH_SIDE)
         for x, y, box in zip(a.split(1), b.split(1), boxes, strict=True)
         if box is not None
     ]

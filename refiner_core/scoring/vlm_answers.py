@@ -45,22 +45,22 @@ def _word(token: str) -> str:
     return token.strip(" \n\t\"'.,:*").lower()
 
 
-def expected_score(reply: Reply, highest: int = HIGHEST) -> float | None:
-    """A digit from 0 to `highest` as a score in [0, 1]: its expectation over the digits' probabilities.
+def expected_score(reply: Reply) -> float | None:
+    """A digit from 0 to `HIGHEST` as a score in [0, 1]: its expectation over the digits' probabilities.
 
     Without log-probabilities it is the first digit in the reply. None: there is no such digit.
     (UniWorld-V2, arXiv 2510.16888.)
     """
-    digits = {str(i) for i in range(highest + 1)}
+    digits = {str(i) for i in range(HIGHEST + 1)}
 
     def read(token: str) -> str | None:
         return _word(token) if _word(token) in digits else None
 
     shares = _shares(reply.tokens, read)
     if shares is not None:
-        return sum(int(k) * p for k, p in shares.items()) / highest
+        return sum(int(k) * p for k, p in shares.items()) / HIGHEST
     found = re.search(r"(?<![\d.])\d+(?![\d.]*\d)", reply.text)
-    return int(found[0]) / highest if found and found[0] in digits else None
+    return int(found[0]) / HIGHEST if found and found[0] in digits else None
 
 
 def probability_of(reply: Reply, answer: str, other: str) -> float | None:

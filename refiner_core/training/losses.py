@@ -14,14 +14,8 @@ from ..flow import Step
 Guard = Literal["offset", "scaled", "off"]
 
 
-def masked_flow_loss(
-    predicted: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    *,
-    region: float = 1.0,
-    background: float = 1.0,
-    root: bool = False,
+def masked_flow_errors(
+    predicted: Tensor, target: Tensor, mask: Tensor, *, region: float = 1.0, background: float = 1.0
 ) -> Tensor:
     """`region * sum(e m) / (C sum m) + background * mean(e (1 - m))` with `e = (v - target)^2`.
 
@@ -34,26 +28,19 @@ def masked_flow_loss(
         predicted, target: velocities `B C h w`.
         mask: region in latent pixels, `B 1 h w`, 0 or 1.
         region, background: weights of the two terms.
-        root: take the root of each sample's loss, so that few hopeless samples do not dominate.
 
     Returns:
-        the mean over the batch.
+        one error for each sample, `B`.
     """
-    loss = masked_flow_errors(predicted, target, mask, region=region, background=background)
-    return (loss.clamp_min(1e-8).sqrt() if root else loss).mean()
-
-
-def masked_flow_errors(
-    predicted: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    *,
-    region: float = 1.0,
-    background: float = 1.0,
-) -> Tensor:
-    """`masked_flow_loss` of each sample without its root, `B`."""
     error = (predicted.float() - target.float()).square()
     return masked_means(error, mask, region=region, background=background)
+
+
+def mean_loss(errors: Tensor, root: bool) -> Tensor:
+    """The mean over the batch of its errors `B`, or of their roots, so that few hopeless samples do
+    not dominate.
+    """
+    return (errors.clamp_min(1e-8).sqrt() if root else errors).mean()
 
 
 def masked_means(error: Tensor, mask: Tensor, *, region: float, background: float) -> Tensor:
@@ -155,9 +142,9 @@ def policy_loss(log_ratios: Tensor, advantages: Tensor, clip: float) -> PolicyLo
     return PolicyLoss(torch.maximum(free, held).mean(), clipped)
 
 
-def nft_share(advantages: Tensor, largest: float = 5.0) -> Tensor:
+def nft_share(advantages: Tensor) -> Tensor:
     """Advantages in [-5, 5] as DiffusionNFT's optimality probabilities in [0, 1]."""
-    return (advantages / largest / 2 + 0.5).clamp(0, 1)
+    return (advantages / 5.0 / 2 + 0.5).clamp(0, 1)
 
 
 def nft_loss(

@@ -14,7 +14,7 @@ from ..models.kontext import Conditioning
 from ..recipes.recipe import Recipe
 from .config import LossSettings
 from .dataset import Batch, Item, collate
-from .losses import contrast_loss, masked_flow_errors, masked_flow_loss
+from .losses import contrast_loss, masked_flow_errors, mean_loss
 from .objective import Learner
 from .timestep_sampling import sample_timesteps
 
@@ -65,7 +65,7 @@ class SupervisedLoss:
         target = flow.velocity_target(batch.target, noise)
         mask = batch.mask if o.masked else torch.zeros_like(batch.mask)
         weights = {"region": o.region, "background": o.background}
-        loss = masked_flow_loss(predicted, target, mask, **weights, root=o.root)
+        loss = mean_loss(masked_flow_errors(predicted, target, mask, **weights), o.root)
         if not o.contrast or len(batch.conditioning.references) < len(items[0].references):
             return loss, torch.zeros_like(loss)
         errors = [masked_flow_errors(predicted, target, mask, **weights)]

@@ -79,24 +79,22 @@ class TileDataset:
     Tile n of a scene is always the same one.
     """
 
-    def __init__(
-        self, files: Sequence[Path], encoder: Encoder, tiles: int, *, side: int = TILE
-    ) -> None:
-        self.files, self._encoder, self._tiles, self._side = list(files), encoder, tiles, side
+    def __init__(self, files: Sequence[Path], encoder: Encoder, tiles: int) -> None:
+        self.files, self._encoder, self._tiles = list(files), encoder, tiles
 
     def __len__(self) -> int:
         return len(self.files) * self._tiles
 
     @property
     def shapes(self) -> Sequence[Shape]:
-        latent = self._side // self._encoder.recipe.latent_factor
+        latent = TILE // self._encoder.recipe.latent_factor
         return [((latent, latent),) * 3] * len(self)
 
     def __getitem__(self, index: int) -> Item:
         at, number = divmod(index, self._tiles)
         file = self.files[at]
         rng = np.random.default_rng([int(file.stem.split("-")[1]), number, 65])
-        p = augment(rng, _cut_tile(rng, np.load(file, mmap_mode="r"), self._side))
+        p = augment(rng, _cut_tile(rng, np.load(file, mmap_mode="r")))
         encode, recipe = self._encoder.encode, self._encoder.recipe
         z = encode(p.target).cpu()
         pictures = {"draft": p.draft, "reference": p.reference}
@@ -105,22 +103,22 @@ class TileDataset:
         return Item(f"{file.stem}-{number}", recipe.text(None), z, references, mask, p)
 
 
-def _cut_tile(rng: np.random.Generator, scene: np.ndarray, side: int) -> Pixels:
+def _cut_tile(rng: np.random.Generator, scene: np.ndarray) -> Pixels:
     """A tile around a random point of the scene's mask, as far as the scene's edges allow.
 
     Args:
         scene: uint8 h w 10 (see `TileScene.stacked`); the edges of a smaller one are repeated.
     """
-    short = [(0, max(0, side - n)) for n in scene.shape[:2]]
+    short = [(0, max(0, TILE - n)) for n in scene.shape[:2]]
     scene = np.pad(scene, (*short, (0, 0)), mode="edge")
     h, w = scene.shape[:2]
     inside = np.flatnonzero(scene[..., 9])
     point = int(inside[int(rng.integers(len(inside)))]) if len(inside) else h * w // 2
     # The point may lie anywhere in the tile, so that tiles at a region's edge are seen too.
     y, x = (
-        int(np.clip(v - rng.integers(side), 0, n - side))
+        int(np.clip(v - rng.integers(TILE), 0, n - TILE))
         for v, n in zip(divmod(point, w), (h, w), strict=True)
     )
-    part = np.array(scene[y : y + side, x : x + side], np.float32) / 255
+    part = np.array(scene[y : y + TILE, x : x + TILE], np.float32) / 255
     planes: Tensor = torch.from_numpy(part).permute(2, 0, 1)[None]
     return Pixels(planes[:, :3], planes[:, 3:6], planes[:, 6:9], (planes[:, 9:] > 0.5).float())

@@ -22,7 +22,7 @@ from ..data.degrade import DEGRADATIONS, degrade_box
 from ..data.textures import Texture, alternative, draw_texture
 from ..images.filters import blur
 from ..images.geometry import Box, Extent
-from ..images.masks import Region
+from ..images.masks import Region, bounds
 from ..matching.detail_transfer import DetailTransfer, transfer_detail
 from ..matching.surface_map import box_to_box
 from ..nano.tile_inputs import with_draft_tone
@@ -378,8 +378,8 @@ def _draw_mask(rng: np.random.Generator, box: Box, print_: _Print) -> Tensor:
 
 
 def _region(mask: Tensor) -> Region:
-    ys, xs = (mask[0, 0] > 0).nonzero(as_tuple=True)
-    box = Box(int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
+    box = bounds(mask)
+    assert box is not None, "every mask marks something"
     return Region(box, mask[..., box.y0 : box.y1, box.x0 : box.x1].contiguous())
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refiner_core.images.crop import crop, stitch, uncrop
+from refiner_core.images.crop import crop, stitch_into, uncrop
 from refiner_core.images.geometry import KONTEXT_BUCKETS, Extent, plan_crop
 from refiner_core.images.masks import find_regions
 
@@ -60,9 +60,10 @@ def _against_native_flux(rounds: int) -> None:
     """One velocity of nano, the same tokens through ComfyUI's FLUX and through the core."""
     from safetensors.torch import load_file
 
-    from refiner_core.models.kontext import Conditioning, velocity, zero_text
+    from refiner_core.models.kontext import Conditioning, velocity
     from refiner_core.nano import NANO_WEIGHTS
     from refiner_core.nano.nano_engine import load_nano
+    from tests.synthetic import zero_text
 
     core = load_nano().model
     state = {k: v for k, v in load_file(NANO_WEIGHTS).items() if not k.startswith("codec.")}
@@ -182,7 +183,9 @@ def _against_crop_and_stitch(folder: str, rounds: int) -> None:
         region = find_regions(mask)[0]
         plan = plan_crop(Extent(4096, 4096), region.box, KONTEXT_BUCKETS, 1.5)
         patch = uncrop(crop(image, plan), plan, region)
-        return stitch(image, patch, region, feather_pixels=32)
+        stitched = image.clone()
+        stitch_into(stitched, patch, region, feather_pixels=32)
+        return stitched
 
     ours, other = (median_seconds(r, rounds, time.process_time) for r in (our_run, their_run))
     print("\nCrop + stitch of a 256 px region in a 4096 px float picture")

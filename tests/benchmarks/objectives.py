@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from refiner_core.commands.train_nano import check_least, check_one_process, open_setup
-from refiner_core.data.preferences import Preference, Repair, write_preference
+from refiner_core.data.preferences import Preference, Repair
 from refiner_core.data.shards import TripletSet
 from refiner_core.data.splits import split_data
 from refiner_core.data.triplets import mask_tensor, picture_tensor
@@ -48,6 +48,7 @@ from refiner_core.training.settings import build, merged
 from refiner_core.training.train import Interruption, train
 from refiner_core.training.train_nano import Setup, grpo_config, sft_config
 from tests.benchmarks.objectives_table import CONTROL, START, Cases, Cost, Found, describe
+from tests.tiny_training import write_preference
 
 _ENDLESS = 10**6  # steps: time ends a row
 _ORDERED = 8  # repairs per case

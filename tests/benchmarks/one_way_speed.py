@@ -9,10 +9,11 @@ import torch
 
 from refiner_core.images.geometry import Extent
 from refiner_core.models.flux_transformer import FluxTransformer
-from refiner_core.models.kontext import Conditioning, Denoiser, zero_text
+from refiner_core.models.kontext import Conditioning, Denoiser
 from refiner_core.nano.nano_engine import load_nano
 from refiner_core.recipes.recipe import NANO
 from refiner_core.sampling import sample
+from tests.synthetic import zero_text
 
 from .measuring import median_seconds
 

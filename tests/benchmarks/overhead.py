@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from refiner_core.images.crop import crop, stitch, uncrop
+from refiner_core.images.crop import crop, stitch_into, uncrop
 from refiner_core.images.geometry import KONTEXT_BUCKETS, Extent, plan_crop
 from refiner_core.images.masks import find_regions
 
@@ -74,7 +74,7 @@ def _picture_size(rounds: int) -> None:
         b = plan.inside
         window = image[..., b.y0 : b.y1, b.x0 : b.x1]
         local = type(region)(region.box.moved(-b.x0, -b.y0), region.mask)
-        sewn = median_seconds(lambda w=window, p=patch, r=local: stitch(w, p, r), rounds)
+        sewn = median_seconds(lambda w=window, p=patch, r=local: stitch_into(w, p, r), rounds)
         copied = median_seconds(lambda i=image: i.clone(), rounds)
         print(f"{side:<12}{found:>15.4f}{work:>15.4f}{sewn:>19.4f}{copied:>9.4f}")
 

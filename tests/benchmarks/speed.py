@@ -21,11 +21,12 @@ import torch
 from refiner_core.images.demo_cases import CASES
 from refiner_core.images.geometry import Extent
 from refiner_core.images.masks import find_regions
-from refiner_core.models.kontext import CleanCache, Conditioning, Denoiser, zero_text
+from refiner_core.models.kontext import CleanCache, Conditioning, Denoiser
 from refiner_core.nano.nano_engine import load_nano
 from refiner_core.repair.pipeline import refine
 from refiner_core.repair.prepare_region import plan_region, prepare_region
 from refiner_core.repair.request import RefineOptions, RefineRequest, RegionTask
+from tests.synthetic import zero_text
 
 from .measuring import broken_picture, median_seconds
 

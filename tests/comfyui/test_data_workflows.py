@@ -16,7 +16,7 @@ from PIL import Image
 
 from refiner_core.__main__ import main
 from refiner_core.data.comfyui import ComfyUIError, Server, Servers
-from refiner_core.data.shards import read_lines, read_manifest, read_triplets
+from refiner_core.data.shards import TripletSet, read_lines, read_manifest
 from refiner_core.evaluation.held_out_scenes import make_scene
 
 
@@ -74,7 +74,7 @@ def build(
 
 def test_pairs_and_drafts_come_from_workflows(server: Any, inputs: Path) -> None:
     assert build(inputs, "out", server.url) == 0
-    triplets = list(read_triplets(inputs / "out"))
+    triplets = list(TripletSet(inputs / "out"))
     assert len(triplets) == 3
     for t in triplets:
         assert t.target is not None and t.target.shape == (80, 96, 3)

@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from refiner_core.images.geometry import Extent
-from refiner_core.models.kontext import Conditioning, Denoiser, velocity, zero_text
+from refiner_core.models.kontext import Conditioning, Denoiser, velocity
 from refiner_core.nano.nano_engine import load_nano, load_transformer_state
 from refiner_core.recipes.recipe import KONTEXT, NANO, Recipe
 from refiner_core.sampling import draw_noise, sample
 from refiner_core.weights.transformer import diffusers_to_bfl
+from tests.synthetic import zero_text
 
 SCRIPT = Path(__file__).with_name("native_flux.py")
 TIMES = (1.0, 0.7, 0.25, 0.02)

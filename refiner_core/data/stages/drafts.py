@@ -13,20 +13,19 @@ from ...images import masks
 from ..sample import RejectedError, Sample
 from ..triplets import mask_box
 
+_SOFT_EDGE = 0.06  # width, as a share of the shorter side of the mask's box
 
-def paste_inside(
-    target: np.ndarray, degraded: np.ndarray, mask: np.ndarray, edge: float = 0.06
-) -> np.ndarray:
+
+def paste_inside(target: np.ndarray, degraded: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """`degraded` over `target`, both uint8 H W 3, with a soft edge that lies inside `mask`.
 
-    Where the mask (uint8 H W) is 0 the target stays bit for bit. `edge` is the width of the soft
-    edge as a share of the mask box's shorter side.
+    Where the mask (uint8 H W) is 0 the target stays bit for bit.
     """
     box = mask_box(mask)
     assert box is not None, "an empty mask is rejected before"
     x0, y0, x1, y1 = box
     inside = torch.from_numpy(mask[y0:y1, x0:x1] > 0)[None, None].float()
-    width = max(1.0, edge * min(x1 - x0, y1 - y0))
+    width = max(1.0, _SOFT_EDGE * min(x1 - x0, y1 - y0))
     ramp = masks.feather(inside, width, (False, False, False, False))[0, 0].numpy()[..., None]
     out = target.copy()
     true = target[y0:y1, x0:x1].astype(np.float32)
