@@ -30,7 +30,8 @@ _ROUNDS = 6  # of expectation maximisation; the coefficients move by under 1 % i
 _FIRST_SIGMA = 0.7  # of the largest displacement, how far apart votes may lie at first
 _LAST_SIGMA = 1.0  # px, how far apart votes may lie at the end of a fit
 _OWN_NOISE = 1.0  # px, error of a neighbourhood's best displacement
-_AT_ONCE = 200_000  # pixels of displaced pictures that are compared at once: they stay in the cache
+_AT_ONCE = 100_000  # pixels of displaced pictures that are compared at once: they stay in the cache
+_STRIP = 64  # rows whose means are taken at once: a band's product with more is mostly zeros
 # Standard deviations of the terms 1, u, v, u², uv, v² in half sides of the region.
 PRIOR = torch.tensor([0.12, 0.08, 0.08, 0.05, 0.05, 0.05], dtype=torch.float64)
 
@@ -69,6 +70,7 @@ _GROUPS = (
     _Group(slice(3, 5), 0.002, 0.6),
 )
 _TOTAL_SHARE = sum(g.share for g in _GROUPS)
+_CHANNELS = 5
 
 
 def surface_features(image: Tensor, sigma: float) -> Tensor:
@@ -100,26 +102,76 @@ def _averaging(n: int, window: int, stride: int) -> Tensor:
     return near / near.sum(1, keepdim=True)
 
 
+@lru_cache(64)
+def _strips(n: int, window: int, stride: int) -> list[tuple[slice, Tensor]]:
+    """`_averaging` cut into strips: which pixels each of them reads, and its part of the band."""
+    strips: list[tuple[slice, Tensor]] = []
+    for band in _averaging(n, window, stride).split(max(1, _STRIP // stride)):
+        used = band.any(0).nonzero()
+        first, last = int(used[0]), int(used[-1])
+        strips.append((slice(first, last + 1), band[:, first : last + 1].contiguous()))
+    return strips
+
+
 def _means(x: Tensor, window: int, stride: int) -> Tensor:
     """Means of the neighbourhoods: two products with a band are faster than pooling."""
-    rows = _averaging(x.shape[-2], window, stride)
-    return rows @ x @ _averaging(x.shape[-1], window, stride).T
+    rows = [band @ x[..., used, :] for used, band in _strips(x.shape[-2], window, stride)]
+    return torch.cat(rows, -2) @ _averaging(x.shape[-1], window, stride).T
 
 
-def _texture(spread: Tensor) -> Tensor:
-    """How much there is to compare, H W in [0, 1], from the features' variances 1 5 H W."""
-    total = torch.zeros_like(spread[0, 0])
-    for group in _GROUPS:
-        power = spread[0, group.channels].sum(0).clamp_min(0)
-        total += group.share * power / (power + group.floor)
-    return total / _TOTAL_SHARE
+@dataclass(frozen=True)
+class Described:
+    """What is compared of a picture, with the statistics of its neighbourhoods at one level."""
+
+    features: Tensor
+    """Of `surface_features`, 5 h w."""
+    mean: Tensor
+    """Of the features in every neighbourhood, 5 H W."""
+    power: Tensor
+    """Variance there, summed over each group's channels, 3 H W."""
+
+    @staticmethod
+    def of(features: Tensor, level: FitLevel) -> Described:
+        """For features 1 5 h w."""
+        mean, power = _statistics(features[0], level.window, level.stride)
+        return Described(features[0], mean, power)
+
+    @property
+    def texture(self) -> Tensor:
+        """How much there is to compare in each neighbourhood, H W in [0, 1]."""
+        total = torch.zeros_like(self.power[0])
+        for group, power in zip(_GROUPS, self.power, strict=True):
+            total += group.share * power / (power + group.floor)
+        return total / _TOTAL_SHARE
 
 
-def neighbourhood_texture(features: Tensor, level: FitLevel) -> Tensor:
-    """How much there is to compare in each neighbourhood, H W in [0, 1], from features 1 5 h w."""
-    k, step = level.window, level.stride
-    spread = _means(features * features, k, step) - _means(features, k, step) ** 2
-    return _texture(spread)
+def _statistics(features: Tensor, window: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Means, 5 H W, and variances summed by group, 3 H W, of the neighbourhoods of 5 h w."""
+    squares = torch.stack([_product(features, features, g) for g in _GROUPS])
+    means = _means(torch.cat([features, squares]), window, stride)
+    mean, square = means[:_CHANNELS], means[_CHANNELS:]
+    own = torch.stack([_product(mean, mean, g) for g in _GROUPS])
+    return mean, (square - own).clamp_min_(0)
+
+
+def _product(a: Tensor, b: Tensor, group: _Group, out: Tensor | None = None) -> Tensor:
+    """Sum of the products of a group's channels, for `... C H W` of which one may be displaced."""
+    first, *others = range(*group.channels.indices(_CHANNELS))
+    total = torch.mul(a[..., first, :, :], b[..., first, :, :], out=out)
+    for channel in others:
+        total.addcmul_(a[..., channel, :, :], b[..., channel, :, :])
+    return total
+
+
+def _scales(power: Tensor) -> Tensor:
+    """What a group's covariance, 3 H W, is multiplied by in each of two pictures to be its part of the
+    correlation: the root of its share over the standard deviation.
+    """
+    parts = [
+        math.sqrt(g.share / _TOTAL_SHARE) * (own + g.floor).rsqrt()
+        for own, g in zip(power, _GROUPS, strict=True)
+    ]
+    return torch.stack(parts)
 
 
 def _displaced(x: Tensor, size: tuple[int, int], radius: int, stride: int = 1) -> Tensor:
@@ -129,52 +181,53 @@ def _displaced(x: Tensor, size: tuple[int, int], radius: int, stride: int = 1) -
     return views[..., ::stride, ::stride].movedim(0, 2)
 
 
-def _power(spread: Tensor, group: _Group) -> Tensor:
-    """Variance of a group's channels with its floor, H W, from the features' variances C H W."""
-    return _summed(spread[group.channels]).clamp_min(0) + group.floor
+def correlation(fixed: Described, moving: Described, inside: Tensor, level: FitLevel) -> Tensor:
+    """Correlation of every neighbourhood of two pictures, H W in [-1, 1].
+
+    Args:
+        fixed, moving: described at this level, of one size.
+        inside: 1 1 h w, 0 where `moving` shows nothing.
+    """
+    scales = zip(_GROUPS, _scales(fixed.power), _scales(moving.power), strict=True)
+    total = torch.zeros_like(fixed.power[0])
+    for group, own, other in scales:
+        shared = _means(
+            _product(fixed.features, moving.features, group), level.window, level.stride
+        )
+        shared -= _product(fixed.mean, moving.mean, group)
+        total += shared * own * other
+    return total * inside[0, 0, :: level.stride, :: level.stride]
 
 
-def _summed(channels: Tensor) -> Tensor:
-    """Sum of one or two channels `... C H W`; adding them is faster than summing over the axis."""
-    first = channels[..., 0, :, :]
-    return first if channels.shape[-3] == 1 else first + channels[..., 1, :, :]
-
-
-def correlation_volume(fixed: Tensor, moving: Tensor, inside: Tensor, level: FitLevel) -> Tensor:
+def correlation_volume(fixed: Described, moving: Tensor, inside: Tensor, level: FitLevel) -> Tensor:
     """Correlation of every neighbourhood with `moving` displaced, `dy dx H W` in [-1, 1].
 
     Args:
-        fixed, moving: features 1 5 h w.
+        fixed: described at this level.
+        moving: features 1 5 h w.
         inside: 1 1 h w, 0 where `moving` shows nothing.
     """
-    h, w = size = (fixed.shape[-2], fixed.shape[-1])
-    r, k, step = level.radius, level.window, level.stride
+    size = (fixed.features.shape[-2], fixed.features.shape[-1])
+    r, window, step = level.radius, level.window, level.stride
     n = 2 * r + 1
     moving = F.pad(moving, (r, r, r, r), mode="replicate")[0]
-    inside = F.pad(inside, (r, r, r, r))[0]
-    fixed = fixed[0]
-    mean = _means(fixed, k, step)
-    spread = _means(fixed * fixed, k, step) - mean**2
-    other_mean = _means(moving, k, 1)
-    other_spread = _means(moving * moving, k, 1) - other_mean**2
-    there, shown = _displaced(moving, size, r), _displaced(inside, size, r, step)[:, :, 0]
-    there_mean = _displaced(other_mean, size, r, step)
-    powers = [
-        _power(spread, g) * _displaced(_power(other_spread, g)[None], size, r, step)[:, :, 0]
-        for g in _GROUPS
-    ]
-    parts: list[Tensor] = []
-    rows = max(1, _AT_ONCE // (n * h * w))
-    for dy in range(0, n, rows):
-        part = slice(dy, dy + rows)
-        total = torch.zeros(1)
-        for group, power in zip(_GROUPS, powers, strict=True):
-            c = group.channels
-            shared = _means(_summed(fixed[c] * there[part, :, c]), k, step)
-            shared = shared - _summed(mean[c] * there_mean[part, :, c])
-            total = total + group.share * shared / power[part].sqrt()
-        parts.append(total / _TOTAL_SHARE * shown[part])
-    return torch.cat(parts)
+    mean, power = _statistics(moving, window, 1)
+    there = _displaced(moving, size, r)
+    shown = _displaced(F.pad(inside, (r, r, r, r))[0], size, r, step)[:, :, 0]
+    there_mean = _displaced(mean, size, r, step)
+    there_scale = _displaced(_scales(power), size, r, step)
+    own_scale = _scales(fixed.power)
+    volume = torch.zeros(shown.shape)
+    rows = max(1, _AT_ONCE // (n * size[0] * size[1]))
+    product = torch.empty(rows, n, *size)  # new memory for each would take as long as the product
+    for part in torch.arange(n).split(rows):
+        part = slice(int(part[0]), int(part[-1]) + 1)
+        for i, group in enumerate(_GROUPS):
+            out = product[: part.stop - part.start]
+            shared = _means(_product(fixed.features, there[part], group, out), window, step)
+            shared -= _product(fixed.mean, there_mean[part], group)
+            volume[part].addcmul_(shared.mul_(there_scale[part, :, i]), own_scale[i])
+    return volume.mul_(shown)
 
 
 def fit_polynomial(
@@ -189,8 +242,8 @@ def fit_polynomial(
         half: half sides of the region in px of the level, 2.
         present: coefficients, 6 2, to which the change is added: the prior holds for the sum.
     """
-    steps = torch.arange(-level.radius, level.radius + 1).double()
-    likelihood = (_SHARPNESS * volume.double()).exp().flatten(2)
+    steps = torch.arange(-level.radius, level.radius + 1).float()
+    likelihood = (_SHARPNESS * volume).exp().flatten(2)
     share = weight.double().flatten()
     share = share / share.mean().clamp_min(1e-9)
     threshold = math.exp(_SHARPNESS * level.outlier)
@@ -200,24 +253,36 @@ def fit_polynomial(
     for i in range(_ROUNDS):
         sigma = first * (_LAST_SIGMA / first) ** (i / (_ROUNDS - 1))
         expected = (terms @ change) * half
-        # A Gaussian of both axes is the product of one along each.
-        near_x, near_y = (
-            (-0.5 * ((steps[:, None] - expected[:, axis]) / sigma).square()).exp()
-            for axis in range(2)
-        )
-        votes_x = (likelihood * near_y[:, None]).sum(0) * near_x
-        votes_y = (likelihood * near_x).sum(1) * near_y
-        votes = votes_x.sum(0)
-        both = torch.stack([steps @ votes_x, steps @ votes_y], -1)
-        mean = both / votes[:, None].clamp_min(1e-12)
-        evidence = votes / (near_x.sum(0) * near_y.sum(0)).clamp_min(1e-12)
+        mean, evidence = _votes(likelihood, steps, expected.float(), sigma)
         weights = share * (evidence / (evidence + threshold)).square()
         squares = terms.T @ (terms * weights[:, None])
         right = terms.T @ (mean / half * weights[:, None])
-        for axis in range(2):
-            noise = _OVERLAP * ((_OWN_NOISE + sigma) / half[axis]) ** 2
-            change[:, axis] = torch.linalg.solve(
-                squares / noise + precision,
-                right[:, axis] / noise - present[:, axis] * PRIOR**-2,
-            )
+        noise = _OVERLAP * ((_OWN_NOISE + sigma) / half) ** 2
+        change = torch.linalg.solve(
+            squares / noise[:, None, None] + precision,
+            (right / noise - present * PRIOR[:, None] ** -2).T,
+        ).T
     return change
+
+
+def _votes(
+    likelihood: Tensor, steps: Tensor, expected: Tensor, sigma: float
+) -> tuple[Tensor, Tensor]:
+    """The mean displacement that every neighbourhood votes for, N 2, and its evidence, N, float64.
+
+    Args:
+        likelihood: of the displacements, `dy dx N`.
+        steps: displacements along an axis, in px.
+        expected: displacements x, y that are expected, N 2 in px, of that standard deviation.
+    """
+    # A Gaussian of both axes is the product of one along each.
+    near_x, near_y = (
+        (-0.5 * ((steps[:, None] - expected[:, axis]) / sigma).square()).exp() for axis in range(2)
+    )
+    votes_x = (likelihood * near_y[:, None]).sum(0).mul_(near_x)
+    votes_y = (likelihood * near_x).sum(1).mul_(near_y)
+    votes = votes_x.sum(0)
+    both = torch.stack([steps @ votes_x, steps @ votes_y], -1)
+    mean = both / votes[:, None].clamp_min(1e-12)
+    evidence = votes / (near_x.sum(0) * near_y.sum(0)).clamp_min(1e-12)
+    return mean.double(), evidence.double()

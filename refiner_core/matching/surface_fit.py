@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,10 +16,11 @@ from ..images.masks import Region
 from ..images.tensors import to_float
 from .displacement_votes import (
     PRIOR,
+    Described,
     FitLevel,
+    correlation,
     correlation_volume,
     fit_polynomial,
-    neighbourhood_texture,
     surface_features,
 )
 from .softness import softness
@@ -45,8 +46,10 @@ class _Seen:
 
     scale: float
     """Pixels of the level per pixel of the draft."""
-    features: Tensor
-    """1 5 h w."""
+    picture: Tensor
+    """1 3 h w."""
+    described: Described
+    """What is compared of it."""
     texture: Tensor
     """How much there is to compare in the neighbourhoods, H W."""
     region: Tensor
@@ -65,8 +68,8 @@ class _Shown:
 
     surface: SurfaceMap
     """The map."""
-    features: Tensor
-    """1 5 h w."""
+    described: Described
+    """What is compared of it."""
     inside: Tensor
     """1 1 h w, 0 where the reference shows nothing or ends."""
     texture: Tensor
@@ -128,13 +131,14 @@ class SurfaceMatcher:
             size = [max(8, round(n * scale)) for n in self._draft.shape[-2:]]
             small = F.interpolate(self._draft, size, mode="area")
             region = F.interpolate(self._mask, size, mode="area")
-            features = surface_features(small, _light_sigma(level.size))
-            texture = neighbourhood_texture(features, level)
+            described = Described.of(surface_features(small, _light_sigma(level.size)), level)
             points = RegionPoints.of_window(self.box, self.window, Extent(size[1], size[0]))
             s = level.stride
             terms = points.terms[::s, ::s].flatten(0, 1)
             mask = region[0, 0, ::s, ::s]
-            self._levels[level] = _Seen(scale, features, texture, region, mask, points, terms)
+            self._levels[level] = _Seen(
+                scale, small, described, described.texture, region, mask, points, terms
+            )
         return self._levels[level]
 
     def _view(self, surface: SurfaceMap, level: FitLevel) -> tuple[Tensor, Tensor]:
@@ -153,9 +157,8 @@ class SurfaceMatcher:
         key = id(surface), level  # which the entry keeps alive
         if key not in self._known:
             view, inside = self._view(surface, level)
-            features = surface_features(view, _light_sigma(level.size))
-            texture = neighbourhood_texture(features, level)
-            self._known[key] = _Shown(surface, features, _eroded(inside), texture)
+            described = Described.of(surface_features(view, _light_sigma(level.size)), level)
+            self._known[key] = _Shown(surface, described, _eroded(inside), described.texture)
         return self._known[key]
 
     def softened(self, surface: SurfaceMap) -> SurfaceMatcher:
@@ -167,8 +170,7 @@ class SurfaceMatcher:
         """
         seen = self._level(FINE)
         view, _ = self._view(surface, FINE)
-        draft = F.interpolate(self._draft, view.shape[-2:], mode="area")
-        sigma = softness(draft, view, seen.region) / seen.scale  # px of the draft
+        sigma = softness(seen.picture, view, seen.region) / seen.scale  # px of the draft
         if sigma == 0:
             return self
         soft = copy.copy(self)
@@ -221,8 +223,10 @@ class SurfaceMatcher:
         return whole, around
 
     def _volume(self, surface: SurfaceMap, level: FitLevel) -> Tensor:
-        shown = self._shown(surface, level)
-        return correlation_volume(self._level(level).features, shown.features, shown.inside, level)
+        seen, shown = self._level(level), self._shown(surface, level)
+        return correlation_volume(
+            seen.described, shown.described.features[None], shown.inside, level
+        )
 
     def _fitted(
         self, surface: SurfaceMap, level: FitLevel, volume: Tensor, inside_weight: float
@@ -242,8 +246,7 @@ class SurfaceMatcher:
         have something to show.
         """
         seen, shown = self._level(level), self._shown(surface, level)
-        flat = replace(level, radius=0)
-        found = correlation_volume(seen.features, shown.features, shown.inside, flat)[0, 0]
+        found = correlation(seen.described, shown.described, shown.inside, level)
         found = ((found - _CHANCE) / (1 - _CHANCE)).clamp_min(0).square()
         found = found * (seen.texture * shown.texture).sqrt()
 
