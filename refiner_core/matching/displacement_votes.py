@@ -242,8 +242,8 @@ def fit_polynomial(
         half: half sides of the region in px of the level, 2.
         present: coefficients, 6 2, to which the change is added: the prior holds for the sum.
     """
-    steps = torch.arange(-level.radius, level.radius + 1).float()
-    likelihood = (_SHARPNESS * volume).exp().flatten(2)
+    likelihood = (_SHARPNESS * volume).exp_().flatten(2)
+    scratch = torch.empty_like(likelihood)
     share = weight.double().flatten()
     share = share / share.mean().clamp_min(1e-9)
     threshold = math.exp(_SHARPNESS * level.outlier)
@@ -253,10 +253,10 @@ def fit_polynomial(
     for i in range(_ROUNDS):
         sigma = first * (_LAST_SIGMA / first) ** (i / (_ROUNDS - 1))
         expected = (terms @ change) * half
-        mean, evidence = _votes(likelihood, steps, expected.float(), sigma)
-        weights = share * (evidence / (evidence + threshold)).square()
-        squares = terms.T @ (terms * weights[:, None])
-        right = terms.T @ (mean / half * weights[:, None])
+        mean, evidence = _votes(likelihood, expected.T.float(), sigma, scratch)
+        weights = (share * (evidence / (evidence + threshold)).square())[:, None]
+        squares = terms.T @ (terms * weights)
+        right = terms.T @ (mean.T / half * weights)
         noise = _OVERLAP * ((_OWN_NOISE + sigma) / half) ** 2
         change = torch.linalg.solve(
             squares / noise[:, None, None] + precision,
@@ -266,23 +266,24 @@ def fit_polynomial(
 
 
 def _votes(
-    likelihood: Tensor, steps: Tensor, expected: Tensor, sigma: float
+    likelihood: Tensor, expected: Tensor, sigma: float, scratch: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The mean displacement that every neighbourhood votes for, N 2, and its evidence, N, float64.
+    """The mean displacement that every neighbourhood votes for, 2 N in px, and its evidence, N.
 
     Args:
         likelihood: of the displacements, `dy dx N`.
-        steps: displacements along an axis, in px.
-        expected: displacements x, y that are expected, N 2 in px, of that standard deviation.
+        expected: the displacements along x and y that are expected, 2 N in px.
+        sigma: their standard deviation, in px.
+        scratch: memory of the likelihood's size that is overwritten.
     """
+    radius = len(likelihood) // 2
+    steps = torch.arange(-radius, radius + 1).to(likelihood)
     # A Gaussian of both axes is the product of one along each.
-    near_x, near_y = (
-        (-0.5 * ((steps[:, None] - expected[:, axis]) / sigma).square()).exp() for axis in range(2)
-    )
-    votes_x = (likelihood * near_y[:, None]).sum(0).mul_(near_x)
-    votes_y = (likelihood * near_x).sum(1).mul_(near_y)
+    near = (steps[:, None] - expected[:, None]).div_(sigma).square_().mul_(-0.5).exp_()
+    near_x, near_y = near
+    votes_x = torch.mul(likelihood, near_y[:, None], out=scratch).sum(0).mul_(near_x)
+    votes_y = torch.mul(likelihood, near_x, out=scratch).sum(1).mul_(near_y)
     votes = votes_x.sum(0)
-    both = torch.stack([steps @ votes_x, steps @ votes_y], -1)
-    mean = both / votes[:, None].clamp_min(1e-12)
-    evidence = votes / (near_x.sum(0) * near_y.sum(0)).clamp_min(1e-12)
+    mean = torch.stack([steps @ votes_x, steps @ votes_y]) / votes.clamp_min(1e-12)
+    evidence = votes / near.sum(1).prod(0).clamp_min(1e-12)
     return mean.double(), evidence.double()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.fft import next_fast_len
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -207,6 +208,7 @@ def _searched(matcher: SurfaceMatcher, reference: Tensor) -> list[SurfaceMap]:
     box, size = matcher.box, matcher.reference
     scale = _TEMPLATE / math.sqrt(box.extent.width * box.extent.height)
     templates = [(turn, *matcher.template(scale, turn)) for turn in _SEARCH_TURNS]
+    margin = max(max(template.shape[-2:]) for _, template, _ in templates)
     found: list[tuple[float, SurfaceMap]] = []
     for zoom in _SEARCH_ZOOMS:
         fits = zoom * min(box.extent) >= _LEAST_SEARCHED and all(
@@ -214,9 +216,9 @@ def _searched(matcher: SurfaceMatcher, reference: Tensor) -> list[SurfaceMap]:
             for own, other in zip(box.extent, size, strict=True)
         )
         if fits:
-            features = _at_zoom(reference, size, zoom / scale)
+            spectrum = _Spectrum.of(_at_zoom(reference, size, zoom / scale), margin)
             for turn, template, weight in templates:
-                for value, (x, y) in _peaks(features, template, weight):
+                for value, (x, y) in _peaks(spectrum, template, weight):
                     found.append((value, _placed(box, size, (x, y), zoom, turn)))
     found.sort(key=lambda pair: -pair[0])
     if not found:
@@ -232,25 +234,66 @@ def _at_zoom(reference: Tensor, size: Extent, step: float) -> Tensor:
     return surface_features(picture, max(1.5, 0.12 * _TEMPLATE))
 
 
+@dataclass(frozen=True)
+class _Spectrum:
+    """The reference at one zoom, ready for being compared with templates at all places."""
+
+    size: tuple[int, int]
+    """Height and width of the reference in pixels of this zoom."""
+    transformed: Tensor
+    """Fourier transforms of its features and of the sum of their squares, 6 h w."""
+    padded: list[int]
+    """Height and width of what was transformed: what is beyond the reference is 0."""
+    power: float
+    """Sum of the squares."""
+
+    @staticmethod
+    def of(features: Tensor, margin: int) -> _Spectrum:
+        """For features 1 5 h w; a template may lie outside of them by `margin` px."""
+        height, width = features.shape[-2:]
+        squares = features.square().sum(1)
+        size = [next_fast_len(n + margin, real=True) for n in (height, width)]
+        both = torch.cat([features[0], squares])
+        power = float(squares.sum())
+        return _Spectrum((height, width), torch.fft.rfft2(both, s=size), size, power)
+
+    def correlated(self, template: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of products of the features with a template 5 h w, and of their squares with a weight
+        h w: each `padded`, with the template's corner at every place.
+        """
+        moving = torch.fft.rfft2(torch.cat([template, weight[None]]), s=self.padded)
+        products = self.transformed * moving.conj()
+        pair = torch.stack([products[:-1].sum(0), products[-1]])
+        shared, power = torch.fft.irfft2(pair, s=self.padded)
+        return shared, power
+
+
+def _margin(side: int) -> int:
+    """How many px of a template's side may lie outside of the reference."""
+    return int(_OUTSIDE * side) + 1
+
+
 def _peaks(
-    features: Tensor, template: Tensor, weight: Tensor
+    reference: _Spectrum, template: Tensor, weight: Tensor
 ) -> list[tuple[float, tuple[float, float]]]:
     """The two best places of a template: correlation, and its centre as shares of the picture.
 
     Args:
-        features: of the reference, 1 5 H W.
+        reference: transformed with a margin that is large enough for the template.
         template, weight: 5 h w and h w.
     """
     h, w = template.shape[-2:]
-    pad_y, pad_x = int(_OUTSIDE * h) + 1, int(_OUTSIDE * w) + 1
-    height, width = features.shape[-2:]
-    padded = F.pad(features[0], (pad_x, pad_x, pad_y, pad_y))
-    if padded.shape[-2] < h or padded.shape[-1] < w:
+    height, width = reference.size
+    pad_y, pad_x = _margin(h), _margin(w)
+    rows, columns = height + 2 * pad_y, width + 2 * pad_x
+    if rows < h or columns < w:
         return []
-    shared = _correlate(padded, template * weight).sum(0)
-    power = _correlate(padded.square().sum(0, keepdim=True), weight[None])[0]
+    shared, power = (
+        x.roll((pad_y, pad_x), (0, 1))[: rows - h + 1, : columns - w + 1]
+        for x in reference.correlated(template * weight, weight)
+    )
     own = (template.square().sum(0) * weight).sum()
-    usual = _FLAT * padded.square().sum(0).mean() * weight.sum()
+    usual = _FLAT * reference.power / (rows * columns) * weight.sum()
     score = shared / ((power.clamp_min(0) + usual) * own + 1e-6).sqrt()
     places: list[tuple[float, tuple[float, float]]] = []
     for _ in range(2):
@@ -259,14 +302,6 @@ def _peaks(
         places.append((float(score[y, x]), center))
         score[max(0, y - h // 2) : y + h // 2 + 1, max(0, x - w // 2) : x + w // 2 + 1] = -1
     return places
-
-
-def _correlate(picture: Tensor, template: Tensor) -> Tensor:
-    """Sums of products of C H W with a template C h w at every place, C (H-h+1) (W-w+1)."""
-    size = list(picture.shape[-2:])
-    spectrum = torch.fft.rfft2(picture) * torch.fft.rfft2(template, s=size).conj()
-    out = torch.fft.irfft2(spectrum, s=size)
-    return out[:, : size[0] - template.shape[-2] + 1, : size[1] - template.shape[-1] + 1]
 
 
 def _placed(

@@ -95,28 +95,37 @@ class SurfaceMap:
         low, high = points.amin(0).floor(), points.amax(0).ceil()
         return Box(int(low[0]), int(low[1]), int(high[0]), int(high[1]))
 
-    def _sides(self, reference: Extent) -> tuple[Tensor, Tensor]:
-        """Reference pixels per draft pixel along x and along y in the middle of the region, 2 each."""
-        b = self.box
-        half = torch.tensor([b.extent.width / 4, b.extent.height / 4], dtype=torch.float64)
-        center = torch.tensor([(b.x0 + b.x1) / 2, (b.y0 + b.y1) / 2], dtype=torch.float64)
-        steps = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64) * half
-        points = self(center[0] + steps[:, 0], center[1] + steps[:, 1])
-        points = points * torch.tensor([reference.width / 2, reference.height / 2])
-        return (points[0] - points[1]) / (2 * half[0]), (points[2] - points[3]) / (2 * half[1])
+    def _at(self, u: float, v: float) -> tuple[float, float]:
+        """The reference's point for one point within the region: numbers are faster than tensors."""
+        terms = (1.0, u, v, u * u, u * v, v * v)
+        bend: list[list[float]] = self.bend.tolist()
+        rows: list[list[float]] = self.matrix.tolist()
+        u += sum(t * along[0] for t, along in zip(terms, bend, strict=True))
+        v += sum(t * along[1] for t, along in zip(terms, bend, strict=True))
+        x, y, z = (row[0] * u + row[1] * v + row[2] for row in rows)
+        z = max(z, 1e-6)
+        return x / z, y / z
+
+    def _sides(self, reference: Extent) -> tuple[float, float, float, float]:
+        """Reference pixels, x and y, per draft pixel along x and then y in the middle of the region."""
+        sides: list[float] = []
+        for u, v, length in ((0.5, 0.0, self.box.extent.width), (0.0, 0.5, self.box.extent.height)):
+            after, before = self._at(u, v), self._at(-u, -v)
+            for end, start, size in zip(after, before, reference, strict=True):
+                sides.append((end - start) * size / length)
+        x_along_x, y_along_x, x_along_y, y_along_y = sides
+        return x_along_x, y_along_x, x_along_y, y_along_y
 
     def zoom(self, reference: Extent) -> float:
         """Reference pixels per draft pixel; negative where the map mirrors."""
-        along_x, along_y = self._sides(reference)
-        area = float(along_x[0] * along_y[1] - along_x[1] * along_y[0])
+        x_along_x, y_along_x, x_along_y, y_along_y = self._sides(reference)
+        area = x_along_x * y_along_y - y_along_x * x_along_y
         return math.copysign(math.sqrt(abs(area)), area)
 
     def turn(self, reference: Extent) -> float:
         """Degrees by which the reference is turned against the draft."""
-        along_x, along_y = self._sides(reference)
-        return math.degrees(
-            math.atan2(float(along_x[1] - along_y[0]), float(along_x[0] + along_y[1]))
-        )
+        x_along_x, y_along_x, x_along_y, y_along_y = self._sides(reference)
+        return math.degrees(math.atan2(y_along_x - x_along_y, x_along_x + y_along_y))
 
 
 def box_to_box(
