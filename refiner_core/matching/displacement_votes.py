@@ -74,24 +74,29 @@ _CHANNELS = 5
 
 
 def surface_features(image: Tensor, sigma: float) -> Tensor:
-    """What is compared of a picture 1 3 H W, 1 5 H W: luminance with the light evened out over
+    """What is compared of pictures B 3 H W, B 5 H W: luminance with the light evened out over
     `sigma` px, the orientation of edges as (cos 2a, sin 2a), and two colour differences.
     """
     y = luminance(image)
     centred = y - blur(y, sigma)
     contrast = blur(centred * centred, sigma).clamp_min(0).sqrt()
-    even = centred / (contrast + _CONTRAST_FLOOR * contrast.mean() + _LEAST_CONTRAST)
+    even = centred / (contrast + _CONTRAST_FLOOR * _whole_mean(contrast) + _LEAST_CONTRAST)
     padded = F.pad(blur(even, _ORIENTATION_SIGMA), (1, 1, 1, 1), mode="replicate")
     dx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
     dy = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
     energy = dx * dx + dy * dy
     orientation = torch.cat([dx * dx - dy * dy, 2 * dx * dy], 1)
-    orientation = orientation / (energy + _ORIENTATION_FLOOR * energy.mean() + 1e-6)
+    orientation = orientation / (energy + _ORIENTATION_FLOOR * _whole_mean(energy) + 1e-6)
     red, green, blue = image[:, :3].split(1, 1)
     return torch.cat(
         [even, blur(orientation, 1.0), red - green, blue - (red + green) / 2],
         1,
     )
+
+
+def _whole_mean(x: Tensor) -> Tensor:
+    """Mean of every picture of B 1 H W, B 1 1 1."""
+    return x.mean((1, 2, 3), keepdim=True)
 
 
 @lru_cache(64)
@@ -115,8 +120,10 @@ def _strips(n: int, window: int, stride: int) -> list[tuple[slice, Tensor]]:
 
 def _means(x: Tensor, window: int, stride: int) -> Tensor:
     """Means of the neighbourhoods: two products with a band are faster than pooling."""
-    rows = [band @ x[..., used, :] for used, band in _strips(x.shape[-2], window, stride)]
-    return torch.cat(rows, -2) @ _averaging(x.shape[-1], window, stride).T
+    strips = _strips(x.shape[-2], window, stride)
+    rows = [band @ x[..., used, :] for used, band in strips]
+    joined = torch.cat(rows, -2) if len(rows) > 1 else rows[0]
+    return joined @ _averaging(x.shape[-1], window, stride).T
 
 
 @dataclass(frozen=True)
@@ -130,36 +137,56 @@ class Described:
     power: Tensor
     """Variance there, summed over each group's channels, 3 H W."""
 
-    @staticmethod
-    def of(features: Tensor, level: FitLevel) -> Described:
-        """For features 1 5 h w."""
-        mean, power = _statistics(features[0], level.window, level.stride)
-        return Described(features[0], mean, power)
+    texture: Tensor
+    """How much there is to compare there, H W in [0, 1]."""
 
-    @property
-    def texture(self) -> Tensor:
-        """How much there is to compare in each neighbourhood, H W in [0, 1]."""
-        total = torch.zeros_like(self.power[0])
-        for group, power in zip(_GROUPS, self.power, strict=True):
-            total += group.share * power / (power + group.floor)
-        return total / _TOTAL_SHARE
+    @staticmethod
+    def of(features: Tensor, level: FitLevel) -> list[Described]:
+        """For the features of several pictures, B 5 h w."""
+        mean, power = _statistics(features, level.window, level.stride)
+        parts = zip(features, mean, power, _texture(power), strict=True)
+        return [Described(*part) for part in parts]
 
 
 def _statistics(features: Tensor, window: int, stride: int) -> tuple[Tensor, Tensor]:
-    """Means, 5 H W, and variances summed by group, 3 H W, of the neighbourhoods of 5 h w."""
-    squares = torch.stack([_product(features, features, g) for g in _GROUPS])
-    means = _means(torch.cat([features, squares]), window, stride)
-    mean, square = means[:_CHANNELS], means[_CHANNELS:]
-    own = torch.stack([_product(mean, mean, g) for g in _GROUPS])
+    """Means, `... 5 H W`, and variances summed by group, `... 3 H W`, of the neighbourhoods of
+    features `... 5 h w`.
+    """
+    squares = torch.stack([_product(features, features, g) for g in _GROUPS], -3)
+    means = _means(torch.cat([features, squares], -3), window, stride)
+    mean, square = means.split((_CHANNELS, len(_GROUPS)), -3)
+    own = torch.stack([_product(mean, mean, g) for g in _GROUPS], -3)
     return mean, (square - own).clamp_min_(0)
+
+
+def _texture(power: Tensor) -> Tensor:
+    """How much there is to compare, `... H W` in [0, 1], from the groups' variances `... 3 H W`."""
+    return sum(
+        (
+            g.share / _TOTAL_SHARE * own / (own + g.floor)
+            for g, own in zip(_GROUPS, power.unbind(-3), strict=True)
+        ),
+        torch.zeros(()),
+    )
+
+
+def _channels(group: _Group) -> range:
+    return range(*group.channels.indices(_CHANNELS))
 
 
 def _product(a: Tensor, b: Tensor, group: _Group, out: Tensor | None = None) -> Tensor:
     """Sum of the products of a group's channels, for `... C H W` of which one may be displaced."""
-    first, *others = range(*group.channels.indices(_CHANNELS))
+    first, *others = _channels(group)
     total = torch.mul(a[..., first, :, :], b[..., first, :, :], out=out)
     for channel in others:
         total.addcmul_(a[..., channel, :, :], b[..., channel, :, :])
+    return total
+
+
+def _less_product(total: Tensor, a: Tensor, b: Tensor, group: _Group) -> Tensor:
+    """`total - _product(a, b, group)`, made in `total`."""
+    for channel in _channels(group):
+        total.addcmul_(a[..., channel, :, :], b[..., channel, :, :], value=-1)
     return total
 
 
@@ -194,8 +221,8 @@ def correlation(fixed: Described, moving: Described, inside: Tensor, level: FitL
         shared = _means(
             _product(fixed.features, moving.features, group), level.window, level.stride
         )
-        shared -= _product(fixed.mean, moving.mean, group)
-        total += shared * own * other
+        shared = _less_product(shared, fixed.mean, moving.mean, group)
+        total.addcmul_(shared.mul_(own), other)
     return total * inside[0, 0, :: level.stride, :: level.stride]
 
 
@@ -225,7 +252,7 @@ def correlation_volume(fixed: Described, moving: Tensor, inside: Tensor, level: 
         for i, group in enumerate(_GROUPS):
             out = product[: part.stop - part.start]
             shared = _means(_product(fixed.features, there[part], group, out), window, step)
-            shared -= _product(fixed.mean, there_mean[part], group)
+            shared = _less_product(shared, fixed.mean, there_mean[part], group)
             volume[part].addcmul_(shared.mul_(there_scale[part, :, i]), own_scale[i])
     return volume.mul_(shown)
 
@@ -274,7 +301,7 @@ def _votes(
         likelihood: of the displacements, `dy dx N`.
         expected: the displacements along x and y that are expected, 2 N in px.
         sigma: their standard deviation, in px.
-        scratch: memory of the likelihood's size that is overwritten.
+        scratch: memory of the likelihood's size that is overwritten: new memory takes longer.
     """
     radius = len(likelihood) // 2
     steps = torch.arange(-radius, radius + 1).to(likelihood)

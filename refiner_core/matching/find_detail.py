@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -186,12 +185,14 @@ def _best(matcher: SurfaceMatcher, starts: list[SurfaceMap]) -> SurfaceMap:
         inside, around = matcher.patch_ncc(surface, COARSE)
         return inside + SURROUNDINGS_SHARE * around - matcher.cost(surface)
 
+    matcher.look(starts, COARSE)
     # Parts of the detail in the wrong order lead astray, what is around it does not.
     both = [matcher.improve_both(start, COARSE) for start in starts[:_LED]]
     coarse = [whole for whole, _ in both]
     coarse += [matcher.improve(start, COARSE) for start in starts[_LED:]]
     coarse += [around for _, around in both]
     coarse = [s for s in coarse if s.zoom(matcher.reference) > 0] or coarse
+    matcher.look(coarse, COARSE)
     coarse.sort(key=first_look, reverse=True)
     middle = [matcher.improve(start, MIDDLE) for start in coarse[:_KEPT]]
     best = max(middle, key=matcher.quality)
@@ -208,7 +209,7 @@ def _searched(matcher: SurfaceMatcher, reference: Tensor) -> list[SurfaceMap]:
     box, size = matcher.box, matcher.reference
     scale = _TEMPLATE / math.sqrt(box.extent.width * box.extent.height)
     templates = [(turn, *matcher.template(scale, turn)) for turn in _SEARCH_TURNS]
-    margin = max(max(template.shape[-2:]) for _, template, _ in templates)
+    largest = max(max(template.shape[-2:]) for _, template, _ in templates)
     found: list[tuple[float, SurfaceMap]] = []
     for zoom in _SEARCH_ZOOMS:
         fits = zoom * min(box.extent) >= _LEAST_SEARCHED and all(
@@ -216,7 +217,7 @@ def _searched(matcher: SurfaceMatcher, reference: Tensor) -> list[SurfaceMap]:
             for own, other in zip(box.extent, size, strict=True)
         )
         if fits:
-            spectrum = _Spectrum.of(_at_zoom(reference, size, zoom / scale), margin)
+            spectrum = _Spectrum.of(_at_zoom(reference, size, zoom / scale), largest)
             for turn, template, weight in templates:
                 for value, (x, y) in _peaks(spectrum, template, weight):
                     found.append((value, _placed(box, size, (x, y), zoom, turn)))
@@ -248,11 +249,11 @@ class _Spectrum:
     """Sum of the squares."""
 
     @staticmethod
-    def of(features: Tensor, margin: int) -> _Spectrum:
-        """For features 1 5 h w; a template may lie outside of them by `margin` px."""
+    def of(features: Tensor, largest: int) -> _Spectrum:
+        """For features 1 5 h w and templates of at most `largest` px to a side."""
         height, width = features.shape[-2:]
         squares = features.square().sum(1)
-        size = [next_fast_len(n + margin, real=True) for n in (height, width)]
+        size = [_quick_length(n + largest) for n in (height, width)]
         both = torch.cat([features[0], squares])
         power = float(squares.sum())
         return _Spectrum((height, width), torch.fft.rfft2(both, s=size), size, power)
@@ -268,6 +269,15 @@ class _Spectrum:
         return shared, power
 
 
+def _quick_length(least: int) -> int:
+    """The smallest length from `least` without a prime factor over 5: it is transformed quickly."""
+    rest = least
+    for factor in (2, 3, 5):
+        while rest % factor == 0:
+            rest //= factor
+    return least if rest == 1 else _quick_length(least + 1)
+
+
 def _margin(side: int) -> int:
     """How many px of a template's side may lie outside of the reference."""
     return int(_OUTSIDE * side) + 1
@@ -279,7 +289,7 @@ def _peaks(
     """The two best places of a template: correlation, and its centre as shares of the picture.
 
     Args:
-        reference: transformed with a margin that is large enough for the template.
+        reference: transformed for templates of this size.
         template, weight: 5 h w and h w.
     """
     h, w = template.shape[-2:]

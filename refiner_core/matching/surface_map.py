@@ -95,26 +95,29 @@ class SurfaceMap:
         low, high = points.amin(0).floor(), points.amax(0).ceil()
         return Box(int(low[0]), int(low[1]), int(high[0]), int(high[1]))
 
-    def _at(self, u: float, v: float) -> tuple[float, float]:
-        """The reference's point for one point within the region: numbers are faster than tensors."""
-        terms = (1.0, u, v, u * u, u * v, v * v)
+    def _sides(self, reference: Extent) -> tuple[float, float, float, float]:
+        """Reference pixels, x and y, per draft pixel along x and then y in the middle of the region;
+        with numbers, which are faster than small tensors.
+        """
         bend: list[list[float]] = self.bend.tolist()
         rows: list[list[float]] = self.matrix.tolist()
-        u += sum(t * along[0] for t, along in zip(terms, bend, strict=True))
-        v += sum(t * along[1] for t, along in zip(terms, bend, strict=True))
-        x, y, z = (row[0] * u + row[1] * v + row[2] for row in rows)
-        z = max(z, 1e-6)
-        return x / z, y / z
 
-    def _sides(self, reference: Extent) -> tuple[float, float, float, float]:
-        """Reference pixels, x and y, per draft pixel along x and then y in the middle of the region."""
-        sides: list[float] = []
-        for u, v, length in ((0.5, 0.0, self.box.extent.width), (0.0, 0.5, self.box.extent.height)):
-            after, before = self._at(u, v), self._at(-u, -v)
-            for end, start, size in zip(after, before, reference, strict=True):
-                sides.append((end - start) * size / length)
-        x_along_x, y_along_x, x_along_y, y_along_y = sides
-        return x_along_x, y_along_x, x_along_y, y_along_y
+        def at(u: float, v: float) -> tuple[float, float]:
+            terms = (1.0, u, v, u * u, u * v, v * v)
+            u += sum(t * along[0] for t, along in zip(terms, bend, strict=True))
+            v += sum(t * along[1] for t, along in zip(terms, bend, strict=True))
+            x, y, z = (row[0] * u + row[1] * v + row[2] for row in rows)
+            z = max(z, 1e-6)
+            return x / z * reference.width, y / z * reference.height
+
+        width, height = self.box.extent
+        right, left, below, above = at(0.5, 0), at(-0.5, 0), at(0, 0.5), at(0, -0.5)
+        return (
+            (right[0] - left[0]) / width,
+            (right[1] - left[1]) / width,
+            (below[0] - above[0]) / height,
+            (below[1] - above[1]) / height,
+        )
 
     def zoom(self, reference: Extent) -> float:
         """Reference pixels per draft pixel; negative where the map mirrors."""
