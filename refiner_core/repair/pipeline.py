@@ -1,15 +1,15 @@
 """The whole repair: plan, encode, sample, decode, correct, stitch.
 
 `refine` is the one entry; it runs every region of every picture through an `Engine` and reports
-what it did. Everything outside the regions keeps its exact bits.
+what it did. Everything outside the regions keeps its exact bits. Every phase is done for all regions
+that are repaired together before the next one begins, so that the text encoder, the transformer and
+the autoencoder do not push one another out of memory.
 """
 
 from __future__ import annotations
 
-import platform
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,22 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..images.geometry import Extent
-from ..interfaces import Engine, Progress, Stage
+from ..interfaces import Engine, Progress, SamplingJob, Stage
 from ..recipes.recipe import Recipe
 from ..scoring.scorer import Scorer
+from .batches import batches, joined
+from .candidates import sample_best
+from .finish_region import correct_region, stitch_region
 from .marking import normalize_request, region_notes
-from .phases import Repaired, Work, repair_together
-from .prepare_region import plan_region
-from .request import (
-    RefineOptions,
-    RefineRequest,
-    check,
-    outside_boxes,
-    pick,
-    region_tasks,
-)
+from .prepare_region import plan_region, prepare_region
+from .region import PlannedRegion, PreparedRegion, shown_pictures
+from .report import mismatches, run_report
+from .request import RefineOptions, RefineRequest, check, pick, region_tasks
+from .sampling_inputs import clean_inputs, sampling_job
 from .watch import Watch
 from .waves import waves
 
@@ -52,6 +49,42 @@ class RefineResult:
     """What was allowed to change, N 1 H W, 0 or 1."""
     report: dict[str, Any]
     """For JSON."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One region of one picture in a run."""
+
+    image: Tensor
+    """The picture, 1 3 H W, which is repaired in place."""
+    planned: PlannedRegion
+    """The region in it."""
+    stage: Stage
+    """Which of the run's pictures and regions it is."""
+
+    def at(self, name: str) -> Stage:
+        """This region in the stage `name`."""
+        return self.stage._replace(name=name, plan=self.planned.plan)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What sampling made of a region."""
+
+    latent: Tensor | None
+    """The latent, or None if there is a picture already."""
+    picture: Tensor | None = None
+    """The best candidate, decoded."""
+    report: dict[str, Any] | None = None
+    """How the best candidate was chosen."""
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """The repaired crop of a region, float 1 3 H W, and what was done."""
+
+    crop: Tensor
+    report: dict[str, Any]
 
 
 @torch.inference_mode()
@@ -79,7 +112,7 @@ def refine(
     request = normalize_request(request)
     n = check(request)
     size = Extent(request.draft.shape[-1], request.draft.shape[-2])
-    watch = Watch(progress)
+    run = _Run(engine, request.options, Watch(progress), scorer)
     images: list[Tensor] = []
     changed: list[Tensor] = []
     done: list[Repaired] = []
@@ -89,12 +122,12 @@ def refine(
         changed += [_changed(works, size) for works in chunk]
         for works in chunk:
             notes += region_notes([work.planned for work in works], size)
-        done += _repair(engine, chunk, request.options, watch, scorer)
-    mismatches = _mismatches([r.report for r in done])
-    report = _report(engine, request, [r.report for r in done]) | {
-        "notes": list(dict.fromkeys((*notes, *mismatches))),
-        "mismatches": mismatches,
-        "seconds": {k: round(v, 4) for k, v in watch.seconds.items()},
+        done += _repair(run, chunk)
+    unmatched = mismatches([r.report for r in done])
+    report = run_report(engine, request, [r.report for r in done]) | {
+        "notes": list(dict.fromkeys((*notes, *unmatched))),
+        "mismatches": unmatched,
+        "seconds": {k: round(v, 4) for k, v in run.watch.seconds.items()},
         "seconds_total": round(time.perf_counter() - begun, 4),
     }
     return RefineResult(_batch(images), [r.crop for r in done], _batch(changed), report)
@@ -127,13 +160,17 @@ def _chunks(pictures: Iterable[list[Work]]) -> Iterator[list[list[Work]]]:
     yield chunk
 
 
-def _repair(
-    engine: Engine,
-    chunk: list[list[Work]],
-    options: RefineOptions,
-    watch: Watch,
-    scorer: Scorer | None,
-) -> list[Repaired]:
+@dataclass(frozen=True)
+class _Run:
+    """What every step of a run uses."""
+
+    engine: Engine
+    options: RefineOptions
+    watch: Watch
+    scorer: Scorer | None
+
+
+def _repair(run: _Run, chunk: list[list[Work]]) -> list[Repaired]:
     """Repair all regions of some pictures, wave by wave; in the order of pictures and regions."""
     numbered = [waves([work.planned for work in works]) for works in chunk]
     done: dict[tuple[int, int], Repaired] = {}
@@ -141,54 +178,108 @@ def _repair(
         works = [
             chunk[i][r] for i, own in enumerate(numbered) if wave < len(own) for r in own[wave]
         ]
-        for work, repaired in zip(
-            works, repair_together(engine, works, options, watch, scorer), strict=True
-        ):
+        for work, repaired in zip(works, _repair_together(run, works), strict=True):
             done[work.stage.picture, work.stage.region] = repaired
     return [done[key] for key in sorted(done)]
 
 
-def _mismatches(regions: list[dict[str, Any]]) -> list[str]:
-    """What is to be said of regions whose reference does not show them, or hardly."""
-    out: list[str] = []
-    numbers: dict[int, int] = {}
-    pictures = 1 + max(r["picture"] for r in regions)
-    for region in regions:
-        picture = region["picture"]
-        numbers[picture] = number = numbers.get(picture, 0) + 1
-        text = region.get("left_alone") or region.get("poor_match")
-        if text:
-            place = f"image {picture + 1}, region {number}" if pictures > 1 else f"region {number}"
-            out.append(f"{place}: {text.removesuffix('.')}")
-    return out
+def _repair_together(run: _Run, works: Sequence[Work]) -> list[Repaired]:
+    """Repair regions none of which depends on what another one changes; in their order.
+
+    Those that are to be left alone are only reported.
+    """
+    prepared = [_prepare(run, work) for work in works]
+    pairs = [pair for pair in zip(works, prepared, strict=True) if not pair[1].left_alone]
+    jobs = [_encode(run, *pair) for pair in pairs]
+    run.engine.encode_text(jobs)
+    sampled = _sample_all(run, pairs, jobs)
+    decoded = [
+        _decode(run, *pair, job, result)
+        for pair, job, result in zip(pairs, jobs, sampled, strict=True)
+    ]
+    finished = iter(
+        [
+            _finish(run, *pair, result, *pictures)
+            for pair, result, pictures in zip(pairs, sampled, decoded, strict=True)
+        ]
+    )
+    return [
+        _left_alone(work, region) if region.left_alone else next(finished)
+        for work, region in zip(works, prepared, strict=True)
+    ]
 
 
-def _report(
-    engine: Engine, request: RefineRequest, regions: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """What was done, for JSON."""
-    options, recipe = request.options, engine.recipe
-    size = Extent(request.draft.shape[-1], request.draft.shape[-2])
-    outside: dict[str, int] = {}
-    if request.boxes and request.mask is not None:
-        outside["mask_outside_boxes_px"] = outside_boxes(request, size)
-    guidance, cfg = recipe.resolve_guidance(options.guidance)
-    pictures = 1 + max(r["picture"] for r in regions)
-    return {
-        "version": __version__,
-        "engine": engine.describe(),
-        "recipe": recipe.name,
-        "steps": recipe.steps if options.steps is None else options.steps,
-        "guidance": guidance,
-        "cfg": cfg,
-        "draft": f"{pictures} x {size}",
-        "seed": options.seed,
-        "regions": regions,
-        "peak_memory_mb": _peak_memory(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        **outside,
-    }
+def _left_alone(work: Work, region: PreparedRegion) -> Repaired:
+    return Repaired(region.draft, {"picture": work.stage.picture, **region.report})
+
+
+def _prepare(run: _Run, work: Work) -> PreparedRegion:
+    run.watch.enter(work.stage._replace(name="plan"))
+    return prepare_region(work.image, work.planned, run.engine.recipe, run.options)
+
+
+def _encode(run: _Run, work: Work, region: PreparedRegion) -> SamplingJob:
+    run.watch.enter(work.at("encode"))
+    recipe = run.engine.recipe
+    inputs = clean_inputs(shown_pictures(region), recipe, run.engine.encode)
+    return sampling_job(recipe, region.plan.target, inputs, run.options, region.mask)
+
+
+def _sample_all(
+    run: _Run, pairs: Sequence[tuple[Work, PreparedRegion]], jobs: Sequence[SamplingJob]
+) -> list[Sampled]:
+    """What sampling makes of every region; regions of equal size in one batch where that fits."""
+    if run.options.candidates > 1:  # they are a batch already
+        return [_sample_candidates(run, *pair, job) for pair, job in zip(pairs, jobs, strict=True)]
+    found: dict[int, Sampled] = {}
+    for batch in batches(run.engine, jobs):
+        run.watch.start(pairs[batch[-1]][0].at("sample"))
+        latents = run.engine.sample(joined([jobs[i] for i in batch]), run.watch.step)
+        found |= {i: Sampled(z) for i, z in zip(batch, latents.split(1), strict=True)}
+    return [found[i] for i in range(len(jobs))]
+
+
+def _sample_candidates(run: _Run, work: Work, region: PreparedRegion, job: SamplingJob) -> Sampled:
+    options, watch = run.options, run.watch
+    watch.start(work.at("sample"))
+
+    def correct(picture: Tensor) -> Tensor:
+        return correct_region(region, picture, options)[0]
+
+    picture, report = sample_best(run.engine, region, job, options, correct, run.scorer, watch.step)
+    return Sampled(None, picture, report)
+
+
+def _decode(
+    run: _Run, work: Work, region: PreparedRegion, job: SamplingJob, sampled: Sampled
+) -> tuple[Tensor, Tensor | None]:
+    """The decoded crop and, where the recipe needs it, the reference encoded and decoded again."""
+    picture, decode = sampled.picture, run.engine.decode
+    if sampled.latent is not None:
+        run.watch.enter(work.at("decode"))
+        picture = decode(sampled.latent)
+    assert picture is not None, "a latent or a picture"
+    coded = decode(job.input("reference").latent) if region.blend.residual else None
+    return picture, coded
+
+
+def _finish(
+    run: _Run,
+    work: Work,
+    region: PreparedRegion,
+    sampled: Sampled,
+    picture: Tensor,
+    coded_reference: Tensor | None,
+) -> Repaired:
+    run.watch.enter(work.at("register"))
+    crop, corrections = correct_region(region, picture, run.options, coded_reference)
+    run.watch.enter(work.at("stitch"))
+    stitch_region(work.image, region, crop, run.options)
+    run.watch.leave()
+    report: dict[str, Any] = {"picture": work.stage.picture, **region.report}
+    if sampled.report is not None:
+        report["search"] = sampled.report
+    return Repaired(crop, report | corrections)
 
 
 def _changed(works: list[Work], size: Extent) -> Tensor:
@@ -208,14 +299,3 @@ def _empty_mask(size: Extent) -> Tensor:
 
 def _batch(pictures: list[Tensor]) -> Tensor:
     return pictures[0] if len(pictures) == 1 else torch.cat(pictures)
-
-
-def _peak_memory() -> int:
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_allocated() >> 20)
-    if sys.platform == "win32":  # has no `resource`
-        return 0
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20)
