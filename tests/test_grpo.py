@@ -35,7 +35,6 @@ from refiner_core.training.losses import (
     policy_loss,
 )
 from refiner_core.training.objective import Learner
-from refiner_core.training.objectives import make_objective
 from refiner_core.training.optimizers import rate_at
 from refiner_core.training.policy import Policy
 from refiner_core.training.reinforcement import ReinforcementObjective
@@ -48,7 +47,7 @@ from refiner_core.training.rollout import (
     rollout_seeds,
 )
 from refiner_core.training.settings import build, merged
-from refiner_core.training.train import Patience
+from refiner_core.training.train import Patience, make_objective
 from refiner_core.training.trainable import Trainable
 from refiner_core.training.trainer import Trainer, ema_decay
 from refiner_core.weights.safetensors_io import read_header

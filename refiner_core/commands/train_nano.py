@@ -212,7 +212,7 @@ def _check_tiles(chosen: argparse.Namespace) -> None:
     Raises:
         ValueError: names the options.
     """
-    from ..training.train_nano import HELD_OUT_SCENES
+    from ..training.tile_dataset import HELD_OUT_SCENES
 
     if chosen.tiles is None:
         if chosen.photos:
@@ -299,10 +299,11 @@ def train_stage(
 
 def _train_on_tiles(chosen: argparse.Namespace, out: Path) -> Path:
     """Draw the scenes that are missing and train on their tiles; the refiner's path."""
+    from ..training.open_session import open_tile_session
     from ..training.settings import parse_assignments
     from ..training.tile_dataset import draw_scenes
     from ..training.train import train
-    from ..training.train_nano import Setup, open_tile_session, tile_config, write_tile_start
+    from ..training.train_nano import Setup, tile_config, write_tile_start
 
     setup = Setup(out / "scenes", out / "cache", chosen.device, chosen.workers, chosen.seed)
     photos = Path(chosen.photos).expanduser() if chosen.photos else None

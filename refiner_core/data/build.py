@@ -11,15 +11,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from functools import partial
 
-from ..workers.pool import worker_pool
+from ..workers.pool import Progress, worker_pool
 from .build_settings import Build, check_build, write_config
 from .sample import STAGES
-from .shard_build import Report, build_shard, earlier_files, read_report
+from .shard_build import build_shard, earlier_files, read_report
 from .shards import MANIFEST, split_of, write_lines
 
 REJECTED = "rejected.jsonl"
-
-Progress = Callable[[int, int, Report], None]
 
 
 def _check_source(build: Build) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from ..workers.pool import Progress
 from ..workers.ray_cluster import connect
-from .build import Progress
 from .build_settings import Build
 from .shard_build import build_shard
 

@@ -6,6 +6,7 @@ FLUX.1-Kontext: Flow-GRPO, DanceGRPO, Flow-Factory, diffusers' and ai-toolkit's 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -31,7 +32,23 @@ class Algorithm(NamedTuple):
 ALGORITHMS = {"grpo": Algorithm(True, 0.01, "old"), "nft": Algorithm(False, 2e-5, "ref")}
 
 
-class RunConfig:
+@dataclass(frozen=True)
+class StepCost:
+    """What a step of a run costs, in forward passes of one sample.
+
+    `plain` are those without a gradient, `learnt` those that are backpropagated, and `stored` is how
+    many of the latter are kept at the same time for each sample of a micro-batch. `copies` of the
+    trainable weights are kept beside the moving average, and with `decoded` the decoder's activations.
+    """
+
+    plain: float
+    learnt: float
+    stored: int = 1
+    copies: int = 0
+    decoded: bool = False
+
+
+class RunConfig(ABC):
     """The settings of a run, whatever its objective."""
 
     kind: ClassVar[str]
@@ -56,6 +73,10 @@ class RunConfig:
     def patience(self) -> int:
         """Validations without a gain after which the run stops; 0: never."""
         return 0
+
+    @abstractmethod
+    def cost(self, steps: int) -> StepCost:
+        """What a step of the run costs, if a sample that is learnt from takes so many steps."""
 
     def check_processes(self, count: int) -> None:
         """Raise ValueError if the work cannot be split evenly over so many processes: here the batch,
@@ -274,6 +295,11 @@ class SftConfig(RunConfig):
     loss: LossSettings = section(LossSettings)
     optimizer: OptimizerSettings = section(OptimizerSettings)
     run: RunSettings = section(RunSettings)
+
+    def cost(self, steps: int) -> StepCost:
+        """See `RunConfig.cost`."""
+        seen = self.loss.passes
+        return StepCost(plain=0, learnt=self.run.batch * seen, stored=seen)
 
 
 @dataclass(frozen=True)
@@ -529,6 +555,19 @@ class GrpoConfig(RunConfig):
                 f"rollout.group = {self.rollout.group} is not a multiple of run.micro_batch = "
                 f"{self.run.micro_batch}."
             )
+
+    def cost(self, steps: int) -> StepCost:
+        """See `RunConfig.cost`: the samples; and the steps of the window replayed (grpo), or each
+        sample at some levels under the old and the new weights (nft).
+        """
+        r, o = self.rollout, self.objective
+        samples = r.groups * r.group
+        anchor = o.kl_weight > 0 and o.kl_reference == "ref"
+        if o.algorithm == "grpo":
+            used = samples * min(r.window, max(1, steps // 2))
+            return StepCost(samples * steps + used * anchor, used, copies=2)
+        used = samples * o.nft_levels * (1 + r.group_mean)  # the mean at each sample's noise
+        return StepCost(samples * steps + used * (1 + anchor), used, copies=2)
 
     def check_processes(self, count: int) -> None:
         """Raise ValueError if the groups cannot be split evenly over processes."""

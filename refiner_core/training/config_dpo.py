@@ -13,8 +13,11 @@ from .config import (
     OptimizerSettings,
     RunConfig,
     RunSettings,
+    StepCost,
 )
 from .settings import Group, option, section
+
+_RANKED_REPAIRS = 8  # of a case, for the estimate of costs
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,12 @@ class DpoConfig(RunConfig):
                 f"loss.contrast = {self.loss.contrast:g} is a part of supervised training, which "
                 "learning from preferences does not use: set it to 0."
             )
+
+    def cost(self, steps: int) -> StepCost:
+        """See `RunConfig.cost`; orders are assumed to have eight repairs."""
+        repairs = _RANKED_REPAIRS if self.objective.ranked else 2
+        passes = self.run.batch * repairs
+        return StepCost(passes, passes, stored=repairs, copies=1)
 
     @property
     def patience(self) -> int:

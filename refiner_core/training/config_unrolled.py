@@ -14,6 +14,7 @@ from .config import (
     RewardSettings,
     RunConfig,
     RunSettings,
+    StepCost,
 )
 from .settings import Group, option, section
 
@@ -98,6 +99,21 @@ class UnrolledConfig(RunConfig):
                 f"unroll.uncertainty = {self.unroll.uncertainty:g} compares two estimates, but "
                 "unroll.truncation = 'single' has one. Set it to 0, or another truncation."
             )
+
+    def cost(self, steps: int) -> StepCost:
+        """See `RunConfig.cost`."""
+        u = self.unroll
+        most = steps if u.gradient_steps is None else min(u.gradient_steps, steps)
+        learnt = {"fixed": most, "random": (1 + most) / 2, "single": 1}[u.truncation]
+        plain = steps - (most + 1) / 2 if u.truncation == "single" else steps - learnt
+        if u.checkpointing:
+            plain += learnt  # each step is computed again
+        if u.start_level < 1:
+            plain += steps  # the sample that is noised
+        stored = 1 if u.checkpointing or u.truncation == "single" else most
+        sft = self.loss.passes if self.objective.sft else 0
+        batch = self.run.batch
+        return StepCost(batch * plain, batch * (learnt + sft), stored, decoded=True)
 
     @property
     def sampler_steps(self) -> int | None:

@@ -15,11 +15,9 @@ from .batch_objective import BatchObjective
 from .config_dpo import DpoConfig
 from .dataset import Item, collate
 from .losses import masked_means
-from .objective import Learner, StepCost, Term
+from .objective import Learner, Term
 from .preference_dataset import PreferenceDataset
 from .supervised_loss import draw_timestep
-
-_RANKED_REPAIRS = 8  # of a case, for the estimate of costs
 
 
 def dpo_loss(kept: Tensor, rejected: Tensor, beta: float) -> Tensor:
@@ -79,13 +77,6 @@ class DpoObjective(BatchObjective):
     def __init__(self, config: DpoConfig, learner: Learner) -> None:
         super().__init__(config, learner)
         self.config = config
-
-    @staticmethod
-    def cost(config: DpoConfig, steps: int) -> StepCost:
-        """See `StepCost`; orders are assumed to have eight repairs."""
-        repairs = _RANKED_REPAIRS if config.objective.ranked else 2
-        passes = config.run.batch * repairs
-        return StepCost(passes, passes, stored=repairs, copies=1)
 
     def term(self, items: Sequence[Item], places: Sequence[int], weight: float) -> Term:
         """The loss of the pairs of some cases."""

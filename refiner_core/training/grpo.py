@@ -13,25 +13,15 @@ from .. import flow
 from ..models.kontext import Conditioning
 from ..sampling import Transition, advance
 from .advantages import placed_advantages
-from .config import GrpoConfig
 from .dataset import Batch
 from .losses import clip_range, gaussian_kl, log_ratio, log_ratio_map, policy_loss
-from .objective import StepCost, Term
+from .objective import Term
 from .reinforcement import ReinforcementObjective, ScoredRollout
 from .rollout import Rollout, RolloutSeeds, roll_out
 
 
 class GrpoObjective(ReinforcementObjective):
     """Make the steps that led to good samples more probable (arXiv 2505.05470)."""
-
-    @staticmethod
-    def cost(config: GrpoConfig, steps: int) -> StepCost:
-        """See `StepCost`: the samples, and the steps of the window replayed."""
-        r, o = config.rollout, config.objective
-        samples = r.groups * r.group
-        used = samples * min(r.window, max(1, steps // 2))
-        anchor = o.kl_weight > 0 and o.kl_reference == "ref"
-        return StepCost(samples * steps + used * anchor, used, copies=2)
 
     def begin(self, step: int, skip: Callable[[str], None]) -> dict[str, float]:
         """Draw and score the samples of an epoch with the current policy."""

@@ -18,9 +18,7 @@ from ..nano import nano_file, resolve_weights
 from ..nano.initialisation import nano_config
 from ..recipes.recipe import KONTEXT, NANO, OMNIREFINER, Recipe
 from ..recipes.recipe_files import find_recipe
-from .config import ModelSettings, RunConfig
-from .objective import StepCost
-from .objectives import step_cost
+from .config import ModelSettings, RunConfig, StepCost
 from .quantize import in_a_block
 from .trainable import add_lora, all_weights
 
@@ -169,7 +167,7 @@ def estimate_memory(
     )
     learnable, tokens = len(trainable), count_tokens(recipe, config.data.megapixels)
     moments = 2 if config.optimizer.eight_bit else 8
-    cost = step_cost(config, recipe)
+    cost = config.cost(config.sampler_steps or recipe.steps)
     copies = (1 if config.optimizer.ema else 0) + cost.copies
     memory = {
         "base": held / (processes if divided else 1) / GB,

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from .. import flow
 from .advantages import placed_advantages
-from .config import GrpoConfig
 from .dataset import Batch
 from .losses import nft_loss, nft_share
-from .objective import StepCost, Term
+from .objective import Term
 from .reinforcement import ReinforcementObjective, ScoredRollout
 from .rollout import Rollout, RolloutSeeds, derive_seed, roll_out
 
@@ -24,17 +23,6 @@ class NftObjective(ReinforcementObjective):
     """Pull towards good samples and push away from bad ones at random noise levels
     (arXiv 2509.16117).
     """
-
-    @staticmethod
-    def cost(config: GrpoConfig, steps: int) -> StepCost:
-        """See `StepCost`: the samples, and each at some levels under the old and the new weights."""
-        r, o = config.rollout, config.objective
-        samples = r.groups * r.group
-        used = (
-            samples * o.nft_levels * (1 + r.group_mean)
-        )  # the mean is used at each sample's noise
-        anchor = o.kl_weight > 0 and o.kl_reference == "ref"
-        return StepCost(samples * steps + used * (1 + anchor), used, copies=2)
 
     def sample(self, batch: Batch, sigmas: Tensor, seeds: RolloutSeeds) -> Rollout:
         """Deterministic samples of the old policy."""

@@ -58,22 +58,6 @@ class Update:
     describe: Callable[[], str]  # what it learns from, for messages
 
 
-@dataclass(frozen=True)
-class StepCost:
-    """What a step of a run costs, in forward passes of one sample.
-
-    `plain` are those without a gradient, `learnt` those that are backpropagated, and `stored` is how
-    many of the latter are kept at the same time for each sample of a micro-batch. `copies` of the
-    trainable weights are kept beside the moving average, and with `decoded` the decoder's activations.
-    """
-
-    plain: float
-    learnt: float
-    stored: int = 1
-    copies: int = 0
-    decoded: bool = False
-
-
 class Objective(ABC):
     """A way to learn. A step of a run is one `begin`, the updates, and one `end`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +15,8 @@ from ..load import load_engine
 from ..models.core_engine import CoreEngine
 from ..models.devices import pick_device
 from ..nano import resolve_weights
-from ..recipes.recipe import KONTEXT, OMNIREFINER
-from .config import DataSettings, ModelSettings, RunConfig
+from ..recipes.recipe import KONTEXT, NANO_TILES, OMNIREFINER
+from .config import DataSettings, ModelSettings, RunConfig, SftConfig
 from .dataset import Dataset
 from .distributed import Processes, launched_processes
 from .export import export, fingerprint
@@ -26,6 +27,7 @@ from .quantize import quantize
 from .session import Session
 from .sharding import Sharding
 from .text_cache import TextCache
+from .tile_dataset import HELD_OUT_SCENES, TileDataset
 from .tracker import Tracker
 from .trainable import Trainable, add_lora, all_weights, continue_lora
 
@@ -144,6 +146,30 @@ def _written(
     if processes.main:
         processes.wait()
     return found
+
+
+def open_tile_session(config: SftConfig, files: Sequence[Path], out: Path, device: str) -> Session:
+    """A session that trains on tiles of drawn scenes, the first of which are held out.
+
+    Args:
+        files: more scenes than are held out (see `draw_scenes`).
+        out: the folder of the run; an existing run is continued.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ValueError: a base that cannot be used.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    engine = load_base(config.model)
+    engine.recipe = NANO_TILES
+    engine.to(pick_device(device))
+    held_out = TileDataset(files[:HELD_OUT_SCENES], engine, 1)
+    dataset = TileDataset(files[HELD_OUT_SCENES:], engine, config.data.variants)
+    text = TextCache(engine.text, engine.recipe.text_tokens, out / "texts")
+    text(engine.recipe.text(None))
+    described = f"{len(files)} scenes"
+    processes = launched_processes(engine.device)
+    return assemble(config, engine, (dataset, held_out), text, out, processes, described)
 
 
 def assemble(

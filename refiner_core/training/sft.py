@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from .batch_objective import BatchObjective
 from .config import SftConfig
 from .dataset import Item
-from .objective import Learner, StepCost, Term
+from .objective import Learner, Term
 from .supervised_loss import SupervisedLoss
 
 
@@ -20,12 +20,6 @@ class SftObjective(BatchObjective):
         self._loss = SupervisedLoss(config.loss, learner, config.run.seed)
         if config.loss.contrast:
             self.metrics = ("loss", "contrast")
-
-    @staticmethod
-    def cost(config: SftConfig, steps: int) -> StepCost:
-        """See `StepCost`."""
-        seen = config.loss.passes
-        return StepCost(plain=0, learnt=config.run.batch * seen, stored=seen)
 
     def term(self, items: Sequence[Item], places: Sequence[int], weight: float) -> Term:
         """The masked flow-matching loss, and the contrast if it has a weight."""

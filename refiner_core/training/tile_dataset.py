@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.build import Progress
 from ..data.photographs import photographs
 from ..storage.output_files import atomic_path
-from ..workers.pool import worker_pool
+from ..workers.pool import Progress, worker_pool
 from .augment import augment
 from .dataset import Encoder, Item, Pixels, Shape, latent_mask
 from .tile_scenes import draw_tile_scene
 
 TILE = 64  # px
+HELD_OUT_SCENES = 48  # the first ones
 _LARGEST = 1600  # px, longer side at which photographs are used
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _CHUNK = 8  # scenes between two reports

@@ -14,9 +14,22 @@ import numpy as np
 from .config import RunConfig, RunSettings
 from .dataset import Reward
 from .distributed import Processes
-from .objectives import make_objective
+from .dpo import DpoObjective
+from .grpo import GrpoObjective
+from .nft import NftObjective
+from .objective import Learner, Objective
 from .session import BEST, REFINER, Session
+from .sft import SftObjective
 from .trainer import Trainer
+from .unrolled import UnrolledObjective
+
+_OBJECTIVES: dict[str, Any] = {
+    "sft": SftObjective,
+    "grpo": GrpoObjective,
+    "nft": NftObjective,
+    "reward": UnrolledObjective,
+    "dpo": DpoObjective,
+}
 
 
 def train(
@@ -51,6 +64,19 @@ def train(
         progress or ProgressBar(config.kind, session.processes.main),
         interruption or Interruption(session.processes),
     )
+
+
+def make_objective(config: RunConfig, learner: Learner, reward: Reward | None = None) -> Objective:
+    """The objective of the settings; some need a reward (see `make_reward`).
+
+    Raises:
+        ValueError: the work cannot be split evenly over the processes.
+    """
+    make = _OBJECTIVES[config.algorithm]
+    if not config.needs_pixels:
+        return make(config, learner)
+    assert reward is not None, f"train {config.kind} maximizes a reward"
+    return make(config, learner, reward)
 
 
 class Progress(Protocol):

@@ -5,7 +5,6 @@ evaluation and its model card.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.build import Progress, run_build
+from ..data.build import run_build
 from ..data.build_settings import Build
 from ..data.shards import TripletSet
 from ..data.splits import split_data
@@ -33,15 +32,11 @@ from ..nano.nano_engine import load_codec, load_nano
 from ..recipes.recipe import NANO_TILES
 from ..storage.output_files import write_text
 from ..weights.safetensors_io import save_weights
+from ..workers.pool import Progress
 from .compare import Comparison, held_out_scenes, measure, paired, table
 from .config import GRPO_PRESETS, SFT_PRESETS, GrpoConfig, SftConfig
-from .distributed import launched_processes
 from .export import fingerprint
-from .open_session import assemble, load_base
-from .session import Session
 from .settings import build, merged
-from .text_cache import TextCache
-from .tile_dataset import TileDataset
 
 _SIDE = 256  # px: square root of a drawn picture's area; its detail is as large as nano's crops
 _WINDOW = 64  # px: side of the squares the codec is fitted to
@@ -49,7 +44,6 @@ _WINDOW = 64  # px: side of the squares the codec is fitted to
 _DATA = {"least_agreement": 19.0, "least_gain": 1.0, "held_out": 64}
 _VARIANTS = 16  # of each item in stage 1
 _TILES_OF_A_SCENE = 64
-HELD_OUT_SCENES = 48
 
 
 @dataclass(frozen=True)
@@ -190,30 +184,6 @@ def tile_config(setup: Setup, weights: Path, steps: int, over: dict[str, Any]) -
     """
     own = {"data": {"variants": _TILES_OF_A_SCENE}}
     return sft_config(setup, weights, steps, merged(own, over))
-
-
-def open_tile_session(config: SftConfig, files: Sequence[Path], out: Path, device: str) -> Session:
-    """A session that trains on tiles of drawn scenes, the first of which are held out.
-
-    Args:
-        files: more scenes than are held out (see `draw_scenes`).
-        out: the folder of the run; an existing run is continued.
-        device: auto, cpu, cuda or cuda:N.
-
-    Raises:
-        ValueError: a base that cannot be used.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    engine = load_base(config.model)
-    engine.recipe = NANO_TILES
-    engine.to(pick_device(device))
-    held_out = TileDataset(files[:HELD_OUT_SCENES], engine, 1)
-    dataset = TileDataset(files[HELD_OUT_SCENES:], engine, config.data.variants)
-    text = TextCache(engine.text, engine.recipe.text_tokens, out / "texts")
-    text(engine.recipe.text(None))
-    described = f"{len(files)} scenes"
-    processes = launched_processes(engine.device)
-    return assemble(config, engine, (dataset, held_out), text, out, processes, described)
 
 
 def untrained(weights: Path, device: torch.device | str = "cpu") -> CoreEngine:

@@ -19,7 +19,7 @@ from ..sampling import sample
 from .batch_objective import BatchObjective
 from .config_unrolled import UnrolledConfig
 from .dataset import Batch, Item, Pixels, Reward, collate
-from .objective import Learner, StepCost, Term
+from .objective import Learner, Term
 from .policy import Policy
 from .rollout import derive_seed
 from .supervised_loss import SupervisedLoss
@@ -74,21 +74,6 @@ class UnrolledObjective(BatchObjective):
         super().__init__(config, learner)
         self.config, self.reward = config, reward
         self._supervised = SupervisedLoss(config.loss, learner, config.run.seed)
-
-    @staticmethod
-    def cost(config: UnrolledConfig, steps: int) -> StepCost:
-        """See `StepCost`."""
-        u, batch = config.unroll, config.run.batch
-        most = steps if u.gradient_steps is None else min(u.gradient_steps, steps)
-        learnt = {"fixed": most, "random": (1 + most) / 2, "single": 1}[u.truncation]
-        plain = steps - (most + 1) / 2 if u.truncation == "single" else steps - learnt
-        if u.checkpointing:
-            plain += learnt  # each step is computed again
-        if u.start_level < 1:
-            plain += steps  # the sample that is noised
-        stored = 1 if u.checkpointing or u.truncation == "single" else most
-        sft = config.loss.passes if config.objective.sft else 0
-        return StepCost(batch * plain, batch * (learnt + sft), stored, decoded=True)
 
     def term(self, items: Sequence[Item], places: Sequence[int], weight: float) -> Term:
         """Minus the weighted reward of one sample of each item."""

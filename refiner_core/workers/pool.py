@@ -3,8 +3,13 @@
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
+from typing import Any
+
+# Called as work goes on: how many parts are done, how many there are, and a report of the last one.
+Progress = Callable[[int, int, dict[str, Any]], None]
 
 
 def _end_with_parent() -> None:

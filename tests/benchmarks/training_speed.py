@@ -136,10 +136,10 @@ def _stages(kind: str, side: int, batch: int, device: torch.device) -> list[_Wor
     from refiner_core.training.distributed import Processes
     from refiner_core.training.memory_estimate import forward_flops, step_flops
     from refiner_core.training.objective import Learner
-    from refiner_core.training.objectives import make_objective, step_cost
     from refiner_core.training.open_session import make_trainable
     from refiner_core.training.policy import Policy, VelocityNet
     from refiner_core.training.reward import make_reward
+    from refiner_core.training.train import make_objective
     from refiner_core.training.trainer import Trainer
 
     engine = _random_engine(kind, device)
@@ -164,7 +164,7 @@ def _stages(kind: str, side: int, batch: int, device: torch.device) -> list[_Wor
     for name, config in (("SFT step", sft), ("GRPO epoch", grpo)):
         objective = make_objective(config, learner, reward)
         trainer = Trainer(objective, learner.trainable, config.optimizer, config.run.max_steps)
-        cost = step_cost(config, recipe)
+        cost = config.cost(config.sampler_steps or recipe.steps)
         works.append(_Work(name, trainer.train_step, step_flops(config, once, cost)))
     return works
 
