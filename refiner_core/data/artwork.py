@@ -17,22 +17,30 @@ _HEAD = 1 << 16  # bytes in which an SVG file has named its root element
 _RENDERED = 1.25  # of the size asked for: a drawing seldom fills its page
 
 
-def check_artwork(file: OwnFile) -> tuple[OwnFile, ...]:
-    """The file, if its first bytes are those of a PNG or SVG.
+def check_picture(file: OwnFile, least: int) -> tuple[OwnFile, ...]:
+    """The file, if it is a picture with a shorter side of at least `least` px.
 
     Raises:
         UnusableFileError: it cannot be used; gives the reason.
     """
     try:
-        if file.path.suffix.lower() == ".svg":
-            with file.path.open("rb") as stream:
-                if b"<svg" not in stream.read(_HEAD):
-                    raise UnusableFileError("unreadable")
-            return (file,)
         with Image.open(file.path) as image:
-            if min(image.size) < _MIN_SIDE:
-                raise UnusableFileError(f"smaller than {_MIN_SIDE} px")
+            if min(image.size) < least:
+                raise UnusableFileError(f"smaller than {least} px")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise UnusableFileError("unreadable") from e
+    return (file,)
+
+
+def check_artwork(file: OwnFile) -> tuple[OwnFile, ...]:
+    """The file, if its first bytes are those of a PNG or SVG. Raises as `check_picture`."""
+    if file.path.suffix.lower() != ".svg":
+        return check_picture(file, _MIN_SIDE)
+    try:
+        with file.path.open("rb") as stream:
+            if b"<svg" not in stream.read(_HEAD):
+                raise UnusableFileError("unreadable")
+    except OSError as e:
         raise UnusableFileError("unreadable") from e
     return (file,)
 

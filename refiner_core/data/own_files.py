@@ -11,13 +11,11 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
-
-from .artwork import ARTWORK_SUFFIXES, check_artwork, load_svg_renderer
+from .artwork import ARTWORK_SUFFIXES, check_artwork, check_picture, load_svg_renderer
 from .fonts import FONT_SUFFIXES, Font, read_fonts
 from .scripts import SCRIPTS
 from .source_files import SUFFIXES, OwnFile, UnusableFileError, is_system_file, own_file
@@ -80,7 +78,7 @@ def find_own_files(
         ModuleNotFoundError: a package that fonts or SVG files need is not installed.
     """
     lines: list[str] = []
-    found = _find("--photos", photos, SUFFIXES, _check_photo, lines)
+    found = _find("--photos", photos, SUFFIXES, partial(check_picture, least=_MIN_PHOTO), lines)
     shown, kept_back = _split(found, held_out)
     drawn_with = _find("--fonts", fonts, FONT_SUFFIXES, read_fonts, lines)
     pictures = _find("--artwork", artwork, ARTWORK_SUFFIXES, check_artwork, lines)
@@ -145,16 +143,6 @@ def _listed(option: str, folder: Path, suffixes: Sequence[str]) -> Iterator[OwnF
                 yield own_file(path, folder)
     if not count:
         raise ValueError(f"{option} {folder}: the folder holds no file ({', '.join(suffixes)}).")
-
-
-def _check_photo(file: OwnFile) -> tuple[OwnFile, ...]:
-    try:
-        with Image.open(file.path) as image:
-            if min(image.size) < _MIN_PHOTO:
-                raise UnusableFileError(f"smaller than {_MIN_PHOTO} px")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise UnusableFileError("unreadable") from e
-    return (file,)
 
 
 def _split(
