@@ -105,18 +105,22 @@ def _load_tokenizer(roots: Sequence[Path], kind: _Kind) -> Any:
     return kind.loader.from_pretrained(str(folder))
 
 
+def _read(
+    path: Path, dtype: torch.dtype, what: str, kind: Any
+) -> tuple[dict[str, Tensor], Any | None]:
+    """The weights of a transformers folder with its configuration, or those of a single file."""
+    if path.is_dir():
+        return read_folder(path, dtype, what), kind.from_pretrained(str(path))
+    return read_weights(path, dtype, what), None
+
+
 def load_clip(path: Path, dtype: torch.dtype) -> CLIPTextModel:
     """CLIP's text model from a transformers folder or a single file (clip_l.safetensors).
 
     Raises:
         ValueError: unreadable, or not a CLIP text model.
     """
-    if path.is_dir():
-        sd = read_folder(path, dtype, "CLIP text encoder")
-        config = CLIPTextConfig.from_pretrained(str(path))
-    else:
-        sd = read_weights(path, dtype, "CLIP text encoder")
-        config = None
+    sd, config = _read(path, dtype, "CLIP text encoder", CLIPTextConfig)
     marker = "embeddings.token_embedding.weight"
     start = next((k.removesuffix(marker) for k in sd if k.endswith(marker)), None)
     if start is None:
@@ -161,12 +165,7 @@ def load_t5(path: Path, dtype: torch.dtype) -> T5EncoderModel:
     Raises:
         ValueError: unreadable, or not a T5 encoder.
     """
-    if path.is_dir():
-        sd = read_folder(path, dtype, "T5 text encoder")
-        config = T5Config.from_pretrained(str(path))
-    else:
-        sd = read_weights(path, dtype, "T5 text encoder")
-        config = None
+    sd, config = _read(path, dtype, "T5 text encoder", T5Config)
     bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     words = sd.get("shared.weight", sd.get("encoder.embed_tokens.weight"))
     if bias not in sd or words is None:

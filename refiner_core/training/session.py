@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +43,10 @@ class Session(Learner):
 
     def validate(self) -> tuple[dict[str, float], np.ndarray]:
         """Metrics and a picture of the held-out items."""
-        run = partial(
-            validate,
-            self.policy,
-            self.held_out,
-            self.decode,
-            self.text,
-            self.schedule,
-            self.recipe,
-        )
         if self.averaged is None:
-            return run()
+            return validate(self, self.held_out)
         with self.trainable.swapped(self.averaged):
-            return run()
+            return validate(self, self.held_out)
 
     def save(self, step: int, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> None:
         """Write the checkpoint and the refiner (main process only)."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..models.kontext import Conditioning
-from ..recipes.recipe import Recipe
 from ..sampling import draw_noise, sample
 from ..scoring.pixels import edge_error, masked_psnr, masked_ssim
 from .dataset import Dataset, Pixels, collate
+from .objective import Learner
 from .policy import Policy
 
 METRICS = ("psnr", "ssim", "edge_error")
@@ -49,31 +47,23 @@ def _stack_rows(rows: list[np.ndarray]) -> np.ndarray:
 
 
 @torch.no_grad()
-def validate(
-    policy: Policy,
-    dataset: Dataset,
-    decode: Callable[[Tensor], Tensor],
-    text: Callable[[str], tuple[Tensor, Tensor]],
-    schedule: Callable[[tuple[int, int]], Tensor],
-    recipe: Recipe,
-) -> tuple[dict[str, float], np.ndarray]:
-    """Repair every item, its index being the seed; mean metrics and a picture of the first eight.
-
-    Args:
-        decode: latents to images.
-        text: embeddings of a prompt.
-        schedule: noise levels for a latent of (height, width).
+def validate(learner: Learner, held_out: Dataset) -> tuple[dict[str, float], np.ndarray]:
+    """Repair every held-out item, its index being the seed; mean metrics and a picture of the first
+    eight.
     """
+    policy, recipe = learner.policy, learner.recipe
     means: dict[str, float] = dict.fromkeys(METRICS, 0.0)
     rows: list[np.ndarray] = []
-    for i in range(len(dataset)):
-        item = dataset[i]
+    for i in range(len(held_out)):
+        item = held_out[i]
         assert item.pixels is not None, "held-out items are prepared with pixels"
-        batch = collate([item], [text(item.prompt)], recipe, recipe.guidance, policy.device)
-        latent = repair(policy, batch.conditioning, batch.target.shape, schedule(item.shape[0]), i)
-        image = decode(latent).float().clamp(0, 1)
+        texts = [learner.text(item.prompt)]
+        batch = collate([item], texts, recipe, recipe.guidance, policy.device)
+        sigmas = learner.schedule(item.shape[0])
+        latent = repair(policy, batch.conditioning, batch.target.shape, sigmas, i)
+        image = learner.decode(latent).float().clamp(0, 1)
         for key, value in region_metrics(image.cpu(), item.pixels).items():
-            means[key] += value / len(dataset)
+            means[key] += value / len(held_out)
         if len(rows) < _ROWS:
             rows.append(_row(item.pixels, image))
     return means, _stack_rows(rows)
