@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from refiner_core.images.geometry import Box, Extent
-from refiner_core.images.masks import Region, bounds, fill_holes, find_regions, grow, whole_region
+from refiner_core.images.masks import (
+    Region,
+    bounds,
+    fill_holes,
+    find_regions,
+    grow,
+    scan_mask,
+    whole_region,
+)
 
 
 def mask_of(text: str) -> Tensor:
@@ -234,6 +242,25 @@ def test_bounds_are_over_the_batch() -> None:
     mask = torch.zeros(2, 1, 5, 5)
     mask[0, 0, 0, 1] = mask[1, 0, 4, 3] = 1
     assert bounds(mask) == (1, 0, 4, 5)
+
+
+@pytest.mark.parametrize("background", [0.0, -0.0, 0.25])
+@pytest.mark.parametrize("rows", [(3,), (0, 99), (31, 32), (40, 70)])
+@pytest.mark.parametrize("value", [1.0, -0.5, 300.0, 1e-40, math.inf, -math.inf, math.nan])
+def test_one_pass_tells_extremes_and_bounds(
+    background: float, rows: tuple[int, ...], value: float
+) -> None:
+    mask = torch.full((2, 1, 100, 9), background)
+    for i, y in enumerate(rows):
+        mask[i, 0, y, 2 + 3 * i] = value
+    scan = scan_mask(mask)
+    expected = torch.stack(torch.aminmax(mask))
+    found = torch.tensor([scan.low, scan.high])
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found.nan_to_num(), expected.nan_to_num())
+    assert scan.box == bounds(mask)
+    across = mask.transpose(2, 3)
+    assert scan_mask(across).box == bounds(across)
 
 
 def test_whole_region() -> None:

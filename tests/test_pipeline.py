@@ -25,6 +25,7 @@ from refiner_core.models.core_engine import CoreEngine
 from refiner_core.nano.nano_engine import load_nano
 from refiner_core.nano.reference_blend import ReferenceBlend
 from refiner_core.recipes.recipe import NANO, Recipe
+from refiner_core.repair.marking import normalize_request
 from refiner_core.repair.pipeline import RefineResult, refine
 from refiner_core.repair.request import RefineOptions, RefineRequest
 
@@ -83,6 +84,15 @@ def test_what_the_codec_loses_of_the_reference_is_given_back() -> None:
     torch.testing.assert_close(restored, reference)
     half = ReferenceBlend(residual=0.5).restore(result, reference, coded)
     torch.testing.assert_close(half, (result + reference) / 2)
+
+
+def test_masks_of_a_normalized_request_are_not_read_again() -> None:
+    request = request_of(scene_of(), RefineOptions())
+    assert request.mask is not None
+    mask = 255 * request.mask
+    normalized = normalize_request(replace(request, mask=mask))
+    assert normalized.mask is not None and normalized.mask.max() == 1
+    assert normalize_request(normalized) is normalized
 
 
 @pytest.mark.slow

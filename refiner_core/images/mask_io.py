@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .geometry import Box
 from .image_io import Picture, load_picture
-from .masks import bounds
+from .masks import MaskScan, bounds, scan_mask
 from .tensors import check_finite, to_float
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -112,8 +112,14 @@ def normalize_mask(mask: Tensor, name: str = "mask") -> tuple[Tensor, Notes]:
     Raises:
         ValueError: NaN, or values whose meaning is not clear; names the smallest and the largest.
     """
+    return _normalized(mask, name)[:2]
+
+
+def _normalized(mask: Tensor, name: str) -> tuple[Tensor, Notes, Box | None]:
+    """`normalize_mask`, and the box around what the mask marks."""
     mask = to_float(mask)
-    low, high = (float(v) for v in torch.aminmax(mask)) if mask.numel() else (0.0, 0.0)
+    scan = scan_mask(mask) if mask.numel() else MaskScan(0.0, 0.0, None)
+    low, high = scan.low, scan.high
     if not math.isfinite(low + high):
         check_finite(mask, name)
     notes: list[str] = []
@@ -123,6 +129,7 @@ def normalize_mask(mask: Tensor, name: str = "mask") -> tuple[Tensor, Notes]:
         mask, note = _into_range(mask, low, high, name)
         notes.append(note)
         low, high = (float(v) for v in torch.aminmax(mask))
+    box = scan.box
     if 0 < high < _LABEL:
         mask = (mask > 0).float()
         notes.append(f"the {name} is a label map of 0 and 1: 1 is taken as white")
@@ -133,8 +140,9 @@ def normalize_mask(mask: Tensor, name: str = "mask") -> tuple[Tensor, Notes]:
         )
     elif 0 < low <= _LIFTED_BLACK and high > 0.5:
         mask = torch.where(mask <= low, 0.0, mask)
+        box = bounds(mask)
         notes.append(f"the darkest value of the {name}, {low:.4g}, is taken as black")
-    return mask, tuple(notes)
+    return mask, tuple(notes), box
 
 
 def _into_range(mask: Tensor, low: float, high: float, name: str) -> tuple[Tensor, str]:
@@ -176,15 +184,22 @@ def usable_mask(
     Raises:
         ValueError: it is not clear what the mask means.
     """
+    return bounded_mask(mask, width, height, name)[:2]
+
+
+def bounded_mask(
+    mask: Tensor | None, width: int, height: int, name: str
+) -> tuple[Tensor | None, Notes, Box | None]:
+    """`usable_mask`, and the tight box around what the mask marks; None = it marks nothing."""
     if mask is None or mask.ndim != 4:
-        return mask, ()
+        return mask, (), None
     if is_unpainted(mask, width, height):
         note = (
             f"the {name} is empty and has 64x64 px, so it is ignored: nothing is painted in the file, or "
             "it does not have the chosen channel"
         )
-        return None, (note,)
-    return normalize_mask(mask, name)
+        return None, (note,), None
+    return _normalized(mask, name)
 
 
 def coverage_notes(mask: Tensor, box: Box | None) -> Notes:

@@ -8,8 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..images.geometry import Extent
-from ..images.mask_io import coverage_notes, uniform_notes, usable_mask
-from ..images.masks import bounds
+from ..images.mask_io import bounded_mask, coverage_notes, uniform_notes, usable_mask
 from ..images.tensors import check_finite
 from .region import PlannedRegion
 from .request import RefineRequest
@@ -19,16 +18,18 @@ _WHOLE = 0.8  # part of the picture's area from which on a region is no detail
 
 
 def normalize_request(request: RefineRequest) -> RefineRequest:
-    """The request with masks from 0 to 1 and without masks in which nothing is painted.
+    """The request with masks from 0 to 1 and without masks in which nothing is painted. One for which
+    this was done is returned as it is: all of its masks need not be read again.
 
     Raises:
         ValueError: NaN in a reference or a mask, or it is not clear what a mask means.
     """
+    if request.marked is not None:
+        return request
     for reference in request.references:
         check_finite(reference, "reference")
     height, width = request.draft.shape[-2:]
-    mask, notes = usable_mask(request.mask, width, height, "mask")
-    marked = bounds(mask) if mask is not None and mask.ndim == 4 and mask.numel() else None
+    mask, notes, marked = bounded_mask(request.mask, width, height, "mask")
     if mask is not None:
         notes += coverage_notes(mask, marked)
     reference_masks: list[Tensor | None] = []

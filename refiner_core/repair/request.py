@@ -278,7 +278,7 @@ def unite_masks(request: RefineRequest) -> RefineRequest:
     if any(batch is not None and len(batch) > 1 for batch in given):
         return request
     mask, paste_mask = (
-        None if batch is None else batch.amax(0, keepdim=True)
+        batch.amax(0, keepdim=True) if batch is not None and len(batch) > 1 else batch
         for batch in (request.mask, request.paste_mask)
     )
     return replace(request, mask=mask, paste_mask=paste_mask)

@@ -37,7 +37,7 @@ def noise_picture(side: int) -> tuple[Tensor, Tensor]:
 
 def broken_picture(side: int) -> tuple[Tensor, Tensor, Tensor]:
     """A draft whose middle is blurred, 1 3 H W, the reference that shows its 256 px as they were, and
-    the mask of these. The middle is the same for every side.
+    the mask of these. The middle and what is around it are the same for every side from 512 px.
     """
     generator = torch.Generator().manual_seed(0)
     small = torch.rand(1, 3, 32, 32, generator=generator)
@@ -45,7 +45,7 @@ def broken_picture(side: int) -> tuple[Tensor, Tensor, Tensor]:
     tile = (255 * tile).round().to(torch.uint8)
     times = side // 256
     draft = tile.repeat(1, 1, times, times)
-    start = times // 2 * 256
+    start = (side - 256) // 2
     middle = draft[..., start : start + 256, start : start + 256]
     reference = middle.clone()
     inner = middle[..., 64:192, 64:192]
