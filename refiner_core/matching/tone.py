@@ -27,13 +27,14 @@ _TONE_SIGMA = 0.04  # of the region's longer side: narrower differences are deta
 _SCALES = ((6.0, 0.5), (2.5, 0.15), (1.2, 0.06))
 _EXACT = 0.5  # of the blur: how finely trust is told
 # The draft's own low frequencies. Pairs: where it shows other shapes, and where it shows the same.
-_SHAPES = (0.02, 0.06)  # of the region's longer side: the band in which shapes are compared
+_SHAPES = ((0.02, 0.06), (0.06, 0.25))  # of the region's longer side: bands that are compared
 _SAME_SHAPES = (0.35, 0.9)  # correlation of two details, and of one that is damaged only
 _LOW_SIGMAS = (0.16, 0.025)  # of the region's longer side: what is wider is the draft's
 _LEAST_LOW_SIGMA = 4.0  # px: narrower ones are detail, whatever the size of the region
 _TOLERANCES = (0.06, 0.5)  # difference of the low frequencies that is still taken for light
 # A soft draft's own frequencies.
 _SOFT = (LEAST_SOFTNESS, 0.014)  # softness at which none of them are taken, and all
+_SOFT_SHAPES = (0.4, 0.6)  # correlation of a plain draft or another detail, and of a soft one
 _BANDS = 4
 _FINEST_BAND = 0.008  # of the region's longer side: sigma of the finest band's lower end
 _BAND_REACH = 1.5  # times a band's sigma: where the two are compared
@@ -113,7 +114,7 @@ def low_frequency_step(toned: Tensor, draft: Tensor, shown: Tensor) -> Tensor:
         what to add to the repair, 1 3 h w.
     """
     longer = mask_sides(shown)[0]
-    damaged = float(_ramp(_shape_correlation(toned, draft, shown, longer), _SAME_SHAPES))
+    damaged = float(_ramp(_shape_correlation(toned, draft, shown), _SAME_SHAPES))
     sigma, tolerance = (
         other * (same / other) ** damaged for other, same in (_LOW_SIGMAS, _TOLERANCES)
     )
@@ -121,12 +122,21 @@ def low_frequency_step(toned: Tensor, draft: Tensor, shown: Tensor) -> Tensor:
     return shown * low * (-((low.abs().amax(1, keepdim=True) / tolerance) ** 2)).exp()
 
 
-def _shape_correlation(a: Tensor, b: Tensor, shown: Tensor, longer: float) -> Tensor:
-    """Correlation of the coarse shapes of two pictures, which light and fine detail change little."""
-    narrow, wide = (sigma * longer for sigma in _SHAPES)
-    x, y = (shown * (_mean_near(p, shown, narrow) - _mean_near(p, shown, wide)) for p in (a, b))
+def _shape_correlation(a: Tensor, b: Tensor, shown: Tensor) -> Tensor:
+    """Correlation of the coarse shapes of two pictures, which light and fine detail change little.
+
+    The smaller one of two bands: an edge in the same place is not yet the same shape.
+    """
+    longer = mask_sides(shown)[0]
     flat = _FLAT * shown.sum()
-    return (x * y).sum() / ((x.square().sum() + flat) * (y.square().sum() + flat)).sqrt()
+    found: list[Tensor] = []
+    for narrow, wide in _SHAPES:
+        x, y = (
+            shown * (_mean_near(p, shown, narrow * longer) - _mean_near(p, shown, wide * longer))
+            for p in (a, b)
+        )
+        found.append((x * y).sum() / ((x.square().sum() + flat) * (y.square().sum() + flat)).sqrt())
+    return torch.stack(found).min()
 
 
 def soft_draft_step(lit: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
@@ -143,7 +153,8 @@ def soft_draft_step(lit: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) ->
         inside: where the reference shows anything, 1 1 h w.
 
     Returns:
-        what to add to the lit reference, 1 3 h w; 0 for a draft that is not soft.
+        what to add to the lit reference, 1 3 h w; 0 for a draft that is not soft, or shows other
+        shapes or none.
     """
     step = torch.zeros_like(lit)
     counted = mask * inside
@@ -163,7 +174,8 @@ def soft_draft_step(lit: Tensor, draft: Tensor, mask: Tensor, inside: Tensor) ->
         if band == _BANDS - 1:
             step = share * (drafts[_BANDS] - references[_BANDS])
         step = step + share * (own - strength * other)
-    return inside * step * _ramp(torch.tensor(soft), _SOFT)
+    soft_only = _ramp(_shape_correlation(lit, draft, counted), _SOFT_SHAPES)
+    return inside * step * _ramp(torch.tensor(soft), _SOFT) * soft_only
 
 
 def _compared(own: Tensor, other: Tensor, inside: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
