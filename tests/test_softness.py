@@ -55,6 +55,17 @@ def test_a_soft_draft_lends_its_light() -> None:
     assert error(result) < error(draft), "the reference's detail is kept"
 
 
+def test_another_detail_without_fine_edges_is_not_soft() -> None:
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 160), torch.linspace(-1, 1, 160), indexing="ij")
+    radius = (x.square() + y.square()).sqrt()
+    ring = 0.2 + 0.6 * ((radius > 0.5) & (radius < 0.6)).float().expand(1, 3, -1, -1)
+    disc = 0.2 + 0.6 * (radius < 0.6).float().expand(1, 3, -1, -1)
+    inside = torch.ones_like(_mask())
+    for other in (wide_blur(disc, 3.0), torch.full_like(disc, 0.8)):
+        step = soft_draft_step(ring, other, _mask(), inside)
+        assert float(step.abs().max()) < 0.02
+
+
 def test_nothing_is_read_where_the_reference_ends() -> None:
     truth = _picture()
     inside = torch.ones_like(_mask())

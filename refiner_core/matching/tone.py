@@ -27,7 +27,7 @@ _TONE_SIGMA = 0.04  # of the region's longer side: narrower differences are deta
 _SCALES = ((6.0, 0.5), (2.5, 0.15), (1.2, 0.06))
 _EXACT = 0.5  # of the blur: how finely trust is told
 # The draft's own low frequencies. Pairs: where it shows other shapes, and where it shows the same.
-_SHAPES = ((0.02, 0.06), (0.06, 0.25))  # of the region's longer side: bands that are compared
+_SHAPES = ((0.02, 0.06), (0.06, 0.16))  # of the region's longer side: bands that are compared
 _SAME_SHAPES = (0.35, 0.9)  # correlation of two details, and of one that is damaged only
 _LOW_SIGMAS = (0.16, 0.025)  # of the region's longer side: what is wider is the draft's
 _LEAST_LOW_SIGMA = 4.0  # px: narrower ones are detail, whatever the size of the region
