@@ -21,8 +21,8 @@ from refiner_core.nano import NANO_WEIGHTS
 from refiner_core.nano.nano_engine import load_nano
 from refiner_core.recipes.recipe import KONTEXT, NANO, OMNIREFINER
 from refiner_core.sampling import draw_noise
+from refiner_core.weights.keys import diffusers_to_bfl
 from refiner_core.weights.lora import save_lora
-from refiner_core.weights.transformer import diffusers_to_bfl
 from tests.jobs import job_of
 from tests.tiny_kontext import LETTERS, write_kontext
 

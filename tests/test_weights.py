@@ -9,14 +9,9 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import save_file
 
 from refiner_core.models.kontext import Conditioning, velocity
-from refiner_core.weights.transformer import (
-    bfl_to_diffusers,
-    count_parameters,
-    diffusers_to_bfl,
-    flux_config,
-    load_transformer,
-    read_weights,
-)
+from refiner_core.weights.keys import bfl_to_diffusers, diffusers_to_bfl
+from refiner_core.weights.safetensors_io import read_weights
+from refiner_core.weights.transformer import count_parameters, flux_config, load_transformer
 
 
 def tiny_flux(heads: int = 1, guidance: bool = True, seed: int = 0) -> FluxTransformer2DModel:

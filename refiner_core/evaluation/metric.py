@@ -15,7 +15,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..data.triplets import Triplet, mask_tensor, picture_tensor
-from ..images.geometry import Box
+from ..images.geometry import Box, Extent
 from ..images.masks import bounds
 
 MAX_PSNR = 60.0  # dB; the PSNR of an exact match would be infinite and make every mean infinite
@@ -51,9 +51,7 @@ def region_box(mask: Tensor, context: float = _CONTEXT) -> Box:
         raise ValueError("the mask is empty: there is no region to measure")
     w, h = tight.extent
     x, y = (math.ceil(side * (context - 1) / 2 - 1e-9) for side in (w, h))
-    return Box(tight.x0 - x, tight.y0 - y, tight.x1 + x, tight.y1 + y).intersection(
-        Box(0, 0, mask.shape[-1], mask.shape[-2])
-    )
+    return tight.grown(x, y, Extent(mask.shape[-1], mask.shape[-2]))
 
 
 def cut(image: Tensor, box: Box) -> Tensor:

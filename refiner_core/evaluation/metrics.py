@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..images.geometry import Box
+from ..images.geometry import Extent
 from ..images.masks import bounds
 from ..images.tensors import to_float
 from ..scoring.dreamsim_files import load_dreamsim
@@ -42,9 +42,8 @@ class PixelMetric:
         if case.target is None or tight is None:
             return {"psnr": None, "ssim": None, "edges": None, "outside": round(outside)}
         # Only the region counts, so only its window of a large picture is compared.
-        near = Box(
-            tight.x0 - _WINDOW, tight.y0 - _WINDOW, tight.x1 + _WINDOW, tight.y1 + _WINDOW
-        ).intersection(Box(0, 0, case.mask.shape[-1], case.mask.shape[-2]))
+        size = Extent(case.mask.shape[-1], case.mask.shape[-2])
+        near = tight.grown(_WINDOW, _WINDOW, size)
         a, b, mask = (cut(x, near) for x in (result, case.target, case.mask))
         return {
             "psnr": min(MAX_PSNR, float(masked_psnr(a, b, mask))),

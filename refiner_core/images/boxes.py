@@ -79,7 +79,8 @@ def _pair(entry: Any, number: int) -> BoxPair:
     )
 
 
-def _are_numbers(values: Any, length: int) -> bool:
+def are_numbers(values: Any, length: int) -> bool:
+    """Whether a value from JSON is a list of so many numbers."""
     return (
         isinstance(values, list)
         and len(values) == length
@@ -135,18 +136,18 @@ def _stroke(values: Any, where: str) -> Stroke:
     points, size, erase = stroke.get("points"), stroke.get("size"), stroke.get("erase", False)
     path = cast("list[Any]", points) if isinstance(points, list) else []
     known = stroke.keys() <= {"points", "size", "erase"} and isinstance(erase, bool)
-    if not known or not path or not all(_are_numbers(p, 2) for p in path):
+    if not known or not path or not all(are_numbers(p, 2) for p in path):
         raise ValueError(
             f"{where} has a stroke that is not a brush size and points [x, y]: {str(values)[:80]}."
         )
-    if not _are_numbers([size], 1) or not 0 < cast("float", size) <= 1:
+    if not are_numbers([size], 1) or not 0 < cast("float", size) <= 1:
         raise ValueError(f"{where} has a stroke whose size is not between 0 and 1, got {size}.")
     _check_fractions([v for point in path for v in point], where)
     return Stroke(tuple((float(x), float(y)) for x, y in path), float(cast("float", size)), erase)
 
 
 def _quad(values: list[Any], where: str) -> RelativeQuad:
-    if len(values) != 4 or not all(_are_numbers(v, 2) for v in values):
+    if len(values) != 4 or not all(are_numbers(v, 2) for v in values):
         raise ValueError(f"{where} must be four corners [x, y], got {str(values)[:80]}.")
     _check_fractions([v for corner in values for v in corner], where)
     turns = bends(np.array(values, np.float64))
@@ -159,7 +160,7 @@ def _quad(values: list[Any], where: str) -> RelativeQuad:
 
 
 def _box(values: Any, where: str) -> RelativeBox:
-    if not _are_numbers(values, 4):
+    if not are_numbers(values, 4):
         raise ValueError(f"{where} must be four numbers x0, y0, x1, y1, got {str(values)[:80]}.")
     _check_fractions(values, where)
     x0, y0, x1, y1 = map(float, values)
@@ -212,9 +213,7 @@ def box_regions(
     margin = max(0, math.ceil(grow_pixels)) + 1
     for pair in pairs:
         box = pair.draft.pixels(size)
-        window = Box(
-            box.x0 - margin, box.y0 - margin, box.x1 + margin, box.y1 + margin
-        ).intersection(Box(0, 0, *size))
+        window = box.grown(margin, margin, size)
         inside = _narrowed(pair.draft.cover(size, window), window, mask)
         meant = isinstance(pair.draft, RelativePainting) and pair.draft.erased
         region = find_regions(inside, grow_pixels=grow_pixels, holes=not meant, split=False)[0]

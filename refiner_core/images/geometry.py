@@ -55,6 +55,11 @@ class Box(NamedTuple):
         starts = max(self.x0, other.x0), max(self.y0, other.y0)
         return Box(*starts, min(self.x1, other.x1), min(self.y1, other.y1))
 
+    def grown(self, x: int, y: int, image: Extent) -> Box:
+        """The box with every side moved outwards, as far as the image goes."""
+        grown = Box(self.x0 - x, self.y0 - y, self.x1 + x, self.y1 + y)
+        return grown.intersection(Box(0, 0, *image))
+
     def moved(self, dx: int, dy: int) -> Box:
         return Box(self.x0 + dx, self.y0 + dy, self.x1 + dx, self.y1 + dy)
 

@@ -254,9 +254,7 @@ def _grown_window(
             "the mask out to repair the whole picture."
         )
     margin = max(0, int(np.ceil(grow_pixels))) + 1
-    window = Box(
-        tight.x0 - margin, tight.y0 - margin, tight.x1 + margin, tight.y1 + margin
-    ).intersection(Box(0, 0, *image))
+    window = tight.grown(margin, margin, image)
     m = mask[..., window.y0 : window.y1, window.x0 : window.x1].float().cpu()
     m = grow(m, grow_pixels)
     return window, (fill_holes(m) if holes else m)[0, 0].numpy()

@@ -25,8 +25,8 @@ from transformers import (
     T5TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue] made at import time
 )
 
-from ..weights.safetensors_io import check_weights_path, read_folder, read_weights
-from ..weights.transformer import count_parameters, fill
+from ..weights.safetensors_io import check_weights_path, fill, read_folder, read_weights
+from ..weights.transformer import count_parameters
 from .triggers import tokenize_triggers
 
 CLIP_LENGTH = 77

@@ -12,8 +12,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ..storage.text_files import read_object
-from ..weights.safetensors_io import read_folder, read_weights
-from ..weights.transformer import fill
+from ..weights.safetensors_io import fill, read_folder, read_weights
 
 SCALE, SHIFT = 0.3611, 0.1159
 _PREFIXES = ("first_stage_model.", "vae.")

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..nano import nano_file, resolve_weights
 from ..nano.nano_engine import load_codec, load_nano
+from ..weights.keys import diffusers_to_bfl
 from ..weights.lora import apply_lora, parse_lora_argument, read_lora
 from ..weights.nano_keys import CODEC
 from ..weights.safetensors_io import check_weights_path, save_weights
-from ..weights.transformer import diffusers_to_bfl, load_transformer
+from ..weights.transformer import load_transformer
 
 Layout = Literal["bfl", "diffusers"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

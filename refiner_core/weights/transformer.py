@@ -16,22 +16,11 @@ from torch import Tensor
 
 from ..storage.text_files import read_object
 from .inspection import architecture
-from .keys import bfl_to_diffusers, diffusers_to_bfl, is_bfl, strip_prefix
+from .keys import bfl_to_diffusers, is_bfl, strip_prefix
 from .safetensors_io import fill, folder_files, read_folder, read_header, read_weights
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
-
-__all__ = [
-    "bfl_to_diffusers",
-    "count_parameters",
-    "diffusers_to_bfl",
-    "fill",
-    "flux_config",
-    "load_transformer",
-    "read_weights",
-    "transformer_folder",
-]
 
 _HEAD = 128
 

@@ -16,7 +16,7 @@ from refiner_core.models.kontext import Conditioning, Denoiser, velocity
 from refiner_core.nano.nano_engine import load_nano, load_transformer_state
 from refiner_core.recipes.recipe import KONTEXT, NANO, Recipe
 from refiner_core.sampling import draw_noise, sample
-from refiner_core.weights.transformer import diffusers_to_bfl
+from refiner_core.weights.keys import diffusers_to_bfl
 from tests.synthetic import zero_text
 
 SCRIPT = Path(__file__).with_name("native_flux.py")

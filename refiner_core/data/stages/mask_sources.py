@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from ...images.boxes import are_numbers
 from ...storage.text_files import read_object
 from ..pair_files import PairFiles, fit_to, read_alpha, read_mask
 from ..sample import RejectedError, Sample
@@ -119,14 +120,6 @@ class AlphaMask:
 Boxes = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
 
 
-def _are_four_numbers(box: Any) -> bool:
-    return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in box)
-    )
-
-
 def load_boxes(path: Path) -> Boxes:
     """A detector's boxes: `{"<pair>": {"target": [[x0, y0, x1, y1], ...], "reference": [...]}}`.
 
@@ -143,7 +136,7 @@ def load_boxes(path: Path) -> Boxes:
                     f'{path}: {name} must have lists of boxes under "target" and optionally "reference".'
                 )
             for box in listed:
-                x0, y0, x1, y1 = box if _are_four_numbers(box) else (0, 0, 0, 0)
+                x0, y0, x1, y1 = box if are_numbers(box, 4) else (0, 0, 0, 0)
                 if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
                     raise ValueError(
                         f"{path}: {name}, {role}: {box} is not a box x0 y0 x1 y1 in fractions, 0 to 1."
