@@ -27,8 +27,8 @@ from .finish_region import correct_region, stitch_region
 from .marking import normalize_request, region_notes
 from .prepare_region import plan_region, prepare_region
 from .region import PlannedRegion, PreparedRegion, shown_pictures
-from .report import mismatches, run_report
 from .request import RefineOptions, RefineRequest, check, pick, region_tasks
+from .run_report import mismatches, run_report
 from .sampling_inputs import clean_inputs, sampling_job
 from .watch import Watch
 from .waves import waves
