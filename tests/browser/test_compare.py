@@ -163,6 +163,11 @@ def test_without_b_the_previous_run_is_compared_and_a_is_passed_on(
         "document.querySelector('.omnirefiner-viewer .omnirefiner-status').innerText)"
     )
     assert colours(comfy)[1] == 0
+    view = comfy.page.locator(VIEW).first
+    view.click(button="right")
+    assert comfy.page.get_by_text("Open image: A").is_visible()
+    assert not comfy.page.get_by_text("previous run").count(), "there is none yet"
+    comfy.page.keyboard.press("Escape")
     comfy.page.evaluate(
         "(id) => { app.graph.getNodeById(id).widgets.find((w) => w.name === 'color').value = 255; }",
         source,

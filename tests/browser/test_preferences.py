@@ -11,6 +11,11 @@ from tests.browser.graphs import refine_graph
 BOXES = '[{"draft": [0.25, 0.2155, 0.6734, 0.8407], "reference": [0.135, 0.1175, 0.8925, 0.9025]}]'
 _SET = "(on) => app.ui.settings.setSettingValueAsync('OmniRefiner.Preferences', on)"
 
+_SAYS = """
+(text) => [...document.querySelectorAll('.omnirefiner-viewer .omnirefiner-status')].at(-1)
+  .innerText === text
+"""
+
 
 def test_a_result_is_kept_once_the_setting_is_on(open_comfy: Callable[..., Any]) -> None:
     comfy = open_comfy()
@@ -29,6 +34,9 @@ def test_a_result_is_kept_once_the_setting_is_on(open_comfy: Callable[..., Any])
         file = Path(status.inner_text())
         assert file.is_file() and file.name.startswith("kept-"), file
         assert (file.parent / "reference.png").is_file()
+        comfy.run()
+        folder = str(file.parent.parent)
+        comfy.page.wait_for_function(_SAYS, arg=folder, timeout=20_000)  # not the verdict before
     finally:
         comfy.page.evaluate(_SET, False)
     comfy.settle()

@@ -216,3 +216,40 @@ def test_a_panel_in_another_node_takes_no_input(open_comfy: Callable[..., Any]) 
     )
     assert comfy.page.evaluate(values) == ["", ""]
     comfy.assert_clean()
+
+
+# What happens between two frames while a graph is loaded, and whether each picture is drawn again.
+_BETWEEN_FRAMES = """
+(height) => {
+  const find = (n) => n.widgets?.find((w) => w.type === 'OMNIREFINER_REGIONS' && w.name === 'boxes');
+  const widget = app.canvas.graph.nodes.map(find).find(Boolean);
+  const panes = [...widget.element.querySelectorAll('.omnirefiner-pane')];
+  window.omnirefinerBefore = panes.map((p) => p.toDataURL());
+  const home = widget.element.parentElement;
+  const boxes = JSON.stringify([{ draft: [0.2, 0.2, 0.7, 0.7], reference: [0.2, 0.2, 0.7, 0.7] }]);
+  if (height) panes.forEach((p) => Object.assign(p.style, { height, flex: 'none' }));
+  else widget.element.remove();
+  widget.value = boxes;
+  if (height) panes.forEach((p) => Object.assign(p.style, { height: '', flex: '' }));
+  else home.append(widget.element);
+}
+"""
+_DRAWN_AGAIN = """
+() => [...document.querySelectorAll('.omnirefiner-pane')].every((p, i) =>
+  p.toDataURL() !== window.omnirefinerBefore[i]
+  && Math.abs(p.width / p.height - p.clientWidth / p.clientHeight) < 0.02)
+"""
+
+
+@RENDERERS
+@pytest.mark.parametrize("height", ["", "700px"], ids=["taken out", "another size"])
+def test_pictures_are_drawn_again_after_what_happens_between_two_frames(
+    open_comfy: Callable[..., Any], vue: bool, height: str
+) -> None:
+    """A ResizeObserver sees neither; the picture would stay stretched, or without its boxes."""
+    comfy = open_comfy(vue=vue)
+    picker_graph(comfy)
+    wait_for_boxes(comfy, 0)
+    comfy.page.evaluate(_BETWEEN_FRAMES, height)
+    comfy.page.wait_for_function(_DRAWN_AGAIN, timeout=20_000)
+    comfy.assert_clean()

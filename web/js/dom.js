@@ -52,6 +52,18 @@ export function prepareCanvas(canvas) {
 }
 
 /**
+ * Whether a canvas in the page was last drawn out of it or at another size. A ResizeObserver does
+ * not notice an element that is taken out and put back, or that has another size for a moment,
+ * between two frames, as happens while a graph is loaded.
+ * @param {HTMLCanvasElement} canvas
+ * @param {[number, number]} drawn Its size when it was last drawn, CSS px.
+ */
+export function isOutdated(canvas, drawn) {
+  const { clientWidth: width, clientHeight: height } = canvas;
+  return width > 0 && (drawn[0] !== width || drawn[1] !== height);
+}
+
+/**
  * Where a pointer is in an element, in its own CSS pixels whatever the graph's zoom.
  * @param {HTMLElement} inside
  * @param {{clientX: number, clientY: number}} event

@@ -54,7 +54,10 @@ export class Panel {
     this.verdict =
       this.report &&
       new VerdictBar(() => ({ node: String(this.node.id), picture: this.viewer?.index ?? 0 }));
-    if (this.verdict) this.viewer?.root.append(this.verdict.root);
+    if (this.verdict && this.viewer) {
+      this.viewer.root.append(this.verdict.root);
+      this.viewer.changed = () => this.verdict?.arrange();
+    }
     this.live = new LiveLine();
     /** @type {[string, {root: HTMLElement}][]} */
     this.pages = [];
@@ -134,7 +137,10 @@ export class Panel {
   /** Notices connections and settings of other nodes, for which ComfyUI has no event. */
   look() {
     this.followRenderer();
-    if (this.page === "regions" && this.root.isConnected && !document.hidden) this.picker?.refresh();
+    if (!this.root.isConnected || document.hidden) return;
+    if (this.page === "regions") this.picker?.refresh();
+    this.picker?.catchUp();
+    this.viewer?.catchUp();
   }
 
   /** Vue nodes have a button of their own for the advanced inputs. */

@@ -366,6 +366,10 @@ export class Picker {
     }, 0);
   }
 
+  catchUp() {
+    for (const side of SIDES) this.panes[side].catchUp();
+  }
+
   redraw() {
     for (const side of SIDES) this.panes[side].redraw();
     this.describeAll();

@@ -6,6 +6,8 @@ import { button, element } from "./dom.js";
 import { say } from "./messages.js";
 
 let on = false;
+/** Where verdicts are written; "" while the setting is off. */
+let folder = "";
 /** @type {Set<VerdictBar>} */
 const bars = new Set();
 
@@ -30,7 +32,8 @@ async function collect(wanted) {
   if (wanted === on) return;
   const answer = await post("/omnirefiner/preferences", { on: wanted });
   on = Boolean(answer.on);
-  for (const bar of bars) bar.arrange(answer.folder ?? "");
+  folder = answer.folder ?? "";
+  for (const bar of bars) bar.arrange();
 }
 
 /**
@@ -56,7 +59,7 @@ export class VerdictBar {
   /** @param {() => {node: string, picture: number}} shown What the buttons judge. */
   constructor(shown) {
     this.shown = shown;
-    this.status = element("span", { class: "omnirefiner-status", role: "status" });
+    this.status = element("span", { class: "omnirefiner-status", role: "status" }, folder);
     this.root = element(
       "div",
       { class: "omnirefiner-bar", hidden: !on },
@@ -67,8 +70,8 @@ export class VerdictBar {
     bars.add(this);
   }
 
-  /** @param {string} folder */
-  arrange(folder) {
+  /** Ready for a verdict on another picture: what was said of the last one is gone. */
+  arrange() {
     this.root.hidden = !on;
     this.status.textContent = folder;
   }

@@ -26,9 +26,4 @@ export class PreviousRun {
     }
     return pairs.map((p, i) => ({ ...p, after: p.after ?? this.earlier[i] ?? p.before }));
   }
-
-  /** Whether there is a run before. */
-  get known() {
-    return this.earlier.length > 0;
-  }
 }

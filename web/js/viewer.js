@@ -1,7 +1,7 @@
 // @ts-check
 /** Before and after in one view: slider, zoom, pan, hold to flip, batches, outlines and overlay. */
 
-import { button, element, followDrag, pointerIn, prepareCanvas, shownScale } from "./dom.js";
+import { button, element, followDrag, isOutdated, pointerIn, prepareCanvas, shownScale } from "./dom.js";
 import { showImageMenu } from "./menu.js";
 import { say } from "./messages.js";
 import { colourOf, drawSlider } from "./paint.js";
@@ -27,6 +27,8 @@ export class Viewer {
     /** What the second image is called now. */
     this.second = labels[1];
     this.note = "";
+    /** Whether the run sent no second image, so that the run before stands in for it. */
+    this.alone = false;
     this.previous = new PreviousRun();
     /** @type {Comparison[]} */
     this.pairs = [];
@@ -42,6 +44,10 @@ export class Viewer {
     this.outlined = true;
     this.opacity = 0.5;
     this.message = "";
+    /** The canvas's size when it was last drawn, CSS px. @type {[number, number]} */
+    this.drawn = [0, 0];
+    /** Called when another result or another image of the batch is shown. @type {() => void} */
+    this.changed = () => {};
     this.canvas = element("canvas", { class: "omnirefiner-view", tabindex: 0 });
     this.canvas.setAttribute("aria-label", say("compare"));
     this.canvas.dataset.captureWheel = "true"; // Vue nodes leave the wheel to what has the focus
@@ -114,9 +120,7 @@ export class Viewer {
    */
   async show(pairs) {
     this.pairs = this.previous.complete(pairs);
-    const alone = pairs.some((p) => !p.after);
-    this.second = alone ? say("previousRun") : this.labels[1];
-    this.note = alone && !this.previous.known ? say("firstRun") : "";
+    this.alone = pairs.some((p) => !p.after);
     this.index = Math.min(this.index, Math.max(0, pairs.length - 1));
     await this.load();
   }
@@ -131,6 +135,8 @@ export class Viewer {
   async load() {
     const pair = this.pairs[this.index];
     if (!pair) return;
+    this.changed();
+    this.nameSecond(pair);
     const before = this.viewport.size;
     try {
       const [a, b, o] = await Promise.all(
@@ -157,6 +163,14 @@ export class Viewer {
     this.batch.hidden = this.pairs.length < 2;
     this.count.textContent = `${this.index + 1} / ${this.pairs.length}`;
     this.redraw();
+  }
+
+  /** @param {Comparison} pair */
+  nameSecond(pair) {
+    const itself = pair.after === pair.before;
+    const other = this.alone ? say("previousRun") : this.labels[1];
+    this.second = itself ? this.labels[0] : other;
+    this.note = itself ? say("firstRun") : "";
   }
 
   /** Shows the whole picture, with the line through the first region. */
@@ -216,7 +230,8 @@ export class Viewer {
     const entry = (/** @type {string} */ name, /** @type {File} */ file, /** @type {HTMLImageElement} */ shown) =>
       ({ name, file, width: shown.naturalWidth, height: shown.naturalHeight });
     const first = entry(this.labels[0], before, pictures.before);
-    showImageMenu(event, [first, entry(this.second, after, pictures.after)]);
+    const rest = after === before ? [] : [entry(this.second, after, pictures.after)];
+    showImageMenu(event, [first, ...rest]);
   }
 
   /** @param {number} split */
@@ -273,7 +288,13 @@ export class Viewer {
     return true;
   }
 
+  /** Draws again if the view was last drawn out of the page or at another size (see `isOutdated`). */
+  catchUp() {
+    if (isOutdated(this.canvas, this.drawn)) this.redraw();
+  }
+
   redraw() {
+    this.drawn = [this.canvas.clientWidth, this.canvas.clientHeight];
     if (!this.canvas.clientWidth) return;
     const { context, width, height } = prepareCanvas(this.canvas);
     this.viewport.view = [width, height];
