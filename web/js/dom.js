@@ -52,15 +52,29 @@ export function prepareCanvas(canvas) {
 }
 
 /**
- * Whether a canvas in the page was last drawn out of it or at another size. A ResizeObserver does
- * not notice an element that is taken out and put back, or that has another size for a moment,
- * between two frames, as happens while a graph is loaded.
- * @param {HTMLCanvasElement} canvas
- * @param {[number, number]} drawn Its size when it was last drawn, CSS px.
+ * Remembers the size at which a canvas was last drawn, and draws it again where that is outdated. A
+ * ResizeObserver does not notice an element that is taken out and put back, or that has another size
+ * for a moment, between two frames, as happens while a graph is loaded.
  */
-export function isOutdated(canvas, drawn) {
-  const { clientWidth: width, clientHeight: height } = canvas;
-  return width > 0 && (drawn[0] !== width || drawn[1] !== height);
+export class DrawnSize {
+  /** @param {HTMLCanvasElement} canvas @param {() => void} redraw */
+  constructor(canvas, redraw) {
+    this.canvas = canvas;
+    this.redraw = redraw;
+    this.width = this.height = 0;
+  }
+
+  /** To be called with each drawing; out of the page the size is 0. */
+  note() {
+    this.width = this.canvas.clientWidth;
+    this.height = this.canvas.clientHeight;
+  }
+
+  /** Draws a canvas in the page again that was last drawn out of it or at another size. */
+  catchUp() {
+    const { clientWidth: width, clientHeight: height } = this.canvas;
+    if (width > 0 && (this.width !== width || this.height !== height)) this.redraw();
+  }
 }
 
 /**

@@ -1,7 +1,7 @@
 // @ts-check
 /** One picture, zoomed as one likes, with boxes on it that can be drawn, moved, resized and deleted. */
 
-import { followDrag, isOutdated, pointerIn, prepareCanvas } from "./dom.js";
+import { DrawnSize, followDrag, pointerIn, prepareCanvas } from "./dom.js";
 import { drawHint } from "./hint.js";
 import { partAt } from "./hit.js";
 import { drawBrush, drawCrop, drawMask, drawShape } from "./paint.js";
@@ -43,6 +43,7 @@ export class Pane {
     Object.assign(this.canvas, { className: "omnirefiner-pane", tabIndex: 0, title: "" });
     this.canvas.setAttribute("aria-label", label);
     this.canvas.dataset.captureWheel = "true"; // Vue nodes leave the wheel to what has the focus
+    this.drawn = new DrawnSize(this.canvas, () => this.redraw());
     this.label = label;
     /** @type {CanvasImageSource | null} */
     this.picture = null;
@@ -56,8 +57,6 @@ export class Pane {
     this.drawing = null;
     /** Whether a drag moves the picture instead of drawing: Space is held. */
     this.moving = false;
-    /** The canvas's size when it was last drawn, CSS px; [0, 0]: it was not in the page. @type {Extent} */
-    this.drawn = [0, 0];
     /** Where the brush is, CSS px. @type {import("./shapes.js").Point | null} */
     this.pointer = null;
     this.canvas.addEventListener("pointerdown", (e) => this.onPointerDown(e));
@@ -367,13 +366,8 @@ export class Pane {
     if (box) this.model.change(index, turned(box, (degrees * Math.PI) / 180, this.size), true);
   }
 
-  /** Draws again if the pane was last drawn out of the page or at another size (see `isOutdated`). */
-  catchUp() {
-    if (isOutdated(this.canvas, this.drawn)) this.redraw();
-  }
-
   redraw() {
-    this.drawn = [this.canvas.clientWidth, this.canvas.clientHeight];
+    this.drawn.note();
     if (!this.canvas.clientWidth) return;
     const { context, width, height } = prepareCanvas(this.canvas);
     if (!this.picture) {

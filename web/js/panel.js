@@ -140,7 +140,7 @@ export class Panel {
     if (!this.root.isConnected || document.hidden) return;
     if (this.page === "regions") this.picker?.refresh();
     this.picker?.catchUp();
-    this.viewer?.catchUp();
+    this.viewer?.drawn.catchUp();
   }
 
   /** Vue nodes have a button of their own for the advanced inputs. */

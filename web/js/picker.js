@@ -367,7 +367,7 @@ export class Picker {
   }
 
   catchUp() {
-    for (const side of SIDES) this.panes[side].catchUp();
+    for (const side of SIDES) this.panes[side].drawn.catchUp();
   }
 
   redraw() {

@@ -1,7 +1,7 @@
 // @ts-check
 /** Before and after in one view: slider, zoom, pan, hold to flip, batches, outlines and overlay. */
 
-import { button, element, followDrag, isOutdated, pointerIn, prepareCanvas, shownScale } from "./dom.js";
+import { DrawnSize, button, element, followDrag, pointerIn, prepareCanvas, shownScale } from "./dom.js";
 import { showImageMenu } from "./menu.js";
 import { say } from "./messages.js";
 import { colourOf, drawSlider } from "./paint.js";
@@ -44,13 +44,12 @@ export class Viewer {
     this.outlined = true;
     this.opacity = 0.5;
     this.message = "";
-    /** The canvas's size when it was last drawn, CSS px. @type {[number, number]} */
-    this.drawn = [0, 0];
     /** Called when another result or another image of the batch is shown. @type {() => void} */
     this.changed = () => {};
     this.canvas = element("canvas", { class: "omnirefiner-view", tabindex: 0 });
     this.canvas.setAttribute("aria-label", say("compare"));
     this.canvas.dataset.captureWheel = "true"; // Vue nodes leave the wheel to what has the focus
+    this.drawn = new DrawnSize(this.canvas, () => this.redraw());
     this.status = element("span", { class: "omnirefiner-status", role: "status" });
     this.count = element("span", { class: "omnirefiner-count" });
     this.batch = this.makeBatch();
@@ -288,13 +287,8 @@ export class Viewer {
     return true;
   }
 
-  /** Draws again if the view was last drawn out of the page or at another size (see `isOutdated`). */
-  catchUp() {
-    if (isOutdated(this.canvas, this.drawn)) this.redraw();
-  }
-
   redraw() {
-    this.drawn = [this.canvas.clientWidth, this.canvas.clientHeight];
+    this.drawn.note();
     if (!this.canvas.clientWidth) return;
     const { context, width, height } = prepareCanvas(this.canvas);
     this.viewport.view = [width, height];
