@@ -24,6 +24,7 @@ from ..refiner_core.data.splits import manifest_hash
 from ..refiner_core.models.kontext import Conditioning
 from ..refiner_core.recipes.recipe import NANO, Recipe
 from ..refiner_core.storage.output_files import atomic_path, check_name
+from ..refiner_core.training.checkpoint import read_facts
 from ..refiner_core.training.config import SFT_PRESETS, SftConfig
 from ..refiner_core.training.distributed import Processes
 from ..refiner_core.training.export import describe
@@ -47,6 +48,7 @@ from .types import TRAINING, Refiner, RefinerSocket
 # Attention and feed-forward of both kinds of block, by the names of ComfyUI's own FLUX.
 _TARGETS = ("_attn.qkv", "_attn.proj", "_mlp.0", "_mlp.2", ".linear1", ".linear2")
 _SAVE_EVERY = 50  # steps
+_FINISHED = "finished.safetensors"  # the checkpoint of the latest training that came to its end
 
 
 class _NativeNet(nn.Module):
@@ -171,14 +173,18 @@ class _NodeProgress:
 
     def __init__(self, node: type[io.ComfyNode]) -> None:
         self.node = node
+        self.began = ""
         self.pixels: np.ndarray | None = None
         self._total = 0
         self._bar: Any = None
 
     def start(self, done: int, total: int) -> None:
         self._total, self._bar = total, comfy.utils.ProgressBar(total)
-        if done:
-            show_text(self.node, f"Resumed at step {done} of {total}.")
+        # Also of a new training, or what was said of the one before it would stay in the node.
+        self.began = (
+            f"Resumed at step {done} of {total}." if done else f"Started at step 0 of {total}."
+        )
+        show_text(self.node, self.began)
 
     def advance(self, step: int, metrics: Mapping[str, float]) -> None:
         shown = None
@@ -249,15 +255,31 @@ class _Training:
         precision = "bf16" if patcher.model.get_dtype() != torch.float32 else "fp32"
         with _adapted(net, model.rank, self.config.run.seed, device) as trainable:
             session = self._session(Policy(_NativeNet(net), device, precision), trainable)
+            self._take_up(session.identity)
             interruption = _NodeInterruption(session.processes)
             made = train(self.config, session, progress=progress, interruption=interruption)
         path = _free_path(self.name)
         with atomic_path(path) as temporary:  # the folder may be on another disk
             shutil.copyfile(made, temporary)
         made.unlink()
-        (self.out / CHECKPOINT).unlink(missing_ok=True)
+        (self.out / CHECKPOINT).replace(self.out / _FINISHED)
         assert progress.pixels is not None, "the last step is validated"
         return path, progress.pixels
+
+    def _take_up(self, identity: Mapping[str, str]) -> None:
+        """Let a finished training go on if this one has more steps and is otherwise the same.
+
+        The learning rate, the batch and the previews may differ.
+        """
+        finished, checkpoint = self.out / _FINISHED, self.out / CHECKPOINT
+        if checkpoint.exists() or not finished.exists():
+            return
+        facts, run = read_facts(finished), self.config.run
+        before = facts["settings"]
+        mine = (self.config.model.rank, run.seed, *identity.values())
+        theirs = (before["model"]["rank"], before["run"]["seed"], *map(facts.get, identity))
+        if mine == theirs and facts["step"] < run.max_steps:
+            finished.replace(checkpoint)
 
     def _session(self, policy: Policy, trainable: Trainable) -> Session:
         dataset, held_out, text = self.data
@@ -393,6 +415,8 @@ class TrainRefiner(io.ComfyNode):
         path = shards_of(input_folder(folder), _run_folder(name) / "triplets")
         chosen = {"steps": steps, "rank": rank, "rate": learning_rate, "batch": batch, "seed": seed}
         config = _settings(refiner, chosen, preview_every, len(TripletSet(path)))
-        lora, picture = _Training(refiner, path, config, name).run(_NodeProgress(cls))
+        progress = _NodeProgress(cls)
+        lora, picture = _Training(refiner, path, config, name).run(progress)
+        show_text(cls, f"{progress.began} Saved models/loras/{lora.name}.")
         image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
         return io.NodeOutput(lora.name, from_core(image))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.browser.graphs import build
+from tests.comfyui.test_training import write_triplets
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "example_workflows" / "Repair a logo (Kontext).json"
 
@@ -124,3 +125,24 @@ def test_the_page_offers_the_download_of_missing_models(open_comfy: Callable[...
     for name in ("flux1-dev-kontext_fp8_scaled", "clip_l", "t5xxl_fp8_e4m3fn_scaled", "ae"):
         button = comfy.page.get_by_role("button", name=f"Download {name}.safetensors")
         assert button.is_visible(), name
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_a_training_says_where_it_resumed(open_comfy: Callable[..., Any], vue: bool) -> None:
+    comfy = open_comfy(vue=vue)
+    triplets = comfy.server.base / "input" / "triplets"
+    if not triplets.exists():
+        write_triplets(triplets)
+    settings = {"folder": "triplets", "batch": 1, "rank": 2, "preview_every": 0}
+    settings |= {"lora_name": f"resumed-{vue}", "steps": 1}
+    nodes = [
+        {"type": "OmniRefiner_LoadRefiner", "pos": [20, 100]},
+        {"type": "OmniRefiner_TrainRefiner", "pos": [450, 100], "values": settings},
+    ]
+    _, train = build(comfy, nodes, [(0, 0, 1, "refiner")])
+    assert comfy.run()["status"]["status_str"] == "success"
+    comfy.page.get_by_text("Started at step 0 of 1").wait_for()
+    assert comfy.page.get_by_text("Resumed at").count() == 0
+    comfy.page.evaluate(_SET, [train, "steps", 2])
+    assert comfy.run()["status"]["status_str"] == "success"
+    comfy.page.get_by_text("Resumed at step 1 of 2").wait_for()

@@ -211,3 +211,20 @@ def test_the_node_trains_a_lora_that_load_refiner_loads(server: Any) -> None:
     train["inputs"] |= {"folder": "triplets", "lora_name": "../x"}
     assert "../x" in server.error(server.wait(server.queue(graph)))
     assert not list(path.parent.glob("mine-2*"))
+
+
+def test_a_finished_training_goes_on_with_more_steps_and_only_then(server: Any) -> None:
+    if not (server.base / "input" / "triplets").exists():
+        write_triplets(server.base / "input" / "triplets")
+    events = Events(server.url, "longer")
+
+    def said(**settings: Any) -> str:
+        graph = train_graph("longer", batch=1, **settings)
+        return said_until_the_end(events, server.queue(graph, client="longer"))
+
+    assert "longer.safetensors" in said(steps=2)
+    assert "step 2 of 3" in said(steps=3)
+    assert "step 0 of 4" in said(steps=4, seed=1)  # another seed begins anew
+    assert "step 0 of 3" in said(steps=3, seed=1)  # there is nothing to go on with
+    names = {p.stem for p in (server.base / "models" / "loras").glob("longer*")}
+    assert names == {"longer", "longer-2", "longer-3", "longer-4"}
