@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageCms, features
 
 from refiner_core.images.picture_folder import PICTURE_SUFFIXES, picture_files, read_pictures
 
@@ -66,3 +66,14 @@ def test_pictures_are_read_as_viewers_show_them(tmp_path: Path) -> None:
     assert first.alpha is None and first.pixels.unique().tolist() == [255]
     assert second.pixels[0, :, 0, 0].tolist() == [255, 0, 0]
     assert [note.split(":")[0] for note in found.notes] == ["a.png", "b.gif"]
+
+
+def test_what_is_the_same_for_several_pictures_is_said_once(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for name in "abcd":
+        RED.save(tmp_path / f"{name}.png", icc_profile=profile)
+    RED.convert("CMYK").save(tmp_path / "e.jpg")
+    notes = read_pictures(picture_files(tmp_path)).notes
+    assert len(notes) == 2
+    assert notes[0].startswith("4 of 5 ") and "sRGB" in notes[0]
+    assert notes[1].startswith("e.jpg: ") and "CMYK" in notes[1]

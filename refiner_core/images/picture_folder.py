@@ -69,7 +69,21 @@ def read_pictures(files: list[Path], limit: int | None = None) -> FolderPictures
             unreadable.append(e)
     if files and not pictures:
         raise ValueError(f"None of {len(files)} pictures can be read. {unreadable[0]}")
-    notes = [f"{path.name}: {note}" for path, picture in pictures for note in picture.notes]
+    notes = _notes(pictures)
     if unreadable:
         notes.append(f"{len(unreadable)} files were left out. {' '.join(map(str, unreadable))}")
     return FolderPictures(pictures, tuple(notes))
+
+
+def _notes(pictures: list[tuple[Path, Picture]]) -> list[str]:
+    """What reading changed; what is the same for several pictures is said once, with their number."""
+    names: dict[str, list[str]] = {}
+    for path, picture in pictures:
+        for note in picture.notes:
+            names.setdefault(note, []).append(path.name)
+    return [
+        f"{where[0]}: {note}"
+        if len(where) == 1
+        else f"{len(where)} of {len(pictures)} pictures: {note}"
+        for note, where in names.items()
+    ]
