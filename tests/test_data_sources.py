@@ -404,3 +404,31 @@ def test_titles_that_no_file_can_have_are_kept(tmp_path: Path) -> None:
     assert servers.runs == 1
     names = [p.name for p in (tmp_path / "kept").rglob("*") if p.is_file()]
     assert all(name_problem(name) is None for name in names)
+
+
+def test_ai_toolkits_folders_become_a_data_set_by_what_the_message_says(
+    tmp_path: Path, capsys: Any
+) -> None:
+    scene = make_scene(3, (160, 120), (0.4, 0.6))
+    for folder, picture in (("control", scene.reference), ("target", scene.target)):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        Image.fromarray(picture).save(tmp_path / "data" / folder / "cup.jpg")
+    out = tmp_path / "out"
+
+    def made_of(pairs: str) -> int:
+        options = ["--pairs", str(tmp_path / pairs), "--count", "2", "--out", str(out)]
+        return main(["data", "build", *options])
+
+    assert made_of("data") == 2
+    said = capsys.readouterr().err
+    for name in ("cup/reference.png", "cup/target.png", "cup/mask.png", "data build --pairs"):
+        assert name in said
+    (tmp_path / "pairs" / "cup").mkdir(parents=True)
+    Image.fromarray(scene.reference).save(tmp_path / "pairs/cup/reference.png")
+    Image.fromarray(scene.target).save(tmp_path / "pairs/cup/Target.PNG")
+    assert made_of("pairs") == 2
+    assert "2 of 2: there is no mask" in capsys.readouterr().err
+    Image.fromarray(scene.mask).save(tmp_path / "pairs/cup/mask.gif")
+    out = tmp_path / "again"
+    assert made_of("pairs") == 0
+    assert len(TripletSet(out)) == 2

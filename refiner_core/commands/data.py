@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def run_build(chosen: argparse.Namespace) -> None:
     if own.files():
         write_credits(out, [f for files in own.files().values() for f in files])
     if not counts["kept"]:
-        raise ValueError(f"{out}: no sample was kept; the reasons are in {out / REJECTED}.")
+        raise ValueError(_nothing_kept(out, out / REJECTED))
     splits = [f"{n} {k}" for k, n in counts.items() if k not in _COUNTS]
     listed = f" ({', '.join(splits)})" if splits else ""
     print(f"{out}: {counts['kept']} samples{listed}")
@@ -122,6 +123,17 @@ def run_build(chosen: argparse.Namespace) -> None:
             f"rejected: {counts['rejected']}, of which {counts['broken']} could not be used at all; "
             f"the reasons are in {out / REJECTED}"
         )
+
+
+def _nothing_kept(out: Path, rejected: Path) -> str:
+    from ..data.shards import read_lines
+
+    reasons = Counter(str(entry["reason"]) for entry in read_lines(rejected))
+    reason, count = reasons.most_common(1)[0]
+    return (
+        f"{out}: no sample was kept. {count} of {reasons.total()}: {reason}. All reasons are in "
+        f"{rejected}."
+    )
 
 
 def _print_skipped(folder: str | None) -> None:

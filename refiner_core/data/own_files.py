@@ -15,10 +15,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
+from ..images.picture_folder import PICTURE_SUFFIXES
 from .artwork import ARTWORK_SUFFIXES, check_artwork, check_picture, load_svg_renderer
 from .fonts import FONT_SUFFIXES, Font, read_fonts
 from .scripts import SCRIPTS
-from .source_files import SUFFIXES, OwnFile, UnusableFileError, is_system_file, own_file
+from .source_files import OwnFile, UnusableFileError, is_system_file, own_file
 
 _MIN_PHOTO = 256  # px of the shorter side
 _T = TypeVar("_T")
@@ -78,7 +79,9 @@ def find_own_files(
         ModuleNotFoundError: a package that fonts or SVG files need is not installed.
     """
     lines: list[str] = []
-    found = _find("--photos", photos, SUFFIXES, partial(check_picture, least=_MIN_PHOTO), lines)
+    found = _find(
+        "--photos", photos, PICTURE_SUFFIXES, partial(check_picture, least=_MIN_PHOTO), lines
+    )
     shown, kept_back = _split(found, held_out)
     drawn_with = _find("--fonts", fonts, FONT_SUFFIXES, read_fonts, lines)
     pictures = _find("--artwork", artwork, ARTWORK_SUFFIXES, check_artwork, lines)

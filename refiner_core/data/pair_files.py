@@ -23,10 +23,11 @@ from PIL import Image
 
 from ..images.image_io import load_picture
 from ..images.mask_io import load_mask
+from ..images.picture_folder import PICTURE_SUFFIXES, picture_files
 from ..images.tensors import to_dtype, to_float
 from ..storage.output_files import unique_ids
 from ..storage.text_files import read_json_lines, read_object, read_text
-from .source_files import SUFFIXES, is_system_file
+from .source_files import is_system_file
 
 _OWN = {n: n for n in ("reference", "target", "draft", "mask", "reference_mask")}
 _CRITIC = {
@@ -51,13 +52,18 @@ class PairFiles:
     critic: bool = False  # in Critic-10K's layout, where draft and mask may be smaller
 
 
-def _find_picture(folder: Path, stem: str) -> Path | None:
-    paths = (folder / (stem + suffix) for suffix in SUFFIXES)
-    return next((p for p in paths if p.is_file()), None)
+def _pictures_by_stem(folder: Path) -> dict[str, Path]:
+    """The pictures of a folder by their names in lower case, without the suffix.
+
+    Of several with one name it is the one whose suffix comes first in PICTURE_SUFFIXES.
+    """
+    files = picture_files(folder)
+    files.sort(key=lambda p: PICTURE_SUFFIXES.index(p.suffix.lower()), reverse=True)
+    return {p.stem.lower(): p for p in files}
 
 
-def _read_folder(folder: Path, names: Mapping[str, str]) -> PairFiles:
-    pictures = {role: _find_picture(folder, stem) for role, stem in names.items()}
+def _read_folder(folder: Path, found: Mapping[str, Path], names: Mapping[str, str]) -> PairFiles:
+    pictures = {role: found.get(stem) for role, stem in names.items()}
     prompt, info = folder / "prompt.txt", folder / "info.json"
     text = read_text(prompt).strip() if prompt.is_file() else ""
     known = read_object(info, "description") if info.is_file() else {}
@@ -72,23 +78,25 @@ def count_system_files(folder: Path) -> int:
     return sum(is_system_file(p) for p in (*folder.glob("*"), *folder.glob("*/*")))
 
 
-def _check_layout(folder: Path, children: Sequence[Path]) -> None:
+def _check_layout(folder: Path, children: Mapping[Path, Mapping[str, Path]]) -> None:
     """Recognise ai-toolkit's folders, which hold one file per pair instead of one folder.
 
     Raises:
         ValueError: that is the layout; says how to change it.
     """
-    stems = {c: {p.stem for p in c.iterdir() if p.suffix.lower() in SUFFIXES} for c in children}
     for first in children:
         for second in children:
-            shared = sorted(stems[first] & stems[second] - set(_OWN) - set(_CRITIC.values()))
+            both = children[first].keys() & children[second].keys()
+            shared = sorted(both - set(_OWN) - set(_CRITIC.values()))
             if first < second and shared:
                 raise ValueError(
                     f"{folder} has ai-toolkit's layout: {first.name} and {second.name} hold files "
                     f"of the same names ({shared[0]}, ...). Make one folder per pair instead: "
                     f"{shared[0]}/reference.png from the folder with the references, "
-                    f"{shared[0]}/target.png from the other, and the caption as "
-                    f"{shared[0]}/prompt.txt."
+                    f"{shared[0]}/target.png from the other, {shared[0]}/mask.png, which is white on "
+                    f"the detail in the target, and the caption as {shared[0]}/prompt.txt. The "
+                    f"draft, {shared[0]}/draft.png, is the target with a flawed detail. To make the "
+                    f"drafts: `omnirefiner data build --pairs {folder} --count N --out DIR`."
                 )
 
 
@@ -129,14 +137,15 @@ def find_pairs(folder: Path) -> tuple[PairFiles, ...]:
         raise ValueError(f"The folder {folder} does not exist.")
     entries = (p for p in folder.iterdir() if not is_system_file(p))
     children = sorted(p for p in entries if p.is_dir() and not p.name.startswith("."))
-    critic = any(_find_picture(c, _CRITIC[r]) for c in children for r in ("target", "draft"))
-    pairs = [_read_folder(c, _CRITIC if critic else _OWN) for c in children]
+    found = {c: _pictures_by_stem(c) for c in children}
+    critic = any(_CRITIC[r] in names for names in found.values() for r in ("target", "draft"))
+    pairs = [_read_folder(c, names, _CRITIC if critic else _OWN) for c, names in found.items()]
     pairs = [p for p in pairs if p.files]
     listings = sorted(folder.glob("*.jsonl"))
     if not pairs and len(listings) == 1:
         return read_listing(listings[0])
     if not pairs:
-        _check_layout(folder, children)
+        _check_layout(folder, found)
         raise ValueError(
             f"{folder} holds no pairs. Expected one folder per pair, either with reference.png, "
             "target.png, draft.png, mask.png and reference_mask.png as far as they are needed, or "
@@ -168,11 +177,9 @@ def find_references(folder: Path) -> tuple[PairFiles, ...]:
     """
     if not folder.is_dir():
         raise ValueError(f"The folder {folder} does not exist.")
-    paths = sorted(
-        p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not is_system_file(p)
-    )
+    paths = picture_files(folder)
     if not paths:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}).")
+        raise ValueError(f"{folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)}).")
     return tuple(PairFiles(p.stem, {"reference": p}) for p in paths)
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 # What macOS and Windows leave in folders; such files are skipped and counted.
 _SYSTEM_NAMES = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini")
 _LICENCE_STEMS = ("licence", "license", "copying", "copyright", "credits", "notice", "ofl")

@@ -61,7 +61,11 @@ class FileCases:
         name, pair = self.ids[index], self.pairs[index]
         for role in _NEEDED:
             if role not in pair.files:
-                raise ValueError(f"{name}: there is no {role} picture.")
+                raise ValueError(
+                    f"{name}: there is no {role} picture. Every case needs {', '.join(_NEEDED)}. "
+                    "Of pairs of reference, target and mask, `omnirefiner data build --pairs` makes "
+                    "the drafts."
+                )
         info: dict[str, object] = {"source": "Critic-10K's layout" if pair.critic else "folder"}
         arrays: dict[str, np.ndarray] = {}
         composited: list[str] = []

@@ -60,8 +60,9 @@ def match_size(image: Tensor, like: Tensor, policy: SizePolicy) -> Tensor:
         return image
     if policy == "refuse":
         raise ValueError(
-            f"The pictures have different sizes, {wanted} and {size}. Choose a policy: "
-            '"stretch" resizes the second picture, "crop" scales it to cover the first and crops it.'
+            f"The pictures have different sizes, {wanted} and {size}. Choose what is "
+            'done with different sizes: "stretch" resizes the second picture, "crop" scales it to '
+            "cover the first and crops it."
         )
     if policy == "stretch":
         return resize(image, wanted).clamp(0, 1)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.photographs import photographs
+from ..images.picture_folder import PICTURE_SUFFIXES
 from ..storage.output_files import atomic_path
 from ..workers.pool import Progress, worker_pool
 from .augment import augment
@@ -21,7 +22,6 @@ from .tile_scenes import draw_tile_scene
 TILE = 64  # px
 HELD_OUT_SCENES = 48  # the first ones
 _LARGEST = 1600  # px, longer side at which photographs are used
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _CHUNK = 8  # scenes between two reports
 
 
@@ -62,10 +62,10 @@ def _draw_scene(folder: Path, photos: Path | None, seed: int, number: int) -> No
 def _read_photographs(folder: Path | None) -> tuple[Image.Image, ...]:
     if folder is None:
         return photographs()
-    files = [f for f in sorted(folder.rglob("*")) if f.suffix.lower() in _SUFFIXES]
+    files = [f for f in sorted(folder.rglob("*")) if f.suffix.lower() in PICTURE_SUFFIXES]
     if not files:
         raise ValueError(
-            f"There is no photograph in {folder}; its files must end in {', '.join(_SUFFIXES)}."
+            f"There is no photograph in {folder}; its files must end in {', '.join(PICTURE_SUFFIXES)}."
         )
     pictures = [Image.open(f).convert("RGB") for f in files]
     for picture in pictures:
