@@ -47,12 +47,21 @@ def test_the_scale_of_a_reward_does_not_matter(factor: float) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_a_constant_reward_teaches_nothing() -> None:
+@pytest.mark.parametrize(
+    "reward",
+    [lambda images, p: {"pixels": torch.full((len(images),), 0.3)}, scaled(1e-6)],
+    ids=["constant", "too small"],
+)
+def test_a_reward_without_spread_teaches_nothing_and_says_so(
+    reward: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     start = [p.detach().clone() for p in toy().trainable.parameters.values()]
-    metrics, after = epoch(lambda images, p: {"pixels": torch.full((len(images),), 0.3)})
+    metrics, after = epoch(reward)
     assert metrics["dropped"] == 1 and all(
         torch.equal(a, b) for a, b in zip(start, after, strict=True)
     )
+    said = "".join(capsys.readouterr())
+    assert "objective.floor" in said and f"{metrics['spread/pixels']:.2g}" in said
 
 
 def test_samples_without_a_score_are_counted_and_not_learnt_from() -> None:

@@ -104,8 +104,20 @@ class ReinforcementObjective(Objective):
         self._scored = [
             (s, a if keep else a[:0]) for s, a, keep in zip(scored, advantages, kept, strict=True)
         ]
-        dropped = self.learner.processes.mean(1 - sum(kept) / len(kept))
-        return self._reward_metrics(scored) | {"dropped": dropped}
+        metrics = self._reward_metrics(scored)
+        metrics["dropped"] = self.learner.processes.mean(1 - sum(kept) / len(kept))
+        if metrics["dropped"] == 1:
+            self._say_nothing_is_learnt(metrics)
+        return metrics
+
+    def _say_nothing_is_learnt(self, metrics: Mapping[str, float]) -> None:
+        o = self.config.objective
+        spreads = [f"{k} {metrics[f'spread/{k}']:.2g}" for k, weight in o.rewards.items() if weight]
+        self.learner.processes.log(
+            f"step {self._step}: nothing is learnt, since no group has a spread above objective.floor = "
+            f"{o.floor:g}. Mean spreads: {', '.join(spreads)}. If these are real differences, lower "
+            "objective.floor."
+        )
 
     def collect(self, skip: Callable[[str], None]) -> list[ScoredRollout]:
         """Draw and score this process's share of the groups."""
