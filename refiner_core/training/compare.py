@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,28 +117,37 @@ def measure(
     cases: Sequence[Pixels],
     net: VelocityNet | None = None,
     further: Mapping[str, Part] | None = None,
+    first_seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """All metrics of all cases, each repaired with its index as the seed.
+    """All metrics of all cases, each repaired with a seed of its own, counted from `first_seed`.
 
     Args:
         net: the network to run instead of the engine's own.
         further: parts of the reward that are measured too.
     """
+    reward = PatchReward(StructuralScorer(), further)
+    numbered = enumerate(cases, first_seed)
+    rows = [_row(image, p, reward) for p, image in repairs(engine, numbered, net)]
+    return {k: np.array([r[k] for r in rows]) for k in rows[0]}
+
+
+@torch.no_grad()
+def repairs(
+    engine: CoreEngine, cases: Iterable[tuple[int, Pixels]], net: VelocityNet | None = None
+) -> Iterator[tuple[Pixels, Tensor]]:
+    """Each case, given with its seed, and its repair 1 3 H W in [0, 1]; `net` as for `measure`."""
     recipe = engine.recipe
     policy = Policy(net or VelocityNet(engine.model, recipe.attention), engine.device)
     text, pooled = engine.text(recipe.text(None), recipe.text_tokens)
     blend = ReferenceBlend.of(recipe, aligned=recipe.align)
-    reward = PatchReward(StructuralScorer(), further)
-    rows: list[dict[str, float]] = []
-    for seed, p in enumerate(cases):
+    for seed, p in cases:
         blended = blend.shown(p.draft, p.reference, p.mask)
         latents = {"draft": engine.encode(blended), "reference": engine.encode(p.reference)}
         clean = tuple(latents[role] for role in recipe.order)
         c = Conditioning(clean, recipe.indices, text, pooled, recipe.guidance, recipe.layout)
         shape = latents["draft"].shape
         x0 = repair(policy, c, shape, _schedule(recipe, shape), seed)
-        rows.append(_row(engine.decode(x0).clamp(0, 1), p, reward))
-    return {k: np.array([r[k] for r in rows]) for k in rows[0]}
+        yield p, engine.decode(x0).clamp(0, 1)
 
 
 def _schedule(recipe: Recipe, shape: torch.Size) -> Tensor:

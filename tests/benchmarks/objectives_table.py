@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 
 from refiner_core.evaluation.cases import open_cases
+from refiner_core.images.masks import bounds
+from refiner_core.models.core_engine import CoreEngine
 from refiner_core.nano.nano_engine import load_nano
 from refiner_core.recipes.recipe import NANO
-from refiner_core.scoring.scorer import IncomparableError
-from refiner_core.scoring.text import TextScorer
+from refiner_core.scoring.text import TextReader, characters_read
 from refiner_core.storage.output_files import atomic_path
 from refiner_core.training.compare import (
     HELD_OUT_CROPS,
@@ -25,13 +27,16 @@ from refiner_core.training.compare import (
     interval,
     is_lower_better,
     measure,
+    repairs,
 )
 from refiner_core.training.crop_triplet import crop_triplet
 from refiner_core.training.dataset import Pixels
 from refiner_core.training.export import fingerprint
-from refiner_core.training.reward import Part, seam_reward
+from refiner_core.training.reward import seam_reward
 
 CONTROL, START = "sft", "embedded"
+_LEAST_LETTERS = 3
+_PARTS = {"seam": seam_reward}
 Metrics = Mapping[str, np.ndarray]  # one value per case, NaN where a case has none
 
 
@@ -55,50 +60,98 @@ class Found:
     metrics: Mapping[str, Metrics]
 
 
-def text_part(scorer: TextScorer) -> Part:
-    """The share of the target's characters that are read in the region; NaN where it has none."""
+class Lettering:
+    """What a recognizer reads in the targets of cases and in repairs, within the region's box.
 
-    def part(images: Tensor, pixels: Pixels) -> Tensor:
-        try:
-            return 1 - scorer.distance(images, pixels.target, pixels.mask)
-        except IncomparableError:
-            return images.new_full((len(images),), float("nan"))
+    Reading takes seconds a picture, so targets are read once, and repairs only where a target has at
+    least three characters; fewer are mostly specks of a pattern.
+    """
 
-    return part
+    def __init__(self, path: Path, cases: Mapping[str, Sequence[Pixels]]) -> None:
+        """Read the targets of the cases by kind, or find what was read in the file `path`."""
+        self.reader, self.cases = TextReader(), cases
+        self.wanted: dict[str, list[str]] = json.loads(path.read_text()) if path.is_file() else {}
+        for kind, pictures in cases.items():
+            read = self.wanted.setdefault(kind, [])
+            for p in pictures[len(read) :]:
+                read.append(self._read(p.target, p))
+                with atomic_path(path) as temporary:
+                    temporary.write_text(json.dumps(self.wanted))
+
+    def _read(self, picture: Tensor, p: Pixels) -> str:
+        box = bounds(p.mask)
+        assert box is not None, "crops are made around a region"
+        return self.reader.read(picture[..., box.y0 : box.y1, box.x0 : box.x1])
+
+    def measure(self, engine: CoreEngine, kind: str, first: int = 0) -> Metrics:
+        """The share of each target's characters that are read in the repair, from case `first` on; NaN
+        where no lettering is looked for.
+        """
+        cases = self.cases[kind]
+        wanted = self.wanted[kind][: len(cases)]
+        chosen = [i for i in range(first, len(cases)) if len(wanted[i]) >= _LEAST_LETTERS]
+        shares = np.full(len(cases), np.nan)
+        repaired = repairs(engine, ((i, cases[i]) for i in chosen))
+        for i, (p, image) in zip(chosen, repaired, strict=True):
+            shares[i] = characters_read(wanted[i], self._read(image, p))
+        return {"text": shares[first:]}
 
 
 class Cases:
     """The cases that every row is measured on: drawn scenes, and real ones if there are any."""
 
-    def __init__(self, out: Path, count: int, workers: int, real: str | None, text: bool) -> None:
+    def __init__(self, out: Path, count: int, workers: int, real: str | None, text: int) -> None:
         """Draw `count` scenes and crop the cases with targets in the folder `real`, or find them in
-        `out`.
+        `out`; lettering is read in the first `text` cases of a kind.
         """
-        self.key = {"count": count, "real": real, "text": text}
         self.cases = {"drawn": _kept(out / f"drawn-{count}.pt", held_out_scenes, count, workers)}
         if real is not None:
             self.cases["real"] = _kept(out / "real.pt", _crop_all, Path(real))
-        self.parts: dict[str, Part] = {"seam": seam_reward}
-        if text:
-            self.parts["text"] = text_part(TextScorer())
+        first = {kind: cases[:text] for kind, cases in self.cases.items()}
+        self.lettering = Lettering(out / "lettering.json", first) if text else None
 
     def measure(self, refiner: Path, folder: Path) -> dict[str, Metrics]:
-        """All metrics of a refiner by kind of cases; kept in `folder` and not measured again."""
-        path, key = folder / "measured.json", {**self.key, "refiner": fingerprint(refiner)}
-        if path.is_file():
-            kept = json.loads(path.read_text())
-            if kept["key"] == key:
-                return {
-                    kind: {k: np.array(v, float) for k, v in found.items()}
-                    for kind, found in kept["metrics"].items()
-                }
+        """All metrics of a refiner by kind of cases; what is kept in `folder` is not measured again."""
         engine = load_nano(path=refiner)
-        found = {k: measure(engine, v, further=self.parts) for k, v in self.cases.items()}
-        lists = {kind: {k: v.tolist() for k, v in m.items()} for kind, m in found.items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps({"key": key, "metrics": lists}))
+        kept = _Kept(folder / "measured.json", fingerprint(refiner))
+        found: dict[str, Metrics] = {}
+        for kind, cases in self.cases.items():
+            found[kind] = kept.metrics(
+                kind,
+                len(cases),
+                lambda at, cases=cases: measure(engine, cases[at:], further=_PARTS, first_seed=at),
+            )
+        if self.lettering is None:
+            return found
+        texts = _Kept(folder / "lettering.json", fingerprint(refiner))
+        for kind, cases in self.lettering.cases.items():
+            read = partial(self.lettering.measure, engine, kind)
+            shares = np.full(len(self.cases[kind]), np.nan)
+            shares[: len(cases)] = texts.metrics(kind, len(cases), read)["text"]
+            found[kind] = {**found[kind], "text": shares}
         return found
+
+
+class _Kept:
+    """Metrics of a refiner in a file, by kind of cases; more cases are added to those of before."""
+
+    def __init__(self, path: Path, refiner: str) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {"refiner": refiner, "metrics": {}}
+        if path.is_file() and (old := json.loads(path.read_text()))["refiner"] == refiner:
+            self.content = old
+
+    def metrics(self, kind: str, count: int, make: Callable[[int], Metrics]) -> Metrics:
+        """The metrics of the first `count` cases; `make` measures those from a number on."""
+        lists: dict[str, list[float]] = self.content["metrics"].setdefault(kind, {})
+        have = len(next(iter(lists.values()), []))
+        if have < count:
+            for name, values in make(have).items():
+                lists.setdefault(name, []).extend(values.tolist())
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(self.path) as temporary:
+                temporary.write_text(json.dumps(self.content))
+        return {name: np.array(values[:count], float) for name, values in lists.items()}
 
 
 def _kept(path: Path, make: Callable[..., list[Pixels]], *arguments: Any) -> list[Pixels]:

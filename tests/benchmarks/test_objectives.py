@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from refiner_core.nano.nano_engine import load_nano
 from refiner_core.training.dataset import Pixels
 from refiner_core.training.train_nano import Setup
 from tests.benchmarks import objectives_table
@@ -24,7 +26,7 @@ from tests.benchmarks.objectives import (
     finished,
     row_configs,
 )
-from tests.benchmarks.objectives_table import Cases, Cost, Found, describe
+from tests.benchmarks.objectives_table import Cases, Cost, Found, Lettering, describe
 
 
 def test_every_row_has_settings_that_end_by_time_alone(tmp_path: Path) -> None:
@@ -83,35 +85,73 @@ def test_rows_are_compared_with_the_control_of_their_seed() -> None:
         assert cells[f"| {name}"].count(f"{gain:+g} [{gain:+g}, {gain:+g}]") == 3, name
 
 
-def test_cases_are_drawn_once_and_a_refiner_is_measured_once(
+def test_cases_are_drawn_once_and_none_is_measured_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[str] = []
+    calls: list[Any] = []
 
     def drawn(count: int, workers: int) -> list[Pixels]:
         calls.append("drawn")
-        return [Pixels(*(torch.rand(1, c, 8, 8) for c in (3, 3, 3, 1)))] * count
+        generator = torch.Generator().manual_seed(0)
+        pictures = [torch.rand(1, 3, 8, 8, generator=generator) for _ in range(count)]
+        return [Pixels(p, p, p, p[:, :1]) for p in pictures]
 
-    def measured(engine: Path, cases: list[Pixels], further: Any) -> dict[str, np.ndarray]:
-        calls.append(engine.name)
-        return {
-            "psnr": np.array([float(p.target.mean()) for p in cases]),
-            "text": np.full(2, np.nan),
-        }
+    def measured(
+        engine: Path, cases: list[Pixels], further: Any, first_seed: int
+    ) -> dict[str, np.ndarray]:
+        calls.append((engine.read_bytes(), first_seed, len(cases)))
+        return {"psnr": np.array([float(p.target.mean()) for p in cases])}
 
     monkeypatch.setattr(objectives_table, "held_out_scenes", drawn)
     monkeypatch.setattr(objectives_table, "measure", measured)
     monkeypatch.setattr(objectives_table, "load_nano", lambda path: path)
-    found = []
-    for content in (b"one", b"one", b"two"):
-        (tmp_path / "refiner").write_bytes(content)
-        cases = Cases(tmp_path, 2, 1, None, text=False)
-        found.append(cases.measure(tmp_path / "refiner", tmp_path / "row")["drawn"])
-    assert calls == ["drawn", "refiner", "refiner"]
-    for other in found[1:]:
-        assert other.keys() == found[0].keys()
-        for name, values in found[0].items():
-            np.testing.assert_array_equal(values, other[name])
+    refiner, found = tmp_path / "refiner", []
+    for content, count in ((b"one", 2), (b"one", 2), (b"one", 5), (b"one", 2), (b"two", 2)):
+        refiner.write_bytes(content)
+        cases = Cases(tmp_path, count, 1, None, text=0)
+        found.append(cases.measure(refiner, tmp_path / "row")["drawn"]["psnr"])
+    measurements = [(b"one", 0, 2), (b"one", 2, 3), (b"two", 0, 2)]
+    assert calls == ["drawn", measurements[0], "drawn", *measurements[1:]]
+    assert [len(f) for f in found] == [2, 2, 5, 2, 2]
+    for other in found:
+        np.testing.assert_array_equal(other[:2], found[0])
+
+
+class Reader:
+    """Reads one letter for each ten of the brightness, and counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def read(self, picture: torch.Tensor) -> str:
+        self.count += 1
+        return "abcdefghij"[: round(float(picture.mean()) * 10)]
+
+
+def test_lettering_is_read_where_the_target_has_some_and_its_targets_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 2:6, 2:6] = 1
+    targets = [torch.zeros(1, 3, 8, 8) for _ in range(3)]
+    for target, brightness in zip(targets, (0.2, 0.5, 0.9), strict=True):
+        target[..., 2:6, 2:6] = brightness
+    cases = [Pixels(t, t, t, mask) for t in targets]
+    reader, asked = Reader(), []
+
+    def repairs(engine: Any, numbered: Iterator[tuple[int, Pixels]]) -> Iterator[Any]:
+        for seed, p in numbered:
+            asked.append(seed)
+            yield p, torch.full_like(p.target, 0.4)
+
+    monkeypatch.setattr(objectives_table, "TextReader", lambda: reader)
+    monkeypatch.setattr(objectives_table, "repairs", repairs)
+    path = tmp_path / "lettering.json"
+    shares = Lettering(path, {"drawn": cases}).measure(load_nano(), "drawn")["text"]
+    assert asked == [1, 2] and reader.count == 5, "two letters are no lettering"
+    np.testing.assert_allclose(shares, [np.nan, 4 / 5, 4 / 9])
+    Lettering(path, {"drawn": cases})
+    assert reader.count == 5, "the targets are known"
 
 
 @pytest.mark.parametrize("rows", ["grpo", "sft,magic"])
