@@ -343,6 +343,14 @@ def test_contradictory_settings(over: dict[str, Any], values: str) -> None:
         build(UnrolledConfig, merged(SETTINGS, over))
 
 
+def test_no_more_steps_than_the_recipe_takes_have_a_gradient() -> None:
+    """Where the settings name no number of steps, the recipe's is known once the model is."""
+    most = ONE.steps
+    objective(unroll={"steps": None, "gradient_steps": most})
+    with pytest.raises(ValueError, match=rf"{most + 1}\D+{most}\D"):
+        objective(unroll={"steps": None, "gradient_steps": most + 1})
+
+
 def test_a_contrast_needs_stage_ones_loss() -> None:
     with pytest.raises(ValueError, match=r"0\.1.*objective\.sft"):
         build(UnrolledConfig, merged(SETTINGS, {"loss": {"contrast": 0.1}}))

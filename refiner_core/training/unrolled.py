@@ -65,7 +65,8 @@ class UnrolledObjective(BatchObjective):
     """Maximize the reward of what the sampler paints, by its gradient.
 
     Raises:
-        ValueError: the batch cannot be split evenly over processes and micro-batches.
+        ValueError: the batch cannot be split evenly over processes and micro-batches, or more steps
+            are to have a gradient than the recipe takes.
     """
 
     metrics = ("loss", "reward", "uncertainty")
@@ -73,6 +74,12 @@ class UnrolledObjective(BatchObjective):
     def __init__(self, config: UnrolledConfig, learner: Learner, reward: Reward) -> None:
         super().__init__(config, learner)
         self.config, self.reward = config, reward
+        wanted, steps = config.unroll.gradient_steps, config.unroll.steps
+        if wanted is not None and steps is None and wanted > learner.recipe.steps:
+            raise ValueError(
+                f"unroll.gradient_steps = {wanted} is more than the {learner.recipe.steps} steps of the "
+                f"recipe {learner.recipe.name}. Leave it empty for all of them, or set unroll.steps."
+            )
         self._supervised = SupervisedLoss(config.loss, learner, config.run.seed)
 
     def term(self, items: Sequence[Item], places: Sequence[int], weight: float) -> Term:
