@@ -528,6 +528,8 @@ def test_both_stages_as_commands(
         "model.train=lora",
         "--data",
         str(triplets),
+        "--cache",
+        str(tmp_path / "prepared"),
         "--device",
         "cpu",
         "--max-steps",
@@ -564,6 +566,8 @@ def test_both_stages_as_commands(
     assert facts["kind"] == "grpo" and facts["recipe"] == "nano"
     assert facts["data_manifest"] == manifest_hash(triplets)
     assert capsys.readouterr().out.count("wrote") == 2
+    assert list((tmp_path / "prepared").glob("*/items.json"))
+    assert not list(tmp_path.glob("[ab]/cache")), "both runs keep their crops in one folder"
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,11 @@ def _add_stage(kinds: Any, stage: str, title: str) -> None:
         help="folder of triplet shards; dpo: of preferences, or of an evaluation or audit",
     )
     p.add_argument("--out", metavar="DIR", help="folder of the run; an existing run is continued")
+    p.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="folder of prepared crops, which several runs can share; default: cache in --out",
+    )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument(
         "--print-config",
@@ -105,7 +110,8 @@ def run(chosen: argparse.Namespace) -> None:
         return
     if not chosen.data or not chosen.out:
         raise ValueError(f"train {chosen.stage} needs --data DIR and --out DIR.")
-    session = open_session(config, Path(chosen.data), Path(chosen.out), chosen.device)
+    cache = Path(chosen.cache) if chosen.cache else None
+    session = open_session(config, Path(chosen.data), Path(chosen.out), chosen.device, cache=cache)
     reward = _reward(config, session)
     path = train(config, session, reward)
     if os.environ.get("RANK", "0") == "0":
