@@ -28,7 +28,11 @@ from refiner_core.training.config_dpo import DPO_PRESETS, DpoConfig
 from refiner_core.training.dpo import DpoObjective, dpo_loss, place_weights, rank_weight
 from refiner_core.training.memory_estimate import CARDS, estimate_memory
 from refiner_core.training.open_session import open_session
-from refiner_core.training.preference_data import preference_readers, write_preferences
+from refiner_core.training.preference_data import (
+    preference_readers,
+    read_ranks,
+    write_preferences,
+)
 from refiner_core.training.settings import build, merged
 from tests.test_audit import triplet
 from tests.tiny_training import final, largest_difference, write_preference
@@ -234,6 +238,13 @@ def test_unusable_cases_are_counted_and_left_out(data: Path, tmp_path: Path) -> 
     assert json.loads((made / "preferences.json").read_text())["left_out"].keys() == {"same"}
     assert write_preferences(folder, tmp_path / "cache", 8, lines.append) == (made, held)
     assert len(lines) == 1, "written once"
+
+
+def test_a_prompt_with_a_line_separator_keeps_the_order_readable(tmp_path: Path) -> None:
+    made = replace(preference(0, 3), prompt="two\u2028lines\x85of a word")
+    write_preference(tmp_path / "data", made)
+    folder, _ = write_preferences(tmp_path / "data", tmp_path / "cache", 0, print)
+    assert sorted(rank for _, rank in read_ranks(folder).values()) == [1, 2, 3]
 
 
 def test_a_folder_without_preferences(tmp_path: Path) -> None:

@@ -269,11 +269,15 @@ def read_answer(answer: Any) -> Reply:
 
 
 def _read_cache(path: Path) -> dict[str, Reply]:
-    """The replies of a cache file; a line that a killed run left incomplete is ignored."""
+    """The replies of a cache file; a line that a killed run left incomplete is ended and ignored."""
     known: dict[str, Reply] = {}
     if not path.is_file():
         return known
-    for line in path.read_text(encoding="utf-8").splitlines():
+    content = path.read_text(encoding="utf-8", errors="replace")
+    if content and not content.endswith("\n"):
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write("\n")
+    for line in content.split("\n"):  # replies may contain the separators of `splitlines`
         try:
             entry: Any = json.loads(line)
             text, tokens = entry["text"], tuple(entry["tokens"])

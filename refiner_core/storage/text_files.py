@@ -87,7 +87,8 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
     """The number of every line that is not blank, and its JSON object, or why it holds none."""
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    # `splitlines` also splits at separators that JSON allows within strings, such as U+2028.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             try:
                 yield number, parse_object(line, "it")

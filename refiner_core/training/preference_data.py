@@ -22,7 +22,7 @@ from ..data.preferences import (
     preference_folders,
     read_preference,
 )
-from ..data.shards import MANIFEST, write_lines, write_shard
+from ..data.shards import MANIFEST, read_manifest, write_lines, write_shard
 from ..data.triplets import Triplet
 from ..evaluation.audit_orders import read_orders
 from ..evaluation.cases import open_cases
@@ -86,9 +86,7 @@ def write_preferences(
 
 def read_ranks(folder: Path) -> dict[str, tuple[str, int]]:
     """Case and rank by the id of a repair, from the manifest of `write_preferences`."""
-    lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
-    entries = [json.loads(line) for line in lines]
-    return {e["id"]: (e["preference"], e["rank"]) for e in entries}
+    return {e["id"]: (e["preference"], e["rank"]) for e in read_manifest(folder)}
 
 
 def group_preferences(dataset: Dataset, folder: Path) -> PreferenceDataset:
