@@ -14,6 +14,7 @@ from torch import Tensor
 from refiner_core.evaluation.held_out_scenes import HeldOutScene, make_scene
 from refiner_core.matching import homography as hom
 from refiner_core.matching.alignment import align, apply_alignment
+from refiner_core.matching.patch_ncc import PatchNcc
 from refiner_core.matching.registration import correlation, register
 from refiner_core.matching.warping import grid, warp
 
@@ -246,3 +247,17 @@ def test_homographies_map_their_points(seed: int) -> None:
     m = hom.from_points(source, target)
     np.testing.assert_allclose(hom.apply(m, source), target, atol=1e-8)
     np.testing.assert_allclose(hom.apply(np.linalg.inv(m), target), source, atol=1e-8)
+
+
+def test_many_maps_at_once_are_each_alone() -> None:
+    rng = np.random.default_rng(0)
+    box = hom.corners((-0.5, -0.5, 0.5, 0.5))
+    targets = box + rng.normal(0, 0.05, (5, 4, 2))
+    maps = hom.from_points(box, targets)
+    assert np.array_equal(maps, np.stack([hom.from_points(box, target) for target in targets]))
+    features = scene_at(grid(96, 120), 0).T.reshape(1, 3, 96, 120).float() - 0.5
+    ncc = PatchNcc(features, features, torch.ones(1, 1, 96, 120))
+    together = ncc(torch.from_numpy(np.stack([np.eye(3), *maps])))
+    alone = [float(ncc(torch.from_numpy(m)[None])) for m in (np.eye(3), *maps)]
+    assert together.tolist() == pytest.approx(alone, abs=1e-6)
+    assert int(together.argmax()) == 0

@@ -83,8 +83,11 @@ def _outline_maps(mask: Tensor, reference_mask: Tensor) -> Tensor | None:
     zooms: people outline the same thing more or less generously. None: not both are quadrilaterals,
     or one is an upright box, which may lie around a thing of any shape.
     """
-    a, b = quadrilateral(mask), quadrilateral(reference_mask)
-    if a is None or b is None or is_upright(a) or is_upright(b):
+    a = quadrilateral(mask)
+    if a is None or is_upright(a):
+        return None
+    b = quadrilateral(reference_mask)
+    if b is None or is_upright(b):
         return None
     to_pixels, from_pixels = _pixel_frames(mask, reference_mask)
     middle = a.mean(0)

@@ -118,8 +118,10 @@ def _strips(n: int, window: int, stride: int) -> list[tuple[slice, Tensor]]:
     return strips
 
 
-def _means(x: Tensor, window: int, stride: int) -> Tensor:
-    """Means of the neighbourhoods: two products with a band are faster than pooling."""
+def local_means(x: Tensor, window: int, stride: int) -> Tensor:
+    """Means of neighbourhoods of `... h w`, one at every `stride`-th pixel: two products with a band
+    are faster than pooling.
+    """
     strips = _strips(x.shape[-2], window, stride)
     rows = [band @ x[..., used, :] for used, band in strips]
     joined = torch.cat(rows, -2) if len(rows) > 1 else rows[0]
@@ -153,7 +155,7 @@ def _statistics(features: Tensor, window: int, stride: int) -> tuple[Tensor, Ten
     features `... 5 h w`.
     """
     squares = torch.stack([_product(features, features, g) for g in _GROUPS], -3)
-    means = _means(torch.cat([features, squares], -3), window, stride)
+    means = local_means(torch.cat([features, squares], -3), window, stride)
     mean, square = means.split((_CHANNELS, len(_GROUPS)), -3)
     own = torch.stack([_product(mean, mean, g) for g in _GROUPS], -3)
     return mean, (square - own).clamp_min_(0)
@@ -218,7 +220,7 @@ def correlation(fixed: Described, moving: Described, inside: Tensor, level: FitL
     scales = zip(_GROUPS, _scales(fixed.power), _scales(moving.power), strict=True)
     total = torch.zeros_like(fixed.power[0])
     for group, own, other in scales:
-        shared = _means(
+        shared = local_means(
             _product(fixed.features, moving.features, group), level.window, level.stride
         )
         shared = _less_product(shared, fixed.mean, moving.mean, group)
@@ -251,7 +253,7 @@ def correlation_volume(fixed: Described, moving: Tensor, inside: Tensor, level: 
         part = slice(int(part[0]), int(part[-1]) + 1)
         for i, group in enumerate(_GROUPS):
             out = product[: part.stop - part.start]
-            shared = _means(_product(fixed.features, there[part], group, out), window, step)
+            shared = local_means(_product(fixed.features, there[part], group, out), window, step)
             shared = _less_product(shared, fixed.mean, there_mean[part], group)
             volume[part].addcmul_(shared.mul_(there_scale[part, :, i]), own_scale[i])
     return volume.mul_(shown)

@@ -7,13 +7,14 @@ from PIL import Image
 
 
 def from_points(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The homography that maps four points `source` (4 2) onto `target` (4 2)."""
-    rows, values = [], []
-    for (x, y), (u, v) in zip(source, target, strict=True):
-        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
-        values += [u, v]
-    h = np.linalg.solve(np.asarray(rows, np.float64), np.asarray(values, np.float64))
-    return np.append(h, 1.0).reshape(3, 3)
+    """The homographies (`... 3 3`) that map four points `source` (4 2) onto `target` (`... 4 2`)."""
+    own = np.c_[source, np.ones(4)]
+    equations = np.zeros((*target.shape[:-1], 2, 8))
+    equations[..., 0, :3] = equations[..., 1, 3:6] = own
+    equations[..., 6:] = -target[..., None] * source[:, None]
+    shape = target.shape[:-2]
+    h = np.linalg.solve(equations.reshape(*shape, 8, 8), target.reshape(*shape, 8, 1))[..., 0]
+    return np.concatenate([h, np.ones((*shape, 1))], -1).reshape(*shape, 3, 3)
 
 
 def apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -7,21 +7,20 @@ correlate clearly to decide.
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from .homography import apply, from_points
+from .displacement_votes import local_means
+from .homography import from_points
 from .warping import warp
 
 _WINDOW = 7  # px, side of a patch
 _STRIDE = 2  # px from one patch to the next
-_FLOORS = (0.05, 0.02)  # variance of luminance and of edge orientation that counts as none
-_GROUPS = (slice(0, 1), slice(1, 3))  # channels: luminance, and the orientation of edges
+# Variance of luminance and of edge orientation that counts as none.
+_FLOOR = torch.tensor([0.05, 0.02]).reshape(1, 2, 1, 1)
 _POWER = 3  # of a patch's correlation: half of it counts an eighth
-_BATCH = 24  # maps evaluated at once, which bounds the memory
+_AT_ONCE = 40_000  # pixels that are compared at once: they stay in the cache
 _STEPS = (2.0, 1.0, 0.5, 0.25)  # px that the corners move at once, one after the other
 _ROUNDS = 6  # at most, per step; a step that no longer helps ends earlier
 _LARGEST_STEP = 1 / 8  # of the region's shorter side: more would fold the box
@@ -31,25 +30,26 @@ _FARTHEST = 25.0  # px², squared distance from the prior beyond which the cost 
 _SIGNS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float64)
 _X, _Y, _XY = _SIGNS[:, 0], _SIGNS[:, 1], _SIGNS[:, 0] * _SIGNS[:, 1]
 _O, _I = np.zeros(4), np.ones(4)
-_FREEDOMS = [
-    *(np.c_[_I, _O], np.c_[_O, _I]),  # shifts
-    *(np.c_[_X, _Y], np.c_[-_Y, _X]),  # zoom and turn
-    *(np.c_[_X, -_Y], np.c_[_Y, _X]),  # stretch and shear
-    *(np.c_[_XY, _O], np.c_[_O, _XY]),  # perspective
-]
-
-
-@cache
-def _averaging(n: int) -> Tensor:
-    """Takes the means of the patches along an axis of `n` pixels, `ceil(n / stride) n`."""
-    centers = torch.arange(0, n, _STRIDE)[:, None]
-    near = ((torch.arange(n) - centers).abs() <= _WINDOW // 2).float()
-    return near / near.sum(1, keepdim=True)
+_FREEDOMS = np.stack(
+    [
+        *(np.c_[_I, _O], np.c_[_O, _I]),  # shifts
+        *(np.c_[_X, _Y], np.c_[-_Y, _X]),  # zoom and turn
+        *(np.c_[_X, -_Y], np.c_[_Y, _X]),  # stretch and shear
+        *(np.c_[_XY, _O], np.c_[_O, _XY]),  # perspective
+    ]
+)
+_DIRECTIONS = np.stack([-_FREEDOMS, _FREEDOMS], 1).reshape(-1, 4, 2)  # each back and forth
 
 
 def _local_mean(x: Tensor) -> Tensor:
-    """Means of the patches: two products with a band are faster than pooling."""
-    return _averaging(x.shape[-2]) @ x @ _averaging(x.shape[-1]).T
+    return local_means(x, _WINDOW, _STRIDE)
+
+
+def _grouped(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """Products of features B 3 H W, B 2 H W: of luminance, and summed over edge orientation."""
+    out = torch.mul(a[:, :2], b[:, :2], out=out)
+    out[:, 1:].addcmul_(a[:, 2:], b[:, 2:])
+    return out
 
 
 class PatchNcc:
@@ -69,24 +69,27 @@ class PatchNcc:
         self.fixed, self.moving = fixed, moving
         self.weight = _local_mean(weight)
         self.mean = _local_mean(self.fixed)
-        self.spread = _local_mean(self.fixed * self.fixed) - self.mean**2
+        squares = _local_mean(_grouped(self.fixed, self.fixed))
+        self.spread = squares - _grouped(self.mean, self.mean)
 
     def __call__(self, maps: Tensor) -> Tensor:
-        return torch.cat([self._batch(part) for part in maps.split(_BATCH)])
+        together = max(1, _AT_ONCE // self.fixed[0, 0].numel())
+        return torch.cat([self._batch(part) for part in maps.float().split(together)])
 
     def _batch(self, maps: Tensor) -> Tensor:
         h, w = self.fixed.shape[-2:]
         seen, inside = warp(self.moving.expand(len(maps), -1, -1, -1), maps, h, w, "bilinear")
         mean = _local_mean(seen)
-        spread = _local_mean(seen * seen) - mean**2
-        shared = _local_mean(self.fixed * seen) - self.mean * mean
-        weight = self.weight * _local_mean(inside)
-        total = torch.zeros(len(maps))
-        for group, floor in zip(_GROUPS, _FLOORS, strict=True):
-            a, b, both = (x[:, group].sum(1, keepdim=True) for x in (self.spread, spread, shared))
-            ncc = both / ((a.clamp_min(0) + floor) * (b.clamp_min(0) + floor)).sqrt()
-            total += (ncc.clamp_min(0) ** _POWER * weight).flatten(1).sum(1)
-        return total / self.weight.sum().clamp_min(1e-6)
+        products = seen.new_empty(len(maps), 5, h, w)
+        _grouped(seen, seen, products[:, :2])
+        _grouped(self.fixed, seen, products[:, 2:4])
+        products[:, 4:] = inside
+        square, shared, weight = _local_mean(products).split((2, 2, 1), 1)
+        spread = (square - _grouped(mean, mean)).clamp_min_(0).add_(_FLOOR)
+        own = self.spread.clamp_min(0).add_(_FLOOR)
+        ncc = (shared - _grouped(self.mean, mean)).div_(spread.mul_(own).sqrt_()).clamp_min_(0)
+        total = ncc.pow_(_POWER).sum(1, keepdim=True).mul_(weight).mul_(self.weight)
+        return total.flatten(1).sum(1) / self.weight.sum().clamp_min(1e-6)
 
 
 def hill_climb(
@@ -113,44 +116,44 @@ def hill_climb(
     """
     pixel = np.array([2 / size[1], 2 / size[0]])
 
-    def value(maps: list[np.ndarray]) -> np.ndarray:
-        found = ncc(torch.from_numpy(np.stack([m / m[2, 2] for m in maps]))).numpy()
-        if prior is not None:
-            off = np.array([_deviation(prior, m, box, pixel) for m in maps])
-            found = found - prior_weight * off
-        return found
+    def value(maps: np.ndarray) -> np.ndarray:
+        found = ncc(torch.from_numpy(maps / maps[:, 2:, 2:])).numpy()
+        return (
+            found if prior is None else found - prior_weight * _deviation(prior, maps, box, pixel)
+        )
 
     def moved(displacement: np.ndarray) -> np.ndarray:
         return from_points(box, box + displacement * pixel)
 
-    best, most = start, float(value([start])[0])
+    best, most = start, float(value(start[None])[0])
     least_side = float((np.ptp(box, axis=0) / pixel).min())
     for step in _STEPS:
         if step > _LARGEST_STEP * least_side:
             continue
-        moves = [moved(sign * step * way) for way in _FREEDOMS for sign in (-1, 1)]
+        moves = moved(step * _DIRECTIONS)
         for _ in range(_ROUNDS):
-            single = value([best @ m for m in moves]).reshape(-1, 2)
+            single = value(best @ moves).reshape(-1, 2)
             helpful = single.max(1) > most
-            signs = np.where(single[:, 1] > single[:, 0], step, -step) * helpful
-            joint = sum(
-                (s * way for s, way in zip(signs, _FREEDOMS, strict=True)), np.zeros((4, 2))
-            )
-            tries = [
-                best @ moves[int(single.argmax())],
-                best @ moved(joint),
-                best @ moved(joint / 2),
-            ]
-            found = value(tries)
-            if found.max() <= most:
+            if not helpful.any():
                 break
+            signs = np.where(single[:, 1] > single[:, 0], step, -step) * helpful
+            joint = np.tensordot(signs, _FREEDOMS, 1)
+            tries = best @ np.stack(
+                [moves[int(single.argmax())], *moved(np.stack([joint, joint / 2]))]
+            )
+            found = np.append(single.max(), value(tries[1:]))
             best, most = tries[int(found.argmax())], float(found.max())
     return best, most
 
 
-def _deviation(prior: np.ndarray, matrix: np.ndarray, box: np.ndarray, pixel: np.ndarray) -> float:
-    """Mean squared corner distance (px², at most 25) of two maps, a zoom between them taken out."""
-    off = (apply(np.linalg.inv(prior) @ matrix, box) - box) / pixel
+def _deviation(
+    prior: np.ndarray, maps: np.ndarray, box: np.ndarray, pixel: np.ndarray
+) -> np.ndarray:
+    """Mean squared corner distance (px², at most 25) of maps N 3 3 from the prior, a zoom between
+    them taken out, N.
+    """
+    corners = np.c_[box, np.ones(len(box))] @ (np.linalg.inv(prior) @ maps).swapaxes(1, 2)
+    off = (corners[..., :2] / corners[..., 2:] - box) / pixel
     arm = (box - box.mean(0)) / pixel
-    off = off - (off * arm).sum() / (arm * arm).sum() * arm
-    return min(_FARTHEST, float(np.square(off).sum(1).mean()))
+    zoom = (off * arm).sum((1, 2), keepdims=True) / (arm * arm).sum()
+    return np.minimum(_FARTHEST, np.square(off - zoom * arm).sum(2).mean(1))

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..images.filters import blur, luminance
-from .warping import grid, warp
+from .warping import LEAST_DEPTH, grid, sample, warp
 
 MotionModel = Literal["shift_zoom", "similarity", "affine", "homography"]
 
@@ -30,6 +30,7 @@ _LIGHT_SIGMA = 0.12  # of the shorter side: wider changes of luminance are light
 _LEAST_LIGHT_SIGMA = 1.5  # px
 _GUIDE_SIGMA = 1.5  # px: a blurred mask pulls from farther away
 _GUIDE_FADING = 0.25  # of the guide's weight from one level to the next finer one
+_TOGETHER = 6  # matrices that are scored at once: their pictures stay in the cache
 _GUIDE_SHARE = 0.5  # of the guides' overlap in the choice between maps
 # Gauss-Newton.
 _LEAST_SEEN = 0.2  # of the weight that must fall inside the moving picture
@@ -43,6 +44,7 @@ _WORSE = 1.02  # times the lowest cost, above which a step did harm
 _CONVERGED = 1e-4  # change of a parameter: about a hundredth of a pixel at 192 px
 
 _EYE = torch.eye(3, dtype=torch.float64)
+_ONE = torch.ones(())
 # Generators of each motion model: the derivative of the matrix by each parameter.
 _UNIT = {(r, c): torch.zeros(3, 3, dtype=torch.float64) for r in range(3) for c in range(3)}
 for (_r, _c), _m in _UNIT.items():
@@ -148,90 +150,162 @@ class Level:
     """Of every pixel of the fixed picture's channels, 1 C h w."""
 
 
-def _cost(level: Level, moving: Tensor, matrix: Tensor) -> tuple[list[Tensor], Tensor] | None:
-    """Residuals and weights of every channel, robust, with the moving picture's gradients.
+def _matrix_entries(generators: list[Tensor]) -> Tensor:
+    """The generators as rows of their nine entries, K 9."""
+    return torch.stack(generators).flatten(1)
 
-    Args:
-        moving: the moving picture's channels, their gradients along x and those along y, 1 3C h w.
+
+# Which of the sums over pixels belongs to two entries of a matrix: of the products of the directions
+# in which its rows move a point (`_PAIRS`), and of the point's coordinates (1, x, y, x², xy, y²).
+_PAIRS = torch.tensor([[0, 1, 3], [1, 2, 4], [3, 4, 5]])
+_MONOMIALS = torch.tensor([[3, 4, 1], [4, 5, 2], [1, 2, 0]])
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where a matrix reads the moving picture, for every pixel of the fixed one, N float64 each."""
+
+    u: Tensor
+    v: Tensor
+    depth: Tensor
+    """Over 0."""
+    in_front: Tensor
+    """Whether the point is in front of the plane, N bool."""
+
+    @staticmethod
+    def of(matrix: Tensor, points: Tensor) -> _Places:
+        """For homogeneous points 3 N."""
+        x, y, z = matrix @ points
+        depth = z.clamp_min(LEAST_DEPTH)
+        return _Places(x / depth, y / depth, depth, z > 0)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """The two pictures of a level under a matrix: what a step of Gauss-Newton is made of."""
+
+    cost: float
+    """Sum over the channels of their robust mean squared residuals."""
+    curvature: Tensor
+    """Weighted products of the gradients (x x, x y, y y), summed over the channels, 3 N float64."""
+    pull: Tensor
+    """Weighted products of the gradients along x and y with the residuals, 2 N float64."""
+
+
+class _Comparison:
+    """Compares the pictures of a level under many matrices, all channels at once.
+
+    The pictures' channels are compared up to light: the best gain and bias are taken out, and the
+    unit is the fixed picture's own spread. The guide's channel has neither.
     """
-    h, w = level.fixed.shape[-2:]
-    warped, inside = warp(moving, matrix, h, w)
-    seen = inside.flatten().double()
-    n = level.fixed.shape[1]
-    stack = warped[0].flatten(1).double()
-    rows: list[Tensor] = []
-    weights: list[Tensor] = []
-    for c in range(n):
-        wt = level.weights[0, c].flatten().double() * seen
-        if wt.sum() < _LEAST_SEEN * level.weights[0, c].sum():
+
+    def __init__(self, level: Level) -> None:
+        counted = level.weights[0].flatten(1).any(0).nonzero()[:, 0]
+        self.points = grid(*level.fixed.shape[-2:])[counted].T.contiguous()
+        x, y, one = self.points
+        self.monomials = torch.stack([one, x, y, x * x, x * y, y * y]).T
+        self.moving = torch.cat([level.moving, *_gradient(level.moving)], 1)
+        self.target = level.fixed[0].flatten(1)[:, counted]
+        self.weights = level.weights[0].flatten(1)[:, counted]
+        weighted = self.weights * self.target
+        self.moments = torch.cat([self.weights, weighted, weighted * self.target])
+        self.least = _LEAST_SEEN * self.weights.sum(1)
+        self.lit = torch.arange(len(self.target)) < PICTURE_CHANNELS
+
+    def at(self, places: _Places) -> _Compared | None:
+        """Under the matrix of these places, or None if too little of the moving picture is seen."""
+        xy = torch.stack([places.u, places.v])[None, :, None]
+        warped, inside = sample(self.moving, xy, places.in_front[None, None], "bicubic")
+        seen, channels = inside.flatten(), len(self.target)
+        moments = (self.moments @ seen).reshape(3, channels)
+        if bool((moments[0] < self.least).any()):
             return None
-        value, dx, dy = stack[c], stack[n + c], stack[2 * n + c]
-        target = level.fixed[0, c].flatten().double()
-        gain = torch.ones((), dtype=torch.float64)
-        if c < PICTURE_CHANNELS:  # light: the best gain and bias are taken out, a mask has neither
-            value = value - (wt * value).sum() / wt.sum()
-            target = target - (wt * target).sum() / wt.sum()
-            gain = (wt * value * target).sum() / ((wt * value * value).sum() + 1e-9)
-            gain = gain.clamp(*_GAINS)
-        residual = target - gain * value
-        if c < PICTURE_CHANNELS:  # one unit for all channels: the fixed picture's own spread
-            spread = ((wt * target * target).sum() / wt.sum()).sqrt() + 1e-3
-            residual, gain = residual / spread, gain / spread
-        scale = _ROBUST * ((wt * residual * residual).sum() / wt.sum()).sqrt() + 1e-6
-        weights.append(wt / (1 + (residual / scale) ** 2) ** 2 if c < PICTURE_CHANNELS else wt)
-        rows.append(torch.stack([residual, gain * dx, gain * dy]))
-    return rows, torch.stack(weights)
+        value, dx, dy = warped[0].flatten(1).split(channels)
+        weights = self.weights * seen
+        residual, gain = self._residuals(weights, moments, value)
+        squares = residual * residual
+        scale = _ROBUST * ((weights * squares).sum(1) / moments[0]).sqrt() + 1e-6
+        # The pictures' large residuals lose their say, the guide's do not.
+        doubt = torch.addcmul(_ONE, squares, (self.lit / scale.square())[:, None])
+        weights.div_(doubt.square_())
+        cost = (weights * squares).sum(1) / weights.sum(1).clamp_min(1e-9)
+        pull = weights.mul_(gain[:, None])
+        along_x, along_y = pull * dx, pull * dy
+        pulls = torch.stack([(along_x * residual).sum(0), (along_y * residual).sum(0)])
+        curvature = torch.stack(
+            [gain @ (a * b) for a, b in ((along_x, dx), (along_x, dy), (along_y, dy))]
+        )
+        return _Compared(float(cost.sum()), curvature.double(), pulls.double())
+
+    def _residuals(self, weights: Tensor, moments: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Residuals C N, and the gain that the moving picture's gradients have in them, C.
+
+        Args:
+            weights, value: C N.
+            moments: weighted sums of 1, of the target and of its square, 3 C.
+        """
+        total = moments[0]
+        weighted = weights * value
+        mean = self.lit * (weighted.sum(1) / total)
+        target_mean, target_square = moments[1:] / total
+        target_mean = self.lit * target_mean
+        power = (weighted * value).sum(1) - total * mean * mean
+        shared = (weighted * self.target).sum(1) - total * mean * target_mean
+        gain = torch.where(self.lit, (shared / (power + 1e-9)).clamp(*_GAINS), 1.0)
+        spread = (target_square - target_mean * target_mean).clamp_min(0).sqrt() + 1e-3
+        unit = torch.where(self.lit, 1 / spread, 1.0)
+        gain = gain * unit
+        bias = gain * mean - unit * target_mean
+        residual = torch.addcmul(bias[:, None], self.target, unit[:, None])
+        return residual.addcmul_(value, gain[:, None], value=-1), gain
+
+    def equations(
+        self, compared: _Compared, places: _Places, entries: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Normal matrix K K and right side K for the parameters whose generators are `entries`, K 9.
+
+        A parameter moves a point along (u, v) by a combination of nine directions, one for each entry
+        of the matrix, and these are products of a row's (1, 0), (0, 1) or (-u, -v) with a coordinate
+        of the point: a few sums over the pixels hold the equations of every motion model.
+        """
+        u, v = places.u, places.v
+        xx, xy, yy = compared.curvature
+        along_u, along_v = xx * u + xy * v, xy * u + yy * v
+        rows = torch.stack([xx, xy, yy, -along_u, -along_v, along_u * u + along_v * v])
+        products = (rows / places.depth.square()) @ self.monomials
+        full = products[_PAIRS[:, None, :, None], _MONOMIALS[None, :, None, :]].reshape(9, 9)
+        x, y = compared.pull
+        right = torch.stack([x, y, -(x * u + y * v)]).div_(places.depth) @ self.points.T
+        return entries @ full @ entries.T, entries @ right.flatten()
 
 
-def _refine(level: Level, start: Tensor, generators: list[Tensor], rounds: int) -> Tensor:
+def _refine(
+    comparison: _Comparison, start: Tensor, generators: list[Tensor], rounds: int
+) -> Tensor:
     """Gauss-Newton with Levenberg and Marquardt's damping on `fixed - gain * moving(matrix) - bias`."""
-    h, w = level.fixed.shape[-2:]
-    points = grid(h, w).T.contiguous()
-    moves = torch.stack(generators) @ points  # K 3 N
-    moving = torch.cat([level.moving, *_gradient(level.moving)], 1)
+    entries = _matrix_entries(generators)
     matrix = kept = start
+    kept_places = places = _Places.of(start, comparison.points)
     damping, best = _DAMPING, math.inf
     for _ in range(rounds):
-        found = _cost(level, moving, matrix)
-        if found is None:
+        compared = comparison.at(places)
+        if compared is None:
             break
-        rows, weights = found
-        cost = sum(
-            float((wt * r[0] * r[0]).sum() / wt.sum().clamp_min(1e-9))
-            for r, wt in zip(rows, weights, strict=True)
-        )
-        if cost > best * _WORSE:
+        if compared.cost > best * _WORSE:
             damping *= _DAMPING_UP
-            matrix = kept
+            matrix, places = kept, kept_places
             if damping > _MOST_DAMPING:
                 break
         else:
-            best, kept, damping = (
-                min(best, cost),
-                matrix,
-                max(damping / _DAMPING_DOWN, _LEAST_DAMPING),
-            )
-        p = matrix @ points
-        z = p[2].clamp_min(1e-6)
-        u, v = p[0] / z, p[1] / z
-        du, dv = (moves[:, 0] - u * moves[:, 2]) / z, (moves[:, 1] - v * moves[:, 2]) / z  # K N
-        size = len(generators)
-        normal, right = (
-            torch.zeros(size, size, dtype=torch.float64),
-            torch.zeros(size, dtype=torch.float64),
-        )
-        for (residual, dx, dy), wt in zip(rows, weights, strict=True):
-            jacobian = dx * du + dy * dv
-            weighted = jacobian * wt
-            normal += weighted @ jacobian.T
-            right += weighted @ residual
+            best, kept, kept_places = min(best, compared.cost), matrix, places
+            damping = max(damping / _DAMPING_DOWN, _LEAST_DAMPING)
+        normal, right = comparison.equations(compared, places, entries)
         ridge = torch.diag(normal.diagonal() * damping + 1e-9 * normal.diagonal().max() + 1e-12)
         delta = torch.linalg.solve(normal + ridge, right)
-        matrix = matrix + sum(
-            (float(a) * g for a, g in zip(delta, generators, strict=True)), torch.zeros_like(_EYE)
-        )
         if float(delta.abs().max()) < _CONVERGED:
             break
+        matrix = matrix + (delta @ entries).reshape(3, 3)
+        places = _Places.of(matrix, comparison.points)
     return kept
 
 
@@ -269,6 +343,11 @@ def pyramid(
 
 def _scores(level: Level, matrices: Tensor, guide_share: float) -> Tensor:
     """Correlation of the pictures under each matrix, plus `guide_share` of the guides' overlap."""
+    parts = matrices.split(_TOGETHER)
+    return torch.cat([_scores_together(level, part, guide_share) for part in parts])
+
+
+def _scores_together(level: Level, matrices: Tensor, guide_share: float) -> Tensor:
     n = len(matrices)
     soft = level.moving
     height, width = level.fixed.shape[-2:]
@@ -336,12 +415,13 @@ def register(
     ends = list(tracks)
     for depth, level in enumerate(levels[:-1]):
         free = freer if depth == len(levels) - 2 else rigid
-        tracks = [_refine(level, m, free, rounds) for m in tracks]
+        comparison = _Comparison(level)
+        tracks = [_refine(comparison, m, free, rounds) for m in tracks]
     # The finest level costs as much as all others together: only the best track goes there.
     best = int(_scores(levels[max(0, len(levels) - 2)], torch.stack(tracks), share).argmax())
-    freest = _GENERATORS[model]
+    freest, comparison = _GENERATORS[model], _Comparison(levels[-1])
     for free in [freer] if freest is freer else [freer, freest]:
-        ends.append(_refine(levels[-1], tracks[best], free, rounds))
+        ends.append(_refine(comparison, tracks[best], free, rounds))
     quality = _scores(levels[-1], torch.stack(ends), share)
     chosen = ends[int(quality.argmax())]
     return Registration(chosen, float(_scores(levels[-1], chosen[None], 0.0)[0]))
