@@ -26,6 +26,7 @@ def note_of(path: Path) -> str:
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda p: p.stem)
 def test_every_model_file_can_be_downloaded_or_the_note_says_not(path: Path) -> None:
     note = note_of(path)
+    assert ("GB of VRAM" in note) == ("`diffusion_models`" in note)
     for node in nodes_of(path):
         files = named(node.get("widgets_values") or [])
         offered = {m["name"]: m for m in node["properties"].get("models", [])}

@@ -212,5 +212,5 @@ def test_recipes_as_published() -> None:
     text = "<SPECIAL_REGION> refine the text 'A' [12, 3, 40,50] now"
     assert REFINEANYTHING.text(text) == "refine the text 'A' now"
     assert REFINEANYTHING.text(None, "LOGO") == "Refine the LOGO."
-    with pytest.raises(ValueError, match=r"imagecritic takes 1 reference\(s\), got 2"):
+    with pytest.raises(ValueError, match="2 references.*imagecritic takes 1"):
         IMAGECRITIC.check_references(2)

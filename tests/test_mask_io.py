@@ -15,6 +15,7 @@ from refiner_core.images.mask_io import (
     is_unpainted,
     normalize_mask,
     read_mask,
+    strength_notes,
 )
 from refiner_core.images.masks import bounds
 
@@ -169,3 +170,25 @@ def test_a_mask_of_most_of_the_picture_is_noted(rows: int, noted: bool) -> None:
     mask[..., :rows, :] = 1
     notes = coverage_notes(mask, bounds(mask))
     assert bool(notes) == noted and all("90%" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("strength", "named"), [(0.3, "30%"), (128 / 255, "50%"), (0.95, ""), (1.0, "")]
+)
+def test_a_mask_that_is_gray_where_it_is_brightest_is_noted(strength: float, named: str) -> None:
+    mask = torch.zeros(1, 1, 40, 60)
+    mask[..., 10:20, 15:40] = strength
+    mask[..., 10, :] *= 0.5  # a soft edge says nothing
+    notes = strength_notes(mask, bounds(mask))
+    assert len(notes) == bool(named) and all(named in note for note in notes)
+    assert strength_notes(mask * 0, None) == ()
+
+
+def test_a_mask_without_black_is_noted() -> None:
+    mask = torch.full((1, 1, 40, 60), 0.5)
+    assert (
+        coverage_notes(mask, bounds(mask)) == ()
+    )  # the same everywhere: nothing was meant as black
+    mask[..., 10:20, 15:40] = 1
+    (note,) = coverage_notes(mask, bounds(mask))
+    assert "0.5" in note and "black" in note

@@ -29,6 +29,7 @@ _ROUNDING = 1e-3  # by which arithmetic leaves the range from 0 to 1
 _OVERSHOOT = 0.25  # by which resampling leaves the range from 0 to 1
 _GRAY_CHROMA = 16 / _BYTE  # difference of channels that JPEG makes in a gray picture
 _SAME_HUE = 0.1  # difference of channels over the brightest one
+_FULL = 0.9  # a largest value from this on replaces the detail
 _LARGE = 0.5  # part of the picture that is more than a detail
 _UNPAINTED = (64, 64)  # ComfyUI's Load Image gives a mask of this size if nothing is painted
 _ONE_COLOR = 4 / _BYTE  # difference of values up to which a reference is uniform
@@ -212,9 +213,32 @@ def coverage_notes(mask: Tensor, box: Box | None) -> Notes:
     if box is None or box.extent.area <= _LARGE * mask.shape[-1] * mask.shape[-2]:
         return ()
     coverage = int(torch.count_nonzero(mask > 0)) / mask.numel()
+    if coverage == 1 and mask.amin() < mask.amax():
+        return (
+            f"no part of the mask is black: its values are from {float(mask.amin()):.2g} to "
+            f"{float(mask.amax()):.2g}, so all of the picture is repaired. Make black what is to stay",
+        )
     if not _LARGE < coverage < 1:
         return ()
     return (f"the mask marks {coverage:.0%} of the picture. If the detail is the rest, invert it",)
+
+
+def strength_notes(mask: Tensor, box: Box | None) -> Notes:
+    """A note about a mask B 1 H W in [0, 1] that is gray where it is brightest.
+
+    Args:
+        mask: of a picture or several.
+        box: tight around all that it marks; None = it marks nothing.
+    """
+    if box is None:
+        return ()
+    strength = float(mask[..., box.y0 : box.y1, box.x0 : box.x1].amax())
+    if strength >= _FULL:
+        return ()
+    return (
+        f"the mask is at most {strength:.0%} white, so the repair is mixed with the draft to that "
+        "extent. To replace the detail, make it white",
+    )
 
 
 def uniform_notes(reference: Tensor, mask: Tensor | None) -> Notes:

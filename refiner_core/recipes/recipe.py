@@ -154,12 +154,13 @@ class Recipe:
         least, most = self.references
         if not least <= count <= most:
             takes = str(least) if least == most else f"{least} to {most}"
+            found = f"{count} references were given" if count else "There is no reference"
             fix = (
-                "Add an image of the correct detail." if count < least else "Leave out the others."
+                "Add an image that shows the correct detail."
+                if count < least
+                else "Leave out the others."
             )
-            raise ValueError(
-                f"The recipe {self.name} takes {takes} reference(s), got {count}. {fix}"
-            )
+            raise ValueError(f"{found}, but the recipe {self.name} takes {takes}. {fix}")
 
 
 OMNIREFINER = Recipe(

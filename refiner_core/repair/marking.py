@@ -8,7 +8,13 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..images.geometry import Extent
-from ..images.mask_io import bounded_mask, coverage_notes, uniform_notes, usable_mask
+from ..images.mask_io import (
+    bounded_mask,
+    coverage_notes,
+    strength_notes,
+    uniform_notes,
+    usable_mask,
+)
 from ..images.tensors import check_finite
 from .region import PlannedRegion
 from .request import RefineRequest
@@ -31,7 +37,7 @@ def normalize_request(request: RefineRequest) -> RefineRequest:
     height, width = request.draft.shape[-2:]
     mask, notes, marked = bounded_mask(request.mask, width, height, "mask")
     if mask is not None:
-        notes += coverage_notes(mask, marked)
+        notes += (*coverage_notes(mask, marked), *strength_notes(mask, marked))
     reference_masks: list[Tensor | None] = []
     for given, reference in zip(request.reference_masks, request.references, strict=False):
         height, width = reference.shape[-2:]
@@ -72,9 +78,9 @@ def region_notes(regions: Sequence[PlannedRegion], size: Extent) -> tuple[str, .
         if covered >= _WHOLE:
             raise ValueError(
                 f"The mask or box marks {covered:.0%} of the draft of {size}, and {seen}, so the "
-                "picture would come back blurred. Mark only the detail; if the mask marks everything "
-                "but the detail, invert it. To repair the whole picture, scale it down first, or "
-                "raise megapixels."
+                "picture would come back blurred. Mark only the detail, white on black; if the mask "
+                "marks everything but the detail, invert it. To repair the whole picture, scale it "
+                "down first, or raise megapixels."
             )
         if planned.native:
             continue

@@ -5,6 +5,7 @@ ComfyUI's page offers to download them when a workflow is opened in which they a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,15 @@ class ModelFile:
     """A file in one of the folders in `models`.
 
     `path` is its address on Hugging Face below `HUB`, None if it has not been published; `sha256` is
-    its checksum where a second source confirms it.
+    its checksum where a second source confirms it; `vram` is what a workflow with this diffusion model
+    needs, in GB, as docs/models.md estimates it.
     """
 
     name: str
     folder: str
     path: str | None
     sha256: str | None = None
+    vram: int | None = None
 
     def entry(self) -> dict[str, str]:
         """The entry in `properties.models` of the node that loads the file."""
@@ -51,6 +54,7 @@ FILES = {
             "Comfy-Org/flux1-kontext-dev_ComfyUI/resolve/main/split_files/diffusion_models/"
             "flux1-dev-kontext_fp8_scaled.safetensors",
             "630ba795ec64283b4230ea23cf79406c2c68b7c578229ed139f30043eadb30a2",
+            vram=14,
         ),
         ModelFile(
             "clip_l.safetensors",
@@ -86,6 +90,7 @@ FILES = {
             "diffusion_models",
             "Comfy-Org/Qwen-Image-Edit_ComfyUI/resolve/main/split_files/diffusion_models/"
             "qwen_image_edit_2511_fp8mixed.safetensors",
+            vram=23,
         ),
         ModelFile(
             "qwen_2.5_vl_7b_fp8_scaled.safetensors",
@@ -115,6 +120,7 @@ FILES = {
             "flux-2-klein-4b.safetensors",
             "diffusion_models",
             f"{_KLEIN}/diffusion_models/flux-2-klein-4b.safetensors",
+            vram=10,
         ),
         ModelFile(
             "qwen_3_4b.safetensors",
@@ -151,7 +157,17 @@ def file_list(*nodes: dict[str, Any]) -> str:
     lines = "\n".join(f.line() for f in files.values())
     return (
         f"**Model files.** Put each file into this folder in ComfyUI's `models` folder:\n\n{lines}\n\n"
-        "You can also choose other files in the loader nodes."
+        "You can also choose other files in the loader nodes." + _vram(files.values())
+    )
+
+
+def _vram(files: Iterable[ModelFile]) -> str:
+    most = max((f.vram for f in files if f.vram), default=None)
+    if most is None:
+        return ""
+    return (
+        f" About {most} GB of VRAM are needed (an estimate). With less, ComfyUI keeps a part of the "
+        "model in main memory and runs slower."
     )
 
 

@@ -279,6 +279,8 @@ def test_a_box_that_is_too_large_is_named_while_it_is_drawn(
     mouse.down()
     mouse.move(x + 0.9 * width, y + 0.9 * height, steps=3)
     assert "Box 1 is large" not in status.inner_text(), "nano works at the draft's own resolution"
+    mouse.move(x + 0.99 * width, y + 0.99 * height, steps=3)
+    assert "Box 1 is large" in status.inner_text(), "but not on all of it"
     comfy.page.evaluate(
         "(id) => { const [recipe] = app.graph.getNodeById(id).widgets; recipe.value = 'kontext';"
         " recipe.callback?.('kontext'); }",
@@ -475,4 +477,26 @@ def test_the_mask_that_the_server_made_lies_over_the_draft_in_red(
     drag(comfy, 0, (0.1, 0.3), (0.1, 0.25))
     assert json.loads(value_of(comfy, node))[0]["draft"] != box["draft"]
     assert abs(veil_at(comfy, *grown) - before[1]) < 30
+    comfy.assert_clean()
+
+
+@RENDERERS
+def test_connected_masks_are_named_instead_of_boxes(
+    open_comfy: Callable[..., Any], vue: bool
+) -> None:
+    comfy = open_comfy(vue=vue)
+    draft, reference, _, node = refine_graph(comfy)
+    connect = """
+    ([from, to, name]) => {
+      const target = app.graph.getNodeById(to);
+      const slot = target.inputs.findIndex((i) => i.name === name);
+      app.graph.getNodeById(from).connect(1, target, slot);
+    }
+    """
+    status = comfy.page.locator(".omnirefiner-picker [role=status]")
+    assert "box" in status.inner_text()
+    comfy.page.evaluate(connect, [draft, node, "mask"])
+    status.get_by_text("reference_mask").wait_for()
+    comfy.page.evaluate(connect, [reference, node, "reference_mask"])
+    status.get_by_text("connected masks").wait_for()
     comfy.assert_clean()

@@ -223,3 +223,15 @@ export function planCrop(image, region, recipe, context, megapixels = null) {
   if (!best) throw new Error("The recipe has no sizes.");
   return best.plan;
 }
+
+/** Of the area of a picture; a region from it on is no detail, as `repair/marking.py` says. */
+const WHOLE = 0.8;
+
+/**
+ * Whether a region is nearly the whole picture.
+ * @param {Box} region Whole pixels.
+ * @param {Extent} image
+ */
+export function isWhole([x0, y0, x1, y1], [width, height]) {
+  return (x1 - x0) * (y1 - y0) >= WHOLE * width * height;
+}

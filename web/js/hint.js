@@ -1,5 +1,20 @@
 // @ts-check
-/** What a pane without a picture says. */
+/** What a pane without a picture says, and how to mark the detail while there are no boxes. */
+
+import { isConnected } from "./sources.js";
+
+/**
+ * The name of the message that says how to mark the detail.
+ * @param {any} node
+ * @param {any} brush The brush in use, or null.
+ * @param {any} reference The reference that is shown, or null.
+ */
+export function howToMark(node, brush, reference) {
+  if (brush) return "howToPaint";
+  const takesMasks = node.inputs?.some((/** @type {any} */ i) => i.name === "reference_mask");
+  if (!takesMasks || !reference || !isConnected(node, "mask")) return "howTo";
+  return isConnected(node, "reference_mask") ? "bothMasks" : "maskAlone";
+}
 
 /**
  * @param {CanvasRenderingContext2D} context

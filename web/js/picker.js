@@ -4,7 +4,8 @@
 import { formatPairs, parsePairs, strokeTarget, withBox, withDrawn, without, MOST_BOXES } from "./boxes.js";
 import { Brush } from "./brush.js";
 import { button, element } from "./dom.js";
-import { grown, planCrop, toPixels, touchedPixels } from "./geometry.js";
+import { howToMark } from "./hint.js";
+import { grown, isWhole, planCrop, toPixels, touchedPixels } from "./geometry.js";
 import { say } from "./messages.js";
 import { openMaskEditor } from "./mask_editor.js";
 import { maskVeil } from "./paint.js";
@@ -20,11 +21,9 @@ import { isConnected, loadPicture, planningOf, rememberChange, sourceOf, viewUrl
 
 /** @type {Side[]} */
 const SIDES = ["draft", "reference"];
-/** How much of the room each pane has, as in the style sheet. */
-const SHARES = { draft: 1.4 / 2.4, reference: 1 / 2.4 };
+const SHARES = { draft: 1.4 / 2.4, reference: 1 / 2.4 }; // of the room, as in the style sheet
 const CAPTION = 18; // CSS px
-const NARROW = 300; // CSS px
-const CLEARLY = 1.15;
+const [NARROW, CLEARLY] = [300, 1.15]; // CSS px; how much larger pictures have to become
 /** A region that the model sees at a smaller scale comes back blurred, as `repair/marking.py` says. */
 const BLURRED = 0.5;
 
@@ -114,6 +113,10 @@ export class Picker {
     return isConnected(this.node, "boxes");
   }
 
+  get howTo() {
+    return howToMark(this.node, this.brush.value, this.panes.reference.picture);
+  }
+
   get value() {
     return this.text;
   }
@@ -157,9 +160,8 @@ export class Picker {
 
   /** Makes outlines of four corners of the selected pair, or upright boxes again. */
   toggleCorners() {
-    const pair = this.pairs[this.selected];
-    if (!pair) return;
-    const { draft, reference } = pair;
+    if (!this.pairs[this.selected]) return;
+    const { draft, reference } = this.pairs[this.selected];
     const shapes = [draft, reference].filter((s) => s !== null && !isPainting(s));
     const quads = shapes.every((s) => s && isQuad(s));
     const change = (/** @type {Shape} */ shape) => {
@@ -236,7 +238,7 @@ export class Picker {
   largeNote() {
     const planning = planningOf(this.node);
     const { picture, size } = this.panes.draft;
-    if (!planning || !picture || planning.recipe.native_detail) return null;
+    if (!planning || !picture) return null;
     const shapes = this.pairs.map((p) => p.draft);
     if (this.sketched?.side === "draft") shapes.push(this.sketched.box);
     for (const [i, shape] of shapes.entries()) {
@@ -244,7 +246,8 @@ export class Picker {
       if (!region) continue;
       const { box, target } = planCrop(size, region, planning.recipe, 1, planning.megapixels);
       const scale = target[0] / (box[2] - box[0]);
-      if (scale < BLURRED) return say("tooLarge", { number: i + 1, percent: Math.round(100 * scale) });
+      if (scale < BLURRED && (!planning.recipe.native_detail || isWhole(region, size)))
+        return say("tooLarge", { number: i + 1, percent: Math.round(100 * scale) });
     }
     return null;
   }
@@ -275,7 +278,7 @@ export class Picker {
     for (const side of SIDES) this.refreshSide(side);
     this.arrange();
     const hints = SIDES.map((side) => this.panes[side].hint);
-    const key = JSON.stringify([planningOf(this.node), this.locked, hints]);
+    const key = JSON.stringify([planningOf(this.node), this.locked, hints, this.howTo]);
     if (key === this.drawn) return;
     this.drawn = key;
     this.redraw();
@@ -336,8 +339,7 @@ export class Picker {
     this.panes.draft.mask = null;
     if (!mask) return;
     try {
-      const { picture } = await loadPicture({ url: viewUrl(mask) });
-      this.panes.draft.mask = maskVeil(picture);
+      this.panes.draft.mask = maskVeil((await loadPicture({ url: viewUrl(mask) })).picture);
     } catch {
       this.panes.draft.mask = null; // the server forgot its temporary files; the boxes still tell
     }
@@ -387,7 +389,7 @@ export class Picker {
     if (this.locked) return say("fromNode");
     if (this.pairs.length > MOST_BOXES) return say("tooMany", { most: MOST_BOXES });
     if (large) return large;
-    if (!this.pairs.length) return say(this.brush.value ? "howToPaint" : "howTo");
+    if (!this.pairs.length) return say(this.howTo);
     const lone = this.panes.reference.picture ? this.pairs.findIndex((p) => !p.reference) : -1;
     return lone < 0 ? say("count", { count: this.pairs.length }) : say("partner", { number: lone + 1 });
   }
