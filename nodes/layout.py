@@ -18,10 +18,12 @@ def to_core(image: Tensor) -> Tensor:
     """IMAGE `B H W C` -> `B 3 H W`, of 1 (gray), 3 or 4 channels; the fourth, alpha, is left out.
 
     Raises:
-        ValueError: another shape, or the batch is empty.
+        ValueError: not a tensor, another shape, or the batch is empty.
     """
     _check_image(image)
     color = image[..., :1].expand(*image.shape[:3], 3) if image.shape[-1] < 3 else image[..., :3]
+    # ComfyUI's own nodes cannot save bfloat16, which NumPy does not have.
+    color = color.float() if color.dtype == torch.bfloat16 else color
     return color.movedim(-1, 1)
 
 
@@ -72,7 +74,21 @@ def references_to_core(
     return tuple(pixels for pixels, _ in read), tuple(masks), tuple(notes)
 
 
+def check_tensor(value: object, kind: str) -> None:
+    """Refuse what is not a tensor, which nodes of other packs may hand on.
+
+    Raises:
+        ValueError: names its type.
+    """
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"An input for {kind} gets {type(value).__name__}, which is not a tensor. Connect a node that "
+            f"makes {kind}."
+        )
+
+
 def _check_image(image: Tensor) -> None:
+    check_tensor(image, "IMAGE")
     if image.ndim != 4 or image.shape[-1] not in (1, 3, CHANNELS_WITH_ALPHA):
         raise ValueError(
             f"An IMAGE needs the shape (batch, height, width, channels) with 1, 3 or 4 channels, got "
@@ -102,10 +118,11 @@ def mask_to_core(mask: Tensor | None) -> Tensor | None:
     """MASK `B H W`, and the shapes `H W`, `B 1 H W` and `B H W 1` of other packs -> `B 1 H W`.
 
     Raises:
-        ValueError: another shape, or the batch is empty.
+        ValueError: not a tensor, another shape, or the batch is empty.
     """
     if mask is None:
         return None
+    check_tensor(mask, "MASK")
     if mask.ndim == 2:
         mask = mask[None, None]
     elif mask.ndim == 3:

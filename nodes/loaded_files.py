@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..refiner_core.images.image_io import load_picture
 from ..refiner_core.images.tensors import to_float
-from .layout import CHANNELS_WITH_ALPHA, references_to_core
+from .layout import CHANNELS_WITH_ALPHA, check_tensor, references_to_core
 
 _PAINTED = "clipspace"  # where the mask editor saves images, with the painted mask as their alpha
 _MASK_SLOT = 1
@@ -50,7 +50,11 @@ def with_alpha(node: type[io.ComfyNode], name: str, image: Tensor) -> Tensor:
         node: the running node, with the hidden inputs `prompt` and `unique_id`.
         name: of the input.
         image: its value, B H W C.
+
+    Raises:
+        ValueError: the value is not a tensor.
     """
+    check_tensor(image, "IMAGE")
     path = _loaded_file(node, name) if image.shape[-1] == 3 and len(image) == 1 else None
     picture = load_picture(path) if path else None
     if picture is None or picture.alpha is None or not picture.cut_out:

@@ -19,7 +19,14 @@ from PIL import Image, ImageCms
 from refiner_core.images.geometry import Extent
 from refiner_core.images.image_io import Picture, load_picture, save_picture
 from refiner_core.images.mask_io import load_mask
-from refiner_core.images.tensors import check_finite, composite, resize, to_dtype, to_float
+from refiner_core.images.tensors import (
+    check_finite,
+    check_picture,
+    composite,
+    resize,
+    to_dtype,
+    to_float,
+)
 from refiner_core.storage.output_files import atomic_path, check_output
 from tests.bad_inputs import disk_of
 
@@ -573,3 +580,19 @@ def test_check_finite_counts() -> None:
     x[0, 1, 1, 1] = float("inf")
     with pytest.raises(ValueError, match=r"draft .*\b3\b"):
         check_finite(x, "draft")
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "named"),
+    [(255, 0, "255"), (2, -1, "-1"), (1.2, -0.1, None), (1, 0, None)],
+)
+def test_values_that_are_no_colors_are_refused(
+    scale: float, offset: float, named: str | None
+) -> None:
+    x = torch.linspace(0, 1, 12).reshape(1, 3, 2, 2) * scale + offset
+    if named is None:
+        check_picture(x, "draft")
+        return
+    with pytest.raises(ValueError, match=f"draft.*{named}"):
+        check_picture(x, "draft")
+    check_picture((x * 0 + 255).to(torch.uint8), "draft")

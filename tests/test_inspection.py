@@ -267,6 +267,46 @@ def test_models_that_comfyui_cannot_load_fit_no_recipe(tmp_path: Path) -> None:
     state = {"single_blocks.0.linear1.weight.quant_state.bitsandbytes__nf4": torch.zeros(2)}
     nf4 = inspect_file(synthetic.write(tmp_path / "nf4.safetensors", weights | state, None))
     assert "bitsandbytes" in nf4.what and nf4.recipes == ()
+    nunchaku = {
+        "x_embedder.weight": torch.zeros(2, 64),
+        "single_transformer_blocks.0.mlp_fc1.qweight": torch.zeros(2, 2, dtype=torch.int8),
+        "transformer_blocks.0.qkv_proj.wscales": torch.zeros(2, 2),
+    }
+    svdq = inspect_file(synthetic.write(tmp_path / "svdq.safetensors", nunchaku, None))
+    assert "FLUX.1" in svdq.what and "Nunchaku" in svdq.what and svdq.recipes == ()
+
+
+_PAIR = {
+    "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(2, 4),
+    "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": torch.ones(4, 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("state", "named"),
+    [
+        (_PAIR | {"diffusion_model.img_in.set_weight": torch.ones(4, 4)}, "set_weight|other parts"),
+        ({"lora_unet_double_blocks_0_img_mlp_0.a1.weight": torch.ones(4, 2)}, "GLoRA"),
+        ({k: v.to(torch.int8) for k, v in _PAIR.items()}, "I8|int8"),
+    ],
+    ids=["whole weights", "GLoRA", "integers"],
+)
+def test_inspect_and_the_reader_refuse_the_same_loras(
+    tmp_path: Path, state: dict[str, torch.Tensor], named: str
+) -> None:
+    file = synthetic.write(tmp_path / "x.safetensors", state, None)
+    found = inspect_file(file)
+    assert found.recipes == () and re.search(named, found.what)
+    with pytest.raises(ValueError, match=named):
+        read_lora(file)
+
+
+def test_a_whole_number_is_an_alpha(tmp_path: Path) -> None:
+    alpha = {"transformer.transformer_blocks.0.attn.to_q.alpha": torch.tensor(4)}
+    file = synthetic.write(tmp_path / "x.safetensors", _PAIR | alpha, None)
+    assert inspect_file(file).recipes
+    (factor,) = next(iter(read_lora(file).factors.values()))
+    assert float((factor.b @ factor.a).mean()) * factor.scale == pytest.approx(4.0)
 
 
 def test_kohyas_mlp_is_no_accelerator_and_broken_loras_are_named(tmp_path: Path) -> None:

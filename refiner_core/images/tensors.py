@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 # The largest value of the integer types in which pictures are stored.
 _FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535}
+_OVERSHOOT = 0.5  # by which resampling and VAEs leave the range from 0 to 1
 _BAND_ROWS = 1024  # rows at a time, as whole float copies of a 16k picture take gigabytes
 
 
@@ -61,6 +62,23 @@ def composite(pixels: Tensor, alpha: Tensor, background: float = 1.0) -> Tensor:
 def all_finite(x: Tensor) -> bool:
     """Whether no value is NaN or infinite; one pass, without a mask of the tensor's size."""
     return bool(torch.isfinite(torch.stack(torch.aminmax(x))).all()) if x.numel() else True
+
+
+def check_picture(image: Tensor, name: str) -> None:
+    """Refuse a float image with values that are no colors; a little beyond 0 and 1 is from resampling.
+
+    Raises:
+        ValueError: NaN or infinite values, or values clearly outside [0, 1]; names them.
+    """
+    check_finite(image, name)
+    if not image.is_floating_point() or not image.numel():
+        return
+    low, high = (float(v) for v in torch.aminmax(image))
+    if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
+        raise ValueError(
+            f"The {name} has values from {low:.4g} to {high:.4g}, but the values of a picture go from "
+            "0 to 1. Scale or clamp them in an earlier node."
+        )
 
 
 def check_finite(image: Tensor, name: str) -> None:

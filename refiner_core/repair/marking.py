@@ -15,7 +15,7 @@ from ..images.mask_io import (
     uniform_notes,
     usable_mask,
 )
-from ..images.tensors import check_finite
+from ..images.tensors import check_picture
 from .region import PlannedRegion
 from .request import RefineRequest
 
@@ -33,7 +33,7 @@ def normalize_request(request: RefineRequest) -> RefineRequest:
     if request.marked is not None:
         return request
     for reference in request.references:
-        check_finite(reference, "reference")
+        check_picture(reference, "reference")
     height, width = request.draft.shape[-2:]
     mask, notes, marked = bounded_mask(request.mask, width, height, "mask")
     if mask is not None:

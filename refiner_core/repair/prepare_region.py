@@ -9,7 +9,7 @@ from torch import Tensor
 from ..images.crop import box_region, crop, crop_mask
 from ..images.geometry import CropPlan, Extent, plan_crop, plan_native_crop
 from ..images.masks import Region, bounds
-from ..images.tensors import check_finite
+from ..images.tensors import check_picture
 from ..matching.alignment import POOR_AGREEMENT
 from ..matching.find_detail import FoundDetail
 from ..nano.reference_blend import ReferenceBlend
@@ -89,7 +89,7 @@ def prepare_region(
     """
     task, plan = planned.task, planned.plan
     i = plan.inside
-    check_finite(image[..., i.y0 : i.y1, i.x0 : i.x1], "draft")
+    check_picture(image[..., i.y0 : i.y1, i.x0 : i.x1], "draft")
     draft, region_mask = crop(image, plan), crop_mask(task.region, plan)
     plans = planned.reference_plans
     given = list(zip(task.references, task.reference_masks, plans, strict=True))

@@ -70,7 +70,7 @@ def read_any_header(path: str | Path) -> Header:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(f"{path} does not exist or is no file.")
+        raise ValueError(f"{path} does not exist or is not a file.")
     size = path.stat().st_size
     with path.open("rb") as f:
         start = f.read(8)

@@ -38,6 +38,12 @@ ARCHITECTURES: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 _FLUX_BLOCKS, _FLUX_SINGLE = 19, 38
 _FLUX2_BLOCKS = ((8, 48), (5, 20), (8, 24))  # double and single: dev, klein 4B, klein 9B
+# The second is Nunchaku's.
+_FLUX_IN_DIFFUSERS_NAMES = (
+    "single_transformer_blocks.0.proj_mlp",
+    "single_transformer_blocks.0.mlp_fc1",
+)
+_INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"}
 _BLOCK = re.compile(r"(?:^|[._])(single_)?(?:transformer|double|single)_blocks[._](\d+)[._]")
 NEVER = "none"
 _FOLDERS = {
@@ -198,6 +204,8 @@ def _unusable(header: Header, names: set[str]) -> str | None:
     architecture = header.metadata.get("general.architecture")
     if header.format == "gguf" and architecture not in (None, *_GGUF_ARCHITECTURES):
         return f"of the unknown architecture {architecture!r}, which GGUF loaders refuse"
+    if any(name.endswith(".wscales") for name in names):
+        return "quantized by Nunchaku (SVDQuant), which ComfyUI's own loaders cannot read"
     if any("bitsandbytes" in name or name.endswith(".absmax") for name in names):
         return "quantized by bitsandbytes (NF4 or FP4), which ComfyUI's own loaders cannot read"
     return None
@@ -231,10 +239,7 @@ def _known_base(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFi
         what = "Qwen-Image-Edit-2511" if edit else unmarked
         return _made(header, "base", what, "qwen-edit", _QWEN, **where)
     entry = keys.get("img_in.weight", keys.get("x_embedder.weight"))
-    flux = any(
-        k.startswith(("single_blocks.0.linear1", "single_transformer_blocks.0.proj_mlp"))
-        for k in names
-    )
+    flux = any(k.startswith(("single_blocks.0.linear1", *_FLUX_IN_DIFFUSERS_NAMES)) for k in names)
     if not flux or entry is None or any(k.startswith("distilled_guidance") for k in names):
         return None
     if entry[-1:] != (64,):
@@ -304,6 +309,12 @@ def _lora(header: Header, keys: Mapping[str, tuple[int, ...]]) -> WeightFile:
         what = f"a broken LoRA for {base} ({broken})"
         return _made(header, "lora", what, family, rank=rank, alpha=alpha)
     recipes = _LORA_RECIPES.get(family or "", ())
+    quantized = sorted(
+        {header.types[k] for k, s in header.shapes.items() if len(s) > 1} & _INTEGERS
+    )
+    if quantized:
+        what = f"a LoRA for {base} quantized to {quantized[0]}, which is not supported"
+        return _made(header, "lora", what, family, rank=rank, alpha=alpha)
     quick = family in ("flux", "qwen-edit") and _accelerates(header.path.name, keys, family)
     what = f"an accelerator LoRA for {base}" if quick else f"a LoRA for {base}"
     if quick and family == "flux":

@@ -35,6 +35,7 @@ _OTHER_KINDS = (
     (re.compile(r"[._]hada_"), "a LoHa"),
     (re.compile(r"[._]lokr_"), "a LoKr"),
     (re.compile(r"[._]oft_"), "an OFT"),
+    (re.compile(r"^(lora|lycoris).*\.[ab][12]\.weight$"), "a GLoRA"),
     (re.compile(r"[._](dora_scale|lora_magnitude)"), "a DoRA"),
     (re.compile(r"[._]lora_mid"), "a Tucker LoRA"),
     (re.compile(r"lora(_[AB]|_up|_down|\.up|\.down)(\.[^.]+)?\.bias$"), "a LoRA with biases"),
@@ -52,7 +53,10 @@ def other_adapter(keys: Iterable[str]) -> tuple[str, str] | None:
             # Whole models have norms too.
             if pattern.search(name) and (adapts or not kind.startswith("a control")):
                 return kind, name
-    return None
+    if not adapts:
+        return None
+    odd = (n for n in names if not n.startswith(TEXT_PREFIXES) and parse_name(n) is None)
+    return next((("a LoRA with other parts than factors and alphas", n) for n in odd), None)
 
 
 def is_lora(keys: Iterable[str]) -> bool:

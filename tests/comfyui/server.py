@@ -151,7 +151,7 @@ def _free_port() -> int:
 
 # A pack whose first node drops the reference method on its way to the model, as Nunchaku's wrapper
 # does; its second compiles a model as TorchCompileModel does, but leaves out the code generator, which
-# takes minutes on a CPU.
+# takes minutes on a CPU. The third hands on what is no IMAGE and no MASK, as nodes of some packs do.
 DEAF_NODE = """
 class Deaf:
     INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
@@ -175,7 +175,18 @@ class Traced:
         set_torch_compile_wrapper(model=model, backend="eager")
         return (model,)
 
-NODE_CLASS_MAPPINGS = {"Deaf": Deaf, "Traced": Traced}
+class Odd:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"image": ("IMAGE",), "how": ("STRING",)}})
+    RETURN_TYPES, FUNCTION = ("IMAGE", "MASK"), "make"
+
+    def make(self, image, how):
+        kinds = {
+            "list": lambda x: [x], "array": lambda x: x.numpy(), "bytes": lambda x: x * 255,
+            "bfloat16": lambda x: x.bfloat16(),
+        }
+        return kinds[how](image), kinds[how](image[..., 0])
+
+NODE_CLASS_MAPPINGS = {"Deaf": Deaf, "Traced": Traced, "Odd": Odd}
 """
 
 

@@ -227,6 +227,32 @@ def test_a_batch_without_images_is_named(server: Any, name: str) -> None:
     assert "(0, " in message and ("MASK" if name == "mask" else "IMAGE") in message
 
 
+@pytest.mark.parametrize(
+    ("name", "how", "named"),
+    [
+        ("draft", "list", "list"),
+        ("reference", "list", "list"),
+        ("mask", "array", "ndarray"),
+        ("draft", "bytes", "128"),
+        ("reference", "bytes", "128"),
+    ],
+)
+def test_what_is_no_image_is_named(server: Any, name: str, how: str, named: str) -> None:
+    graph = refine()  # its brightest value is 128 of 255
+    source = "reference" if name == "reference" else "draft"
+    graph["odd"] = node("Odd", image=[source, 0], how=how)
+    graph["refine"]["inputs"][name] = ["odd", int(name == "mask")]
+    assert named in server.error(server.wait(server.queue(graph)))
+
+
+def test_a_draft_in_bfloat16_can_be_saved(server: Any) -> None:
+    graph = refine()
+    graph["odd"] = node("Odd", image=["draft", 0], how="bfloat16")
+    graph["refine"]["inputs"]["draft"] = ["odd", 0]
+    graph["save"] = node("SaveImage", images=["refine", 0], filename_prefix="bfloat16")
+    server.run(graph)
+
+
 def test_the_folder_may_come_from_another_node(server: Any) -> None:
     """ComfyUI checks a prompt before it knows what connected nodes will give."""
     path = server.base / "input" / "named"
