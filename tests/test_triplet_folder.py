@@ -51,3 +51,21 @@ def test_folders_that_are_no_triplets_are_refused(tmp_path: Path) -> None:
         shards_of(tmp_path / "empty", tmp_path / "cache")
     with pytest.raises(ValueError, match="--given-drafts"):
         find_shards(tmp_path / "empty")
+
+
+def test_the_alpha_of_a_reference_is_its_mask_unless_there_is_another(tmp_path: Path) -> None:
+    write_folders(tmp_path / "data", 2)
+    alpha = np.zeros((64, 80), np.uint8)
+    alpha[10:40, 20:60] = 255
+    for i in range(2):
+        path = tmp_path / f"data/case {i}/reference.png"
+        picture = Image.open(path).convert("RGB")
+        picture.putalpha(Image.fromarray(alpha).resize(picture.size, Image.Resampling.NEAREST))
+        picture.save(path)
+    (tmp_path / "data/case 0/reference_mask.png").unlink()
+    own, other = TripletSet(shards_of(tmp_path / "data", tmp_path / "cache"))
+    assert own.reference_mask is not None and other.reference_mask is not None
+    shown = np.asarray(Image.open(tmp_path / "data/case 0/reference.png").getchannel("A"))
+    assert np.array_equal(own.reference_mask > 0, shown > 0)
+    assert bool((own.reference[shown == 0] == 255).all())
+    assert not np.array_equal(other.reference_mask > 0, shown > 0)

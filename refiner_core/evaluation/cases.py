@@ -9,10 +9,12 @@ from typing import Protocol
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from ..data.pair_files import PairFiles, find_cases, read_pixels
 from ..data.shards import TripletSet
 from ..data.triplets import Triplet, check
+from ..images.image_io import load_picture
 from ..images.mask_io import load_mask
 
 _NEEDED = ("draft", "reference", "mask")
@@ -50,7 +52,8 @@ class ShardCases:
 class FileCases:
     """Cases whose pictures are files.
 
-    Transparent pictures are composited over white, which is noted in the case's info. In
+    Transparent pictures are composited over white, and the alpha of a reference is its mask unless
+    there is a file with another; both are noted in the case's info. In
     Critic-10K's layout draft and mask are resized to the target's size where they differ.
     """
 
@@ -75,6 +78,9 @@ class FileCases:
                 continue
             arrays[role], transparent = read_pixels(path, role)
             composited += [role] * transparent
+            if role == "reference" and transparent and "reference_mask" not in pair.files:
+                arrays["reference_mask"] = _read_alpha(path)
+                info["reference_mask"] = "alpha of the reference"
         if composited:
             info["composited_over_white"] = composited
         target = arrays.get("target")
@@ -98,8 +104,17 @@ class FileCases:
         )
 
 
+def _read_alpha(path: Path) -> np.ndarray:
+    mask = load_picture(path, "reference").as_reference()[1]
+    assert mask is not None, "the reference is transparent"
+    return _in_bytes(mask[0, 0])
+
+
 def _read_mask(path: Path, role: str) -> np.ndarray:
-    mask = load_mask(path, role)[0, 0]
+    return _in_bytes(load_mask(path, role)[0, 0])
+
+
+def _in_bytes(mask: Tensor) -> np.ndarray:
     # A faint stroke must not round to nothing: over 0 stays over 0.
     return np.where(mask > 0, np.maximum(1, np.rint(mask.numpy() * 255)), 0).astype(np.uint8)
 
