@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +21,7 @@ from refiner_core.images.crop import crop, stitch_into, uncrop
 from refiner_core.images.geometry import KONTEXT_BUCKETS, Extent, plan_crop
 from refiner_core.images.masks import find_regions
 
-from .measuring import median_seconds, noise_picture, peak_megabytes
+from .measuring import Figure, median_seconds, noise_picture, peak_megabytes, print_figures
 
 
 def add_parser(names: Any) -> None:
@@ -29,6 +32,7 @@ def add_parser(names: Any) -> None:
     p.add_argument(
         "--crop-and-stitch", metavar="DIR", help="a checkout of ComfyUI-Inpaint-CropAndStitch"
     )
+    p.add_argument("--json", metavar="FILE", help="also write the figures to this file")
     p.set_defaults(run=run)
 
 
@@ -49,14 +53,20 @@ def run(chosen: argparse.Namespace) -> None:
     # On a CPU ComfyUI otherwise splits attention into parts; nano does without that in the nodes, too.
     options.cpu, options.use_pytorch_cross_attention = not torch.cuda.is_available(), True
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, seconds of the processor")
-    _against_native_flux(chosen.rounds)
-    _against_sampler(chosen.rounds)
+    found = list(print_figures(_figures(chosen)))
+    if chosen.json:
+        Path(chosen.json).write_text(json.dumps(found))
+
+
+def _figures(chosen: argparse.Namespace) -> Iterator[Figure]:
+    yield _against_native_flux(chosen.rounds)
+    yield _against_sampler(chosen.rounds)
     if chosen.crop_and_stitch:
-        _against_crop_and_stitch(chosen.crop_and_stitch, chosen.rounds)
+        yield _against_crop_and_stitch(chosen.crop_and_stitch, chosen.rounds)
 
 
 @torch.inference_mode()
-def _against_native_flux(rounds: int) -> None:
+def _against_native_flux(rounds: int) -> Figure:
     """One velocity of nano, the same tokens through ComfyUI's FLUX and through the core."""
     from safetensors.torch import load_file
 
@@ -86,16 +96,12 @@ def _against_native_flux(rounds: int) -> None:
 
     apart = float((our_run() - native_run()).abs().max())
     ours, theirs = (median_seconds(r, rounds, time.process_time) for r in (our_run, native_run))
-    print("\nOne velocity of nano, 256 px crop (3 x 1024 tokens), float32")
-    print(
-        f"core {ours:.3f} s, ComfyUI native {theirs:.3f} s, native/core {theirs / ours:.2f}, ",
-        end="",
-    )
-    print(f"largest difference {apart:.1e}")
+    print(f"velocities of nano through ComfyUI's FLUX and the core: largest difference {apart:.1e}")
+    return Figure("a step of nano both ways in ComfyUI's FLUX, 256 px", theirs, ours, "the core")
 
 
 @torch.inference_mode()
-def _against_sampler(rounds: int) -> None:
+def _against_sampler(rounds: int) -> Figure:
     """nano through the pack's engine and through ComfyUI's sampler with the same conditioning."""
     from safetensors.torch import load_file
 
@@ -149,14 +155,13 @@ def _against_sampler(rounds: int) -> None:
 
     apart = float((our_run() - their_run()).abs().max())
     spent, other = (median_seconds(r, rounds, time.process_time) for r in (our_run, their_run))
-    print(
-        "\nFour steps of nano in ComfyUI, 256 px crop, the same conditioning, seconds of the processor"
+    print(f"latents of this pack and of ComfyUI's sampler: largest difference {apart:.1e}")
+    return Figure(
+        "four steps of nano in ComfyUI, 256 px", spent, other, "KSampler's, same conditioning"
     )
-    print(f"this pack {spent:.3f} s, KSampler {other:.3f} s, ratio {spent / other:.2f}, ", end="")
-    print(f"largest difference {apart:.1e}")
 
 
-def _against_crop_and_stitch(folder: str, rounds: int) -> None:
+def _against_crop_and_stitch(folder: str, rounds: int) -> Figure:
     sys.path.insert(0, folder)
     theirs = importlib.import_module("inpaint_cropandstitch")
     image8, mask = noise_picture(4096)
@@ -188,7 +193,7 @@ def _against_crop_and_stitch(folder: str, rounds: int) -> None:
         return stitched
 
     ours, other = (median_seconds(r, rounds, time.process_time) for r in (our_run, their_run))
-    print("\nCrop + stitch of a 256 px region in a 4096 px float picture")
-    print(f"ours {ours:.3f} s, Inpaint-CropAndStitch {other:.3f} s, ratio {other / ours:.2f}")
     ours_mb, their_mb = peak_megabytes(our_run), peak_megabytes(their_run)
-    print(f"peak memory added: ours {ours_mb:.0f} MB, theirs {their_mb:.0f} MB")
+    print(f"peak memory of crop and stitch: this pack {ours_mb:.0f} MB, other {their_mb:.0f} MB")
+    title = "crop and stitch, 256 px region in 4096 px"
+    return Figure(title, ours, other, "Inpaint-CropAndStitch")

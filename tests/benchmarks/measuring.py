@@ -5,12 +5,44 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+class Figure(NamedTuple):
+    """Seconds of one thing beside those of another, measured in the same run."""
+
+    title: str
+    seconds: float
+    other: float
+    what: str  # the other one is
+
+    def __str__(self) -> str:
+        ratio = self.seconds / self.other
+        return f"{self.title:<58}{self.seconds:>9.3f}{self.other:>9.3f}{ratio:>8.2f}  {self.what}"
+
+
+def print_figures(figures: Iterable[Figure]) -> Iterator[Figure]:
+    """Print a table line by line, and pass the figures on."""
+    print(f"{'':<58}{'seconds':>9}{'other':>9}{'ratio':>8}  of what")
+    for figure in figures:
+        print(figure, flush=True)
+        yield figure
+
+
+def markdown(figures: Iterable[Figure]) -> str:
+    """The same as a table in Markdown."""
+    rows = [
+        f"| {f.title} | {f.seconds:.3f} | {f.what} | {f.other:.3f} | {f.seconds / f.other:.2f} |\n"
+        for f in figures
+    ]
+    head = "| what | seconds | beside | seconds | ratio |\n|---|---|---|---|---|\n"
+    return head + "".join(rows)
 
 
 def median_seconds(

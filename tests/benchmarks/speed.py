@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from refiner_core.repair.prepare_region import plan_region, prepare_region
 from refiner_core.repair.request import RefineOptions, RefineRequest, RegionTask
 from tests.synthetic import zero_text
 
-from .measuring import broken_picture, median_seconds
+from .measuring import Figure, broken_picture, median_seconds, print_figures
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,10 +42,6 @@ def add_parser(names: Any) -> None:
         "--jobs", type=int, default=24, help="repairs in the comparison with single calls"
     )
     p.set_defaults(run=run)
-
-
-def _row(title: str, seconds: float, other: float, what: str) -> None:
-    print(f"{title:<52}{seconds:>9.3f}{other:>9.3f}{seconds / other:>8.2f}  {what}", flush=True)
 
 
 def _spent(*arguments: str) -> float:
@@ -61,12 +58,14 @@ def _files(case: Path) -> dict[str, str]:
     return {role: str(case / f"{role}.png") for role in ("draft", "reference", "mask")}
 
 
-def _start_up(rounds: int) -> None:
+def _start_up(rounds: int) -> Iterator[Figure]:
     def least(*arguments: str) -> float:
         return min(_spent(*arguments) for _ in range(rounds))
 
     imported = least("-c", "import torch")
-    _row("omnirefiner --help", least("-m", "refiner_core", "--help"), imported, "import torch")
+    yield Figure(
+        "omnirefiner --help", least("-m", "refiner_core", "--help"), imported, "import torch"
+    )
     case = CASES / "word"
     with tempfile.TemporaryDirectory() as folder:
         out, report = Path(folder, "out.png"), Path(folder, "out.json")
@@ -75,7 +74,9 @@ def _start_up(rounds: int) -> None:
                    "--report", str(report)]  # fmt: skip
         whole = least(*command)
     repair = median_seconds(_repair_of(case), rounds, time.process_time)
-    _row("refine with nano, from start to file", whole, imported + repair, "import torch + repair")
+    yield Figure(
+        "refine with nano, from start to file", whole, imported + repair, "import torch + repair"
+    )
 
 
 def _repair_of(case: Path) -> Any:
@@ -88,7 +89,7 @@ def _repair_of(case: Path) -> Any:
     return lambda: refine(engine, request)
 
 
-def _many(count: int) -> None:
+def _many(count: int) -> Iterator[Figure]:
     """Jobs in one process and in two, against the repairs alone as their reports have them."""
     cases = sorted(p for p in CASES.iterdir() if p.is_dir())
     with tempfile.TemporaryDirectory() as folder:
@@ -102,14 +103,16 @@ def _many(count: int) -> None:
             summary = json.loads((out / "summary.json").read_text())
             workers = devices.count("cpu")
             begin = workers * _spent("-c", "import refiner_core.load")
-            _row(f"{count} jobs, --devices {devices}", spent, spent - begin, "without the start")
+            yield Figure(
+                f"{count} jobs, --devices {devices}", spent, spent - begin, "without the start"
+            )
             wall = summary["seconds"] * workers
-            _row(f"{count} jobs, --devices {devices}, by the clock", wall,
+            yield Figure(f"{count} jobs, --devices {devices}, by the clock", wall,
                  summary["repair_seconds"], "repairs alone")  # fmt: skip
 
 
 @torch.inference_mode()
-def _one_way(side: int, rounds: int) -> None:
+def _one_way(side: int, rounds: int) -> Figure:
     """A step of nano with a draft and a reference, its clean tokens known or not."""
     model = load_nano().model
     g = torch.Generator().manual_seed(0)
@@ -119,10 +122,10 @@ def _one_way(side: int, rounds: int) -> None:
     known, both = Denoiser(model, "one way", CleanCache()), Denoiser(model)
     usual = median_seconds(lambda: both(x, level, **given), rounds, time.process_time)
     cached = median_seconds(lambda: known(x, level, **given), rounds, time.process_time)
-    _row(f"a step of nano one way, {side} px", cached, usual, "both ways")
+    return Figure(f"a step of nano one way, {side} px", cached, usual, "both ways")
 
 
-def _picture_size(rounds: int) -> None:
+def _picture_size(rounds: int) -> Iterator[Figure]:
     """The repair alone, from pictures to pictures: reading and writing files is not in it."""
     engine = load_nano()
     requests: dict[int, RefineRequest] = {}
@@ -138,10 +141,10 @@ def _picture_size(rounds: int) -> None:
     medians = {side: statistics.median(times[1:]) for side, times in spent.items()}
     for side, seconds in medians.items():
         title = f"a 256 px region in a picture of {side} px"
-        _row(title, seconds, medians[512], "512 px")
+        yield Figure(title, seconds, medians[512], "512 px")
 
 
-def _alignment(rounds: int) -> None:
+def _alignment(rounds: int) -> Figure:
     """What finding the reference's detail and laying it over takes of a repair, with boxes."""
     engine, options = load_nano(), RefineOptions()
     draft, reference, mask = broken_picture(512)
@@ -157,17 +160,22 @@ def _alignment(rounds: int) -> None:
 
     own = median_seconds(align, rounds, time.process_time)
     repair = median_seconds(lambda: refine(engine, request), rounds, time.process_time)
-    _row("alignment of a 256 px region", own, repair, "the repair")
+    return Figure("alignment of a 256 px region", own, repair, "the repair")
+
+
+def figures(rounds: int, jobs: int) -> Iterator[Figure]:
+    """All that is measured, with one thread."""
+    torch.set_num_threads(1)
+    yield from _start_up(rounds)
+    for side in (128, 256, 512):
+        yield _one_way(side, rounds)
+    yield from _picture_size(rounds)
+    yield _alignment(rounds)
+    yield from _many(jobs)
 
 
 def run(chosen: argparse.Namespace) -> None:
     """Print the table."""
-    torch.set_num_threads(1)
     print(f"torch {torch.__version__}, seconds of the processor, one thread")
-    print(f"{'':<52}{'seconds':>9}{'other':>9}{'ratio':>8}  of what")
-    _start_up(chosen.rounds)
-    for side in (128, 256, 512):
-        _one_way(side, chosen.rounds)
-    _picture_size(chosen.rounds)
-    _alignment(chosen.rounds)
-    _many(chosen.jobs)
+    for _ in print_figures(figures(chosen.rounds, chosen.jobs)):
+        pass

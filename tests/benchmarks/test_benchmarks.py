@@ -11,6 +11,7 @@ from PIL import Image
 
 from refiner_core.scoring.dreamsim_release import convert_release
 from tests.benchmarks.__main__ import BENCHMARKS, main
+from tests.benchmarks.measuring import Figure, markdown
 from tests.dreamsim_release import TINY, write_release
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,8 +36,9 @@ def test_dreamsim_and_a_python_without_the_package(
 def test_training_steps_of_both_stages_in_miniature(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", "tiny", "--batch", "2", "--rounds", "1", "--device", "cpu"]
     assert main(["train", *arguments]) == 0
-    title, _, *rows = capsys.readouterr().out.splitlines()
+    title, _, *lines = capsys.readouterr().out.splitlines()
     assert "tiny" in title and "CPU" in title
+    rows = [line for line in lines if line.startswith("64 ")]  # among notes about what is learnt
     assert [row.split()[1] for row in rows] == ["SFT", "GRPO"]
     for row in rows:
         seconds, samples = (float(v) for v in row.split()[3:5])
@@ -56,6 +58,19 @@ def test_comfyui_names_the_folder_it_cannot_import_from(
 ) -> None:
     assert main(["comfyui", "--comfyui", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_figures_name_a_python_that_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["figures", "--comfyui", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_figures_are_a_table_with_ratios() -> None:
+    figure = Figure("a", 1.0, 4.0, "b")
+    assert str(figure).split() == ["a", "1.000", "4.000", "0.25", "b"]
+    assert markdown([figure]).splitlines()[-1] == "| a | 1.000 | b | 4.000 | 0.25 |"
 
 
 @pytest.mark.slow
