@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import logging
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ..refiner_core.images.previews import to_pillow
+from ..refiner_core.images.geometry import Box
+from ..refiner_core.images.previews import to_pillow, updated
 from ..refiner_core.storage.output_files import atomic_path
 from ..refiner_core.storage.recent_files import NodeRun, RecentFiles
 
@@ -32,6 +34,15 @@ def temp_picture(image: Tensor, side: int = COMPARING) -> dict[str, Any]:
     `height`.
     """
     return _write(to_pillow(image, side), image.shape[-1], image.shape[-2])
+
+
+def temp_pair(before: Tensor, after: Tensor, boxes: Sequence[Box]) -> dict[str, dict[str, Any]]:
+    """The same for a draft and its repair, 1 3 H W each, which differ only in `boxes`: most of the
+    second file's pixels are the first one's.
+    """
+    shown = to_pillow(before, COMPARING)
+    pictures = {"before": shown, "after": updated(shown, after, boxes)}
+    return {name: _write(p, after.shape[-1], after.shape[-2]) for name, p in pictures.items()}
 
 
 def temp_mask(mask: Tensor, side: int = POINTING) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..refiner_core.images.boxes import parse_boxes
-from ..refiner_core.images.geometry import Extent
+from ..refiner_core.images.geometry import Box, Extent
 from ..refiner_core.models.devices import return_freed_memory
 from ..refiner_core.repair.marking import normalize_request
 from ..refiner_core.repair.pipeline import RefineResult, refine
@@ -30,7 +30,7 @@ from .layout import from_core, mask_from_core, mask_to_core, to_core
 from .live import LiveView
 from .loaded_files import read_references
 from .nano import load_nano_refiner
-from .pictures import show_inputs, show_text, temp_picture
+from .pictures import show_inputs, show_text, temp_pair
 from .preferences import remember
 from .types import CATEGORY, Refiner, RefinerSocket, ScorerSocket, boxes_input
 
@@ -50,13 +50,9 @@ def _shown(inputs: dict[str, Any], request: RefineRequest, result: RefineResult)
     for i, after in enumerate(result.image[:MOST_SHOWN]):
         before = request.draft[min(i, len(request.draft) - 1)]
         regions = [r for r in result.report["regions"] if r["picture"] == i]
-        pairs.append(
-            {
-                "before": temp_picture(before[None]),
-                "after": temp_picture(after[None]),
-                "regions": [{"crop": r["crop"], "region": r["region"]} for r in regions],
-            }
-        )
+        changed = [Box(*r.get("pasted", r["region"])) for r in regions]
+        shown = [{"crop": r["crop"], "region": r["region"]} for r in regions]
+        pairs.append({**temp_pair(before[None], after[None], changed), "regions": shown})
     return {"inputs": inputs, "pairs": pairs, "report": result.report}
 
 

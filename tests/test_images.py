@@ -16,9 +16,10 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from refiner_core.images.geometry import Extent
+from refiner_core.images.geometry import Box, Extent
 from refiner_core.images.image_io import Picture, load_picture, save_picture
 from refiner_core.images.mask_io import load_mask
+from refiner_core.images.previews import to_pillow, updated
 from refiner_core.images.tensors import (
     check_finite,
     check_picture,
@@ -596,3 +597,31 @@ def test_values_that_are_no_colors_are_refused(
     with pytest.raises(ValueError, match=f"draft.*{named}"):
         check_picture(x, "draft")
     check_picture((x * 0 + 255).to(torch.uint8), "draft")
+
+
+# --- previews ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "side"),
+    [(64, 96, 96), (64, 96, 48), (60, 90, 30), (61, 96, 48), (64, 96, 50), (640, 640, 40)],
+)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_a_repairs_preview_is_the_drafts_with_the_changed_boxes(
+    height: int, width: int, side: int, dtype: torch.dtype
+) -> None:
+    draft = to_dtype(torch.rand(1, 3, height, width), dtype)
+    boxes = [Box(3, 5, 20, 18), Box(width - 7, height - 9, width, height)]
+    repaired = draft.clone()
+    for x0, y0, x1, y1 in boxes:
+        repaired[..., y0:y1, x0:x1] = to_dtype(torch.rand(1, 3, y1 - y0, x1 - x0), dtype)
+    shown = to_pillow(draft, side)
+    made, whole = np.asarray(updated(shown, repaired, boxes)), np.asarray(to_pillow(repaired, side))
+    np.testing.assert_array_equal(made, whole)
+    assert (made != np.asarray(shown)).any()
+
+
+def test_a_preview_at_half_the_size_is_the_mean_of_four_pixels() -> None:
+    picture = torch.rand(1, 3, 130, 260)
+    means = torch.nn.functional.avg_pool2d(picture, 2)[0].movedim(0, -1).numpy() * 255
+    assert np.abs(np.asarray(to_pillow(picture, 130), np.float32) - means).max() < 1.01
