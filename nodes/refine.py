@@ -32,7 +32,15 @@ from .loaded_files import read_references
 from .nano import load_nano_refiner
 from .pictures import show_inputs, show_text, temp_pair
 from .preferences import remember
-from .types import CATEGORY, Refiner, RefinerSocket, ScorerSocket, boxes_input
+from .types import (
+    BLEND,
+    CATEGORY,
+    Refiner,
+    RefinerSocket,
+    ScorerSocket,
+    blend_input,
+    boxes_input,
+)
 
 MOST_SHOWN = 64  # images of a batch that are sent to the page
 TOGETHER, SEPARATE = "together", "separate"
@@ -211,15 +219,7 @@ def _region_inputs() -> list[Any]:
             tooltip="How strongly sampling is held to the draft outside the region. 0 does not hold "
             "it at all, 1 holds it completely.",
         ),
-        io.Combo.Input(
-            "blend",
-            options=["feather", "multiband", "membrane"],
-            default="feather",
-            tooltip="How the repaired crop is blended into the draft: with a single soft edge "
-            "(feather), with a wider edge for coarse tones than for fine detail (multiband), or with "
-            "the difference along the edge continued smoothly inside first (membrane).",
-            advanced=True,
-        ),
+        blend_input(advanced=True),
     ]
 
 
@@ -336,6 +336,7 @@ def _options(
     color_match: float,
     fix_drift: str,
     align_reference: str,
+    blend: str,
     prune_at: int = -1,
     **same: Any,
 ) -> RefineOptions:
@@ -352,6 +353,7 @@ def _options(
         color_match=None if color_match < 0 else color_match,
         drift=SWITCH[fix_drift],
         align=SWITCH[align_reference],
+        blend=BLEND[blend],
         prune_at=None if prune_at < 0 else prune_at,
         **same,
     )

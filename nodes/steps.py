@@ -13,6 +13,7 @@ from ..refiner_core.images.geometry import Extent
 from ..refiner_core.models.devices import return_freed_memory
 from ..refiner_core.recipes.recipe import OMNIREFINER, RECIPES, Recipe, get_recipe
 from ..refiner_core.repair.finish_region import correct_region, stitch_region
+from ..refiner_core.repair.locate_detail import locate_details
 from ..refiner_core.repair.marking import normalize_request
 from ..refiner_core.repair.prepare_region import plan_region, prepare_region
 from ..refiner_core.repair.region import shown_pictures
@@ -29,7 +30,15 @@ from .conditioning import EncodedText, condition, encode_text
 from .engine import check_layout, decode_latent, encode_image
 from .layout import from_core, mask_from_core, mask_to_core, to_core
 from .loaded_files import read_references
-from .types import STEPS, RefineCrop, RefineCropSocket, Refiner, RefinerSocket
+from .types import (
+    BLEND,
+    STEPS,
+    RefineCrop,
+    RefineCropSocket,
+    Refiner,
+    RefinerSocket,
+    blend_input,
+)
 
 
 def _crop_inputs() -> list[Any]:
@@ -142,6 +151,7 @@ class CropForRefine(io.ComfyNode):
         size = Extent(image.shape[-1], image.shape[-2])
         region = single_region(request.mask, size, grow)
         task = RegionTask(region, request.references, request.reference_masks)
+        task = locate_details(image, task, chosen, options)
         planned = plan_region(task, size, chosen, options)
         prepared = prepare_region(image, planned, chosen, options)
         return io.NodeOutput(
@@ -328,15 +338,7 @@ class Stitch(io.ComfyNode):
                     max=1024,
                     tooltip="Width of the soft edge inside the mask, in pixels.",
                 ),
-                io.Combo.Input(
-                    "blend",
-                    options=["feather", "multiband", "membrane"],
-                    default="feather",
-                    tooltip="How the repaired crop is blended into the draft: with a single soft edge "
-                    "(feather), with a wider edge for coarse tones than for fine detail "
-                    "(multiband), or with the difference along the edge continued smoothly inside "
-                    "first (membrane).",
-                ),
+                blend_input(),
                 io.Boolean.Input(
                     "fix_drift",
                     default=True,
@@ -373,7 +375,7 @@ class Stitch(io.ComfyNode):
         refine_crop: RefineCrop,
         image: Tensor,
         feather: int,
-        blend: Any,
+        blend: str,
         fix_drift: bool,
         color_match: float,
         vae: Any = None,
@@ -389,7 +391,7 @@ class Stitch(io.ComfyNode):
         usual = prepared.recipe.correct_drift_and_color
         options = RefineOptions(
             feather=feather,
-            blend=blend,
+            blend=BLEND[blend],
             drift=fix_drift and usual,
             color_match=color_match if usual else 0.0,
         )

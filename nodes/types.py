@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..refiner_core.images.crop import Blend
 from ..refiner_core.recipes.recipe import ConditioningKind, Recipe
 from ..refiner_core.repair.region import PreparedRegion
 
@@ -57,6 +58,13 @@ class RefineCrop:
 
 RefinerSocket = io.Custom("REFINER")
 RefineCropSocket = io.Custom("REFINE_CROP")
+# The recipe's way of blending, which the core takes None for, or one of the core's.
+BLEND: dict[str, Blend | None] = {
+    "recipe": None,
+    "feather": "feather",
+    "multiband": "multiband",
+    "membrane": "membrane",
+}
 SegsSocket = io.Custom("SEGS")  # detections of ComfyUI Impact Pack and others
 ScorerSocket = io.Custom("SCORER")  # carries a `refiner_core.scoring.scorer.Scorer`
 
@@ -72,4 +80,18 @@ def boxes_input(tooltip: str) -> io.String.Input:
         optional=True,
         tooltip=f"{tooltip} The value is JSON text with coordinates as fractions of the image size.",
         extra_dict={"widgetType": "OMNIREFINER_REGIONS"},
+    )
+
+
+def blend_input(*, advanced: bool = False) -> Any:
+    """The widget for how a repaired crop is blended in."""
+    return io.Combo.Input(
+        "blend",
+        options=list(BLEND),
+        default="recipe",
+        tooltip="How the repaired crop is blended into the draft: with a single soft edge (feather), "
+        "with a wider edge for coarse tones than for fine detail (multiband), or with the difference "
+        "along the edge continued smoothly inside first (membrane). By default the recipe decides: "
+        "feather for nano, membrane for all others.",
+        advanced=advanced,
     )

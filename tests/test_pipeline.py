@@ -214,6 +214,26 @@ def test_what_is_pasted_can_be_the_whole_crop() -> None:
     assert_outside_unchanged(result, request.draft)
 
 
+@pytest.mark.parametrize(("own", "chosen", "expected"), [
+    ("membrane", None, "membrane"), ("feather", None, "feather"), ("membrane", "feather", "feather"),
+])  # fmt: skip
+def test_the_recipe_decides_how_a_crop_is_blended_unless_a_way_is_chosen(
+    own: Any, chosen: Any, expected: Any
+) -> None:
+    recipe = replace(
+        NANO, align=False, native_detail=False, reference_blend=0.0, codec_residual=0.0
+    )
+    scene = scene_of(1)
+
+    def run(recipe_blend: Any, blend: Any) -> Tensor:
+        engine = Plain(replace(recipe, blend=recipe_blend), spoil=lambda x: 0.9 * x)
+        return refine(engine, request_of(scene, RefineOptions(blend=blend))).image
+
+    pictures = {b: run("multiband", b) for b in ("feather", "membrane")}
+    assert not torch.equal(pictures["feather"], pictures["membrane"])
+    assert torch.equal(run(own, chosen), pictures[expected])
+
+
 @pytest.mark.parametrize("blend", ["feather", "multiband", "membrane"])
 def test_what_is_pasted_can_have_a_mask_of_its_own(blend: Any) -> None:
     engine, request = inverting(context=2, blend=blend)

@@ -50,6 +50,7 @@ def test_every_field_can_be_written(tmp_path: Path) -> None:
         "align": False,
         "latent_factor": 8,
         "correct_drift_and_color": True,
+        "blend": "multiband",
         "reference_blend": 0,
         "codec_residual": 0,
         "native_detail": False,

@@ -130,8 +130,7 @@ def _add_pasting(group: Any) -> None:
     group.add_argument(
         "--blend",
         choices=("feather", "multiband", "membrane"),
-        default="feather",
-        help="how the repaired crop is blended in (default: feather)",
+        help=f"how the repaired crop is blended in {recipe}",
     )
     group.add_argument(
         "--paste",

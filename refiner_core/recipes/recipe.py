@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from .. import flow
+from ..images.crop import Blend
 from ..images.geometry import KONTEXT_BUCKETS, NANO_BUCKETS, QWEN_BUCKETS, Buckets, Extent
 
 # The architecture of the transformer.
@@ -68,6 +69,8 @@ class Recipe:
     correct_drift_and_color: bool = True
     """Whether shift, zoom and colour cast are measured outside the region and taken out. Off for
     models whose output there is too poor to measure on."""
+    blend: Blend = "membrane"
+    """How a repaired crop is blended into the draft unless another way is chosen."""
     reference_blend: float = 0.0
     """How much of the aligned reference is laid over the draft inside the region before the model
     sees it, 0 to 1."""
@@ -265,6 +268,7 @@ NANO = Recipe(
     align=True,
     latent_factor=4,
     correct_drift_and_color=False,
+    blend="feather",
     reference_blend=0.97,
     codec_residual=1.0,
     native_detail=True,

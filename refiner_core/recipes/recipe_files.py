@@ -15,6 +15,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from ..images.crop import Blend
 from ..images.geometry import KONTEXT_BUCKETS, NANO_BUCKETS, QWEN_BUCKETS, Buckets, Extent
 from ..storage.text_files import TABLE_SUFFIXES, read_table
 from .recipe import (
@@ -195,6 +196,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "align": _switch,
     "latent_factor": _number(1, 64, True),
     "correct_drift_and_color": _switch,
+    "blend": _choice(Blend),
     "reference_blend": _number(0, 1),
     "tile": _tile,
     "codec_residual": _number(0, 1),

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..images.crop import crop_mask, stitch_into, uncrop, uncrop_signed
+from ..images.crop import Blend, crop_mask, stitch_into, uncrop, uncrop_signed
 from ..images.tensors import to_float
 from ..matching.tone import close_rim, keep_low_frequencies
 from .drift_and_color import correct_drift_and_color
@@ -42,7 +42,7 @@ def correct_region(
     )
     if prepared.recipe.native_detail and prepared.aligned and prepared.transfer is None:
         corrected = keep_low_frequencies(corrected, prepared.draft, prepared.mask)
-    if options.blend == "membrane" and prepared.transfer is None:
+    if _blend(prepared, options) == "membrane" and prepared.transfer is None:
         mask = prepared.mask
         if prepared.pasted is not prepared.region:
             mask = crop_mask(prepared.pasted, prepared.plan)
@@ -59,7 +59,12 @@ def stitch_region(
     if prepared.left_alone:
         return
     patch = _patch(image, prepared, result)
-    stitch_into(image, patch, prepared.pasted, feather_pixels=options.feather, blend=options.blend)
+    blend = _blend(prepared, options)
+    stitch_into(image, patch, prepared.pasted, feather_pixels=options.feather, blend=blend)
+
+
+def _blend(prepared: PreparedRegion, options: RefineOptions) -> Blend:
+    return options.blend or prepared.recipe.blend
 
 
 def _patch(image: Tensor, prepared: PreparedRegion, result: Tensor) -> Tensor:

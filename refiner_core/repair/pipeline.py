@@ -24,6 +24,7 @@ from ..scoring.scorer import Scorer
 from .batches import batches, joined
 from .candidates import sample_best
 from .finish_region import correct_region, stitch_region
+from .locate_detail import locate_details
 from .marking import normalize_request, region_notes
 from .prepare_region import plan_region, prepare_region
 from .region import PlannedRegion, PreparedRegion, shown_pictures
@@ -138,7 +139,10 @@ def _works(request: RefineRequest, n: int, recipe: Recipe) -> Iterator[list[Work
     size = Extent(request.draft.shape[-1], request.draft.shape[-2])
     for i in range(n):
         image = pick(request.draft, i).clone()
-        tasks = region_tasks(request, i, size, recipe.buckets)
+        tasks = [
+            locate_details(image, task, recipe, request.options)
+            for task in region_tasks(request, i, size, recipe.buckets)
+        ]
         stage = Stage("", picture=i, pictures=n, regions=len(tasks), image=image)
         yield [
             Work(image, plan_region(task, size, recipe, request.options), stage._replace(region=r))

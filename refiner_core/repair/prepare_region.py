@@ -46,13 +46,14 @@ def plan_region(
     )
     alone = plan_crop(size, task.region.box, recipe.buckets, 1.0, options.megapixels)
     pasted, outlines = _pasted(task, plan), plan
-    if recipe.tile and task.references and _aligns(recipe, options):
+    if recipe.tile and task.references and aligns(recipe, options):
         plan = alone = plan_native_crop(plan, pasted.box, recipe.tile, options.megapixels)
-    native = recipe.native_detail and bool(task.references) and _aligns(recipe, options)
+    native = recipe.native_detail and bool(task.references) and aligns(recipe, options)
     return PlannedRegion(task, plan, outlines, tuple(others), alone.scale, native, pasted)
 
 
-def _aligns(recipe: Recipe, options: RefineOptions) -> bool:
+def aligns(recipe: Recipe, options: RefineOptions) -> bool:
+    """Whether references are brought into the draft's pose and light."""
     return recipe.align if options.align is None else options.align
 
 
@@ -93,7 +94,7 @@ def prepare_region(
     draft, region_mask = crop(image, plan), crop_mask(task.region, plan)
     plans = planned.reference_plans
     given = list(zip(task.references, task.reference_masks, plans, strict=True))
-    aligned = bool(given) and _aligns(recipe, options)
+    aligned = bool(given) and aligns(recipe, options)
     report = _plan_report(planned)
     crops: list[ReferenceCrop] = []
     transfer, left_alone = None, False
@@ -112,6 +113,8 @@ def prepare_region(
         report |= {"left_alone": why} if left_alone else _coarse(found)
     for reference, mask, own in given[len(crops) :]:
         cut, done = crop_reference(reference, mask, draft, region_mask, own, aligned=aligned)
+        if task.found and (found := task.found[len(crops)]) is not None:
+            done["found"] = found.report()
         crops.append(ReferenceCrop(reference, mask, own, cut))
         report.setdefault("references", []).append(done)
     report |= {} if left_alone or "poor_match" in report else _poor_match(report)
@@ -164,7 +167,7 @@ def _resolution(found: FoundDetail) -> str:
 def _poor_match(report: dict[str, Any]) -> dict[str, str]:
     """What is to be said of a region whose first reference hardly agrees with it."""
     alignment = next((r.get("alignment") for r in report.get("references", [])), None)
-    if alignment is None or alignment.get("sure", alignment["score"] >= POOR_AGREEMENT):
+    if alignment is None or not alignment.get("weak", alignment["score"] < POOR_AGREEMENT):
         return {}
     text = (
         f"The reference hardly matches the region (agreement {alignment['score']:.3f}). Check that "

@@ -11,6 +11,7 @@ from ..images.boxes import BoxPair, box_regions, reference_box_mask
 from ..images.crop import Blend
 from ..images.geometry import MAX_SIDE, Box, Buckets, Extent, plan_crop
 from ..images.masks import Region, find_regions, whole_region
+from ..matching.find_detail import FoundDetail
 
 MAX_CANDIDATES = 64
 _SMALLEST_REFERENCE = 8  # px: less than one token of any recipe
@@ -44,8 +45,8 @@ class RefineOptions:
     """Width of the blend inside the mask's edge, in px, 0 to 1024."""
     model_mask: float = 0.0
     """How firmly sampling is held to the draft outside the region, 0 (free) to 1."""
-    blend: Blend = "feather"
-    """How the repaired crop is blended in."""
+    blend: Blend | None = None
+    """How the repaired crop is blended in; None: the recipe's."""
     paste: Paste = "region"
     """What of the repaired crop is blended in, unless the request has a paste mask."""
     drift: bool | None = None
@@ -85,7 +86,7 @@ class RefineOptions:
             )
         for name, choices in (("blend", get_args(Blend)), ("paste", get_args(Paste))):
             value = getattr(self, name)
-            if value not in choices:
+            if value is not None and value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
 
 
@@ -224,6 +225,8 @@ class RegionTask:
     """The detail in each reference, 1 1 h w; None = the whole reference."""
     paste: Paste | Tensor = "region"
     """What of the repaired crop is pasted; a tensor is a mask of the draft, 1 1 H W."""
+    found: tuple[FoundDetail | None, ...] = ()
+    """Where an unmarked detail was found; the reference's mask is then the box around it."""
 
 
 def region_tasks(

@@ -51,7 +51,9 @@ function regionRows(region) {
   ];
   if (region.color) rows.push([say("colour"), `× ${region.color.gain.join(", ")}`]);
   for (const [i, reference] of (region.references ?? []).entries()) {
-    const how = reference.alignment ? ` · ${alignedText(reference.alignment)}` : "";
+    const { alignment, found } = reference;
+    let how = alignment ? ` · ${alignedText(alignment)}` : "";
+    if (found) how = ` · ${say("foundInReference")}, ${say("agreement")} ${found.score}`;
     rows.push([`${say("reference")} ${i + 1}`, `${boxText(reference.crop)}${how}`]);
   }
   return rows;
