@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 from . import (
     ablation,
+    blending,
     comfyui_speed,
     data_speed,
     demo_cases,
@@ -32,6 +33,7 @@ BENCHMARKS = (
     data_speed,
     training_speed,
     ablation,
+    blending,
     comfyui_speed,
     demo_cases,
     queue_load,

@@ -11,6 +11,7 @@ from PIL import Image
 
 from refiner_core.scoring.dreamsim_release import convert_release
 from tests.benchmarks.__main__ import BENCHMARKS, main
+from tests.benchmarks.blending import PLANTED
 from tests.benchmarks.measuring import Figure, markdown
 from tests.dreamsim_release import TINY, write_release
 
@@ -90,3 +91,20 @@ def test_no_benchmark_is_part_of_the_product() -> None:
     assert all(name.startswith("tests.benchmarks.") for name in names)
     ignored = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
     assert {"tests/", ".ci/", ".github/"} <= set(ignored)
+
+
+@pytest.mark.slow
+def test_blending_prints_every_planted_error_and_the_membrane_takes_out_uneven_light(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["blending", "--scenes", "1"]) == 0
+    rows = {
+        name.strip(): [float(cell.split(",")[0]) for cell in cells]
+        for _, name, *cells, _ in (
+            line.split("|") for line in capsys.readouterr().out.splitlines()[3:]
+        )
+    }
+    assert set(rows) == set(PLANTED)
+    feather, _, membrane = rows["light changes across the crop"]
+    assert membrane > feather
+    assert rows["nothing"][0] > max(rows["soft"])
