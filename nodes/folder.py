@@ -8,7 +8,8 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..refiner_core.images.picture_folder import PICTURE_SUFFIXES, picture_files, read_pictures
+from ..refiner_core.images.image_io import PICTURE_SUFFIXES
+from ..refiner_core.images.picture_folder import picture_files, read_pictures
 from ..refiner_core.images.tensors import to_float
 from .layout import from_core
 from .pictures import show_text

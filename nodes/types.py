@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..refiner_core.images.crop import Blend
+from ..refiner_core.images.geometry import Blend
 from ..refiner_core.recipes.recipe import ConditioningKind, Recipe
 from ..refiner_core.repair.region import PreparedRegion
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from refiner_core.images.crop import (
-    Blend,
     box_region,
     crop,
     crop_mask,
@@ -20,7 +19,15 @@ from refiner_core.images.crop import (
     stitch_into,
     uncrop,
 )
-from refiner_core.images.geometry import NANO_BUCKETS, Box, Buckets, CropPlan, Extent, plan_crop
+from refiner_core.images.geometry import (
+    NANO_BUCKETS,
+    Blend,
+    Box,
+    Buckets,
+    CropPlan,
+    Extent,
+    plan_crop,
+)
 from refiner_core.images.masks import Region, feather, find_regions
 from refiner_core.matching.registration import register
 

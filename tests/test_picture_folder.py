@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
-from refiner_core.images.picture_folder import PICTURE_SUFFIXES, picture_files, read_pictures
+from refiner_core.images.image_io import PICTURE_SUFFIXES
+from refiner_core.images.picture_folder import picture_files, read_pictures
 
 RED = Image.new("RGB", (16, 12), "red")
 

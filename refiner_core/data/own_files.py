@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
-from ..images.picture_folder import PICTURE_SUFFIXES
+from ..images.image_io import PICTURE_SUFFIXES
 from .artwork import ARTWORK_SUFFIXES, check_artwork, check_picture, load_svg_renderer
 from .fonts import FONT_SUFFIXES, Font, read_fonts
 from .scripts import SCRIPTS

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..images.image_io import load_picture
+from ..images.image_io import PICTURE_SUFFIXES, load_picture
 from ..images.mask_io import load_mask
-from ..images.picture_folder import PICTURE_SUFFIXES, picture_files
+from ..images.picture_folder import picture_files
 from ..images.tensors import to_dtype, to_float
 from ..storage.output_files import unique_ids
 from ..storage.text_files import read_json_lines, read_object, read_text

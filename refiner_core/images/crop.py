@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .geometry import Box, CropPlan, Extent
+from .geometry import Blend, Box, CropPlan, Extent
 from .masks import Region, dilate, feather
 from .tensors import resize, to_dtype, to_float
 
-# "membrane" corrects the crop before it is stitched, which then goes as with "feather".
-Blend = Literal["feather", "multiband", "membrane"]
 _RIM_PIXELS = 2.0  # width of the fade to the draft's exact value around a multiband blend
 _RING_MARGIN = 0.04  # of the crop's shorter side: there the model may have shaded the draft
 _OUTSIDE_MASK = 0.01  # a resized mask below this value does not touch a pixel

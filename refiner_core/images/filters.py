@@ -1,4 +1,4 @@
-"""Luminance and Gaussian blur of pictures."""
+"""Luminance, Gaussian blur and means of neighbourhoods of pictures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 _LEAST_SIGMA = 0.15  # px; a narrower Gaussian leaves its neighbours less than a billionth
 _RADIUS = 3  # sigmas on either side, beyond which a Gaussian holds 0.3 % of its weight
+_STRIP = 64  # rows whose means are taken at once: a band's product with more is mostly zeros
 _LARGEST_PRODUCT = 512  # px, longer side up to which products with bands are the faster way
 
 
@@ -69,3 +70,32 @@ def wide_blur(x: Tensor, sigma: float) -> Tensor:
     for size in reversed(sizes):
         x = F.interpolate(x, size, mode="bilinear", align_corners=False)
     return x
+
+
+@lru_cache(64)
+def _averaging(n: int, window: int, stride: int) -> Tensor:
+    """Takes the means of the neighbourhoods along an axis of `n` pixels, `ceil(n / stride) n`."""
+    centers = torch.arange(0, n, stride)[:, None]
+    near = ((torch.arange(n) - centers).abs() <= window // 2).float()
+    return near / near.sum(1, keepdim=True)
+
+
+@lru_cache(64)
+def _strips(n: int, window: int, stride: int) -> list[tuple[slice, Tensor]]:
+    """`_averaging` cut into strips: which pixels each of them reads, and its part of the band."""
+    strips: list[tuple[slice, Tensor]] = []
+    for band in _averaging(n, window, stride).split(max(1, _STRIP // stride)):
+        used = band.any(0).nonzero()
+        first, last = int(used[0]), int(used[-1])
+        strips.append((slice(first, last + 1), band[:, first : last + 1].contiguous()))
+    return strips
+
+
+def local_means(x: Tensor, window: int, stride: int) -> Tensor:
+    """Means of neighbourhoods of `... h w`, one at every `stride`-th pixel: two products with a band
+    are faster than pooling.
+    """
+    strips = _strips(x.shape[-2], window, stride)
+    rows = [band @ x[..., used, :] for used, band in strips]
+    joined = torch.cat(rows, -2) if len(rows) > 1 else rows[0]
+    return joined @ _averaging(x.shape[-1], window, stride).T

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 MAX_SIDE = 16384  # longest side of a picture that is supported, px
 _MAX_MEGAPIXELS = 16  # of the size at which a model works
@@ -12,6 +12,10 @@ _NATIVE_CONTEXT = 16  # px around a region in a crop for tiles
 _LARGEST_NATIVE = 2048  # px a side of a crop for tiles
 _NATIVE_STEP = 8  # px, of the sides of such a crop
 _MAX_CONTEXT = 100  # crop size over region size
+
+# How a repaired crop is blended in. "membrane" corrects the crop before it is stitched, which then
+# goes as with "feather".
+Blend = Literal["feather", "multiband", "membrane"]
 
 
 class Extent(NamedTuple):

@@ -31,6 +31,26 @@ from .sixteen_bit import (
 )
 from .tensors import composite, to_float
 
+# Of the files that are read, in the order in which one of several with one name is chosen.
+PICTURE_SUFFIXES = (
+    ".png",
+    ".apng",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".webp",
+    ".avif",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".tga",
+    ".jp2",
+    ".ppm",
+    ".pgm",
+    ".pnm",
+)
 WHITE = 1.0
 _OPAQUE = 0.5  # an alpha below this does not count as opaque
 _FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}  # the lossless ones

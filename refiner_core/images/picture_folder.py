@@ -5,27 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from .image_io import Picture, load_picture
-
-PICTURE_SUFFIXES = (
-    ".png",
-    ".apng",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".webp",
-    ".avif",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".tga",
-    ".jp2",
-    ".ppm",
-    ".pgm",
-    ".pnm",
-)
+from .image_io import PICTURE_SUFFIXES, Picture, load_picture
 
 
 class FolderPictures(NamedTuple):

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..images.filters import blur, luminance
+from ..images.filters import blur, local_means, luminance
 
 _ORIENTATION_SIGMA = 0.7  # px, blur before edges are taken: noise has no orientation
 _ORIENTATION_FLOOR = 1.0  # times the mean edge energy: fainter edges count little
@@ -31,7 +30,6 @@ _FIRST_SIGMA = 0.7  # of the largest displacement, how far apart votes may lie a
 _LAST_SIGMA = 1.0  # px, how far apart votes may lie at the end of a fit
 _OWN_NOISE = 1.0  # px, error of a neighbourhood's best displacement
 _AT_ONCE = 100_000  # pixels of displaced pictures that are compared at once: they stay in the cache
-_STRIP = 64  # rows whose means are taken at once: a band's product with more is mostly zeros
 # Standard deviations of the terms 1, u, v, u², uv, v² in half sides of the region.
 PRIOR = torch.tensor([0.12, 0.08, 0.08, 0.05, 0.05, 0.05], dtype=torch.float64)
 
@@ -97,35 +95,6 @@ def surface_features(image: Tensor, sigma: float) -> Tensor:
 def _whole_mean(x: Tensor) -> Tensor:
     """Mean of every picture of B 1 H W, B 1 1 1."""
     return x.mean((1, 2, 3), keepdim=True)
-
-
-@lru_cache(64)
-def _averaging(n: int, window: int, stride: int) -> Tensor:
-    """Takes the means of the neighbourhoods along an axis of `n` pixels, `ceil(n / stride) n`."""
-    centers = torch.arange(0, n, stride)[:, None]
-    near = ((torch.arange(n) - centers).abs() <= window // 2).float()
-    return near / near.sum(1, keepdim=True)
-
-
-@lru_cache(64)
-def _strips(n: int, window: int, stride: int) -> list[tuple[slice, Tensor]]:
-    """`_averaging` cut into strips: which pixels each of them reads, and its part of the band."""
-    strips: list[tuple[slice, Tensor]] = []
-    for band in _averaging(n, window, stride).split(max(1, _STRIP // stride)):
-        used = band.any(0).nonzero()
-        first, last = int(used[0]), int(used[-1])
-        strips.append((slice(first, last + 1), band[:, first : last + 1].contiguous()))
-    return strips
-
-
-def local_means(x: Tensor, window: int, stride: int) -> Tensor:
-    """Means of neighbourhoods of `... h w`, one at every `stride`-th pixel: two products with a band
-    are faster than pooling.
-    """
-    strips = _strips(x.shape[-2], window, stride)
-    rows = [band @ x[..., used, :] for used, band in strips]
-    joined = torch.cat(rows, -2) if len(rows) > 1 else rows[0]
-    return joined @ _averaging(x.shape[-1], window, stride).T
 
 
 @dataclass(frozen=True)

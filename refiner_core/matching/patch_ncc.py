@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .displacement_votes import local_means
+from ..images.filters import local_means
 from .homography import from_points
 from .warping import warp
 

@@ -10,8 +10,14 @@ from typing import Literal
 from torch import Tensor
 
 from .. import flow
-from ..images.crop import Blend
-from ..images.geometry import KONTEXT_BUCKETS, NANO_BUCKETS, QWEN_BUCKETS, Buckets, Extent
+from ..images.geometry import (
+    KONTEXT_BUCKETS,
+    NANO_BUCKETS,
+    QWEN_BUCKETS,
+    Blend,
+    Buckets,
+    Extent,
+)
 
 # The architecture of the transformer.
 Family = Literal["flux", "qwen-edit", "flux2"]

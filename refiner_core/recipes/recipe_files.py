@@ -15,8 +15,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from ..images.crop import Blend
-from ..images.geometry import KONTEXT_BUCKETS, NANO_BUCKETS, QWEN_BUCKETS, Buckets, Extent
+from ..images.geometry import (
+    KONTEXT_BUCKETS,
+    NANO_BUCKETS,
+    QWEN_BUCKETS,
+    Blend,
+    Buckets,
+    Extent,
+)
 from ..storage.text_files import TABLE_SUFFIXES, read_table
 from .recipe import (
     RECIPES,

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..images.crop import Blend, crop_mask, stitch_into, uncrop, uncrop_signed
+from ..images.crop import crop_mask, stitch_into, uncrop, uncrop_signed
+from ..images.geometry import Blend
 from ..images.tensors import to_float
 from ..matching.tone import close_rim, keep_low_frequencies
 from .drift_and_color import correct_drift_and_color

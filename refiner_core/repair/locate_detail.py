@@ -7,6 +7,7 @@ detail is found in it, the reference is cropped around that place, as if it had 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from torch import Tensor
 from ..images.geometry import Box, Extent
 from ..matching.find_detail import FoundDetail, find_detail
 from ..recipes.recipe import Recipe
-from .prepare_region import aligns
 from .request import RefineOptions, RegionTask
 
 _LARGEST_SHARE = 0.5  # of the reference's area: a larger crop gains too little
@@ -32,17 +32,17 @@ def locate_details(
             do those in which it is not found, and all of them if the region is the whole draft.
     """
     whole = task.region.box.extent == Extent(image.shape[-1], image.shape[-2])
-    if whole or aligns(recipe, options):
+    if whole or options.aligns(recipe):
         return task
     context = recipe.context if options.context is None else options.context
     masks: list[Tensor | None] = []
-    places: list[FoundDetail | None] = []
+    places: list[dict[str, Any] | None] = []
     for reference, mask in zip(task.references, task.reference_masks, strict=True):
         found = find_detail(image, task.region, reference, None) if mask is None else None
         box = None if found is None else _worth_cropping(found, context)
         size = Extent(reference.shape[-1], reference.shape[-2])
         masks.append(mask if box is None else _box_mask(box, size))
-        places.append(None if box is None else found)
+        places.append(None if found is None or box is None else found.report())
     return replace(task, reference_masks=tuple(masks), found=tuple(places))
 
 

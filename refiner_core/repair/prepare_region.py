@@ -46,15 +46,10 @@ def plan_region(
     )
     alone = plan_crop(size, task.region.box, recipe.buckets, 1.0, options.megapixels)
     pasted, outlines = _pasted(task, plan), plan
-    if recipe.tile and task.references and aligns(recipe, options):
+    if recipe.tile and task.references and options.aligns(recipe):
         plan = alone = plan_native_crop(plan, pasted.box, recipe.tile, options.megapixels)
-    native = recipe.native_detail and bool(task.references) and aligns(recipe, options)
+    native = recipe.native_detail and bool(task.references) and options.aligns(recipe)
     return PlannedRegion(task, plan, outlines, tuple(others), alone.scale, native, pasted)
-
-
-def aligns(recipe: Recipe, options: RefineOptions) -> bool:
-    """Whether references are brought into the draft's pose and light."""
-    return recipe.align if options.align is None else options.align
 
 
 def _pasted(task: RegionTask, plan: CropPlan) -> Region:
@@ -94,7 +89,7 @@ def prepare_region(
     draft, region_mask = crop(image, plan), crop_mask(task.region, plan)
     plans = planned.reference_plans
     given = list(zip(task.references, task.reference_masks, plans, strict=True))
-    aligned = bool(given) and aligns(recipe, options)
+    aligned = bool(given) and options.aligns(recipe)
     report = _plan_report(planned)
     crops: list[ReferenceCrop] = []
     transfer, left_alone = None, False
@@ -114,7 +109,7 @@ def prepare_region(
     for reference, mask, own in given[len(crops) :]:
         cut, done = crop_reference(reference, mask, draft, region_mask, own, aligned=aligned)
         if task.found and (found := task.found[len(crops)]) is not None:
-            done["found"] = found.report()
+            done["found"] = found
         crops.append(ReferenceCrop(reference, mask, own, cut))
         report.setdefault("references", []).append(done)
     report |= {} if left_alone or "poor_match" in report else _poor_match(report)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from ..images.boxes import BoxPair, box_regions, reference_box_mask
-from ..images.crop import Blend
-from ..images.geometry import MAX_SIDE, Box, Buckets, Extent, plan_crop
+from ..images.geometry import MAX_SIDE, Blend, Box, Buckets, Extent, plan_crop
 from ..images.masks import Region, find_regions, whole_region
-from ..matching.find_detail import FoundDetail
+from ..recipes.recipe import Recipe
 
 MAX_CANDIDATES = 64
 _SMALLEST_REFERENCE = 8  # px: less than one token of any recipe
@@ -88,6 +87,10 @@ class RefineOptions:
             value = getattr(self, name)
             if value is not None and value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+    def aligns(self, recipe: Recipe) -> bool:
+        """Whether references are brought into the draft's pose and light."""
+        return recipe.align if self.align is None else self.align
 
 
 @dataclass(frozen=True)
@@ -225,8 +228,8 @@ class RegionTask:
     """The detail in each reference, 1 1 h w; None = the whole reference."""
     paste: Paste | Tensor = "region"
     """What of the repaired crop is pasted; a tensor is a mask of the draft, 1 1 H W."""
-    found: tuple[FoundDetail | None, ...] = ()
-    """Where an unmarked detail was found; the reference's mask is then the box around it."""
+    found: tuple[dict[str, Any] | None, ...] = ()
+    """Where the detail of an unmarked reference was found, for JSON; its mask is then the box there."""
 
 
 def region_tasks(

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.photographs import photographs
-from ..images.picture_folder import PICTURE_SUFFIXES
+from ..images.image_io import PICTURE_SUFFIXES
 from ..storage.output_files import atomic_path
 from ..workers.pool import Progress, worker_pool
 from .augment import augment

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from refiner_core.data.triplets import mask_tensor, picture_tensor
 from refiner_core.evaluation.held_out_scenes import FIRST_SEED, make_scene
-from refiner_core.images.crop import Blend, crop
+from refiner_core.images.crop import crop
 from refiner_core.images.filters import blur
-from refiner_core.images.geometry import Extent
+from refiner_core.images.geometry import Blend, Extent
 from refiner_core.images.masks import dilate
 from refiner_core.images.tensors import to_float
 from refiner_core.recipes.recipe import KONTEXT
