@@ -128,7 +128,10 @@ def test_a_model_that_lightens_leaves_no_hard_seam(recipe: Recipe) -> None:
     size, box = Extent(640, 427), Box(210, 130, 430, 300)
     draft, mask = torch.full((1, 3, size.height, size.width), 0.4), mask_of(size, box)
     lighter = ModelThat(recipe, lambda x: x + 0.2)
-    kept = by(lighter, draft, mask, color_match=0.0, drift=False)
+    kept = by(lighter, draft, mask, color_match=0.0, drift=False, blend="feather")
     assert float((kept - draft)[..., 215, 320].mean()) == pytest.approx(0.2, abs=0.01)
     assert seam(draft, kept) < 0.2 / 4, "the step is spread over the feather"
-    assert seam(draft, by(lighter, draft, mask, drift=False)) < 0.005, "matched to its surroundings"
+    matched = by(lighter, draft, mask, drift=False, blend="feather")
+    assert seam(draft, matched) < 0.005, "matched to its surroundings"
+    usual = by(lighter, draft, mask, color_match=0.0, drift=False)
+    assert seam(draft, usual) < 0.005, "the difference along the edge is continued inside"
