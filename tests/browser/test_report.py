@@ -83,3 +83,26 @@ def test_a_reference_that_does_not_match_is_named(
     assert note.is_visible() and note.inner_text()
     comfy.shot(f"report-mismatch-{'vue' if vue else 'canvas'}")
     comfy.assert_clean()
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_a_note_goes_with_the_run_it_belongs_to(open_comfy: Callable[..., Any], vue: bool) -> None:
+    comfy = open_comfy(vue=vue)
+    sky = json.dumps([{"draft": [0.125, 0.2342, 0.2188, 0.3747], "reference": None}])
+    # A seed of its own: ComfyUI answers a run that it knows from its cache, which sends no note.
+    node = refine_graph(comfy, boxes=sky, seed=710 + vue)[3]
+    noted = (
+        "(id) => app.graph.getNodeById(id).widgets.some((w) => w.name === '$$node-text-preview')"
+    )
+    for boxes, has_note in ((sky, True), (BOXES, False)):
+        comfy.page.evaluate(
+            "([id, boxes]) => { app.graph.getNodeById(id).widgets"
+            ".find((w) => w.name === 'boxes').value = boxes; }",
+            [node, boxes],
+        )
+        entry = comfy.run()
+        assert entry["status"]["status_str"] == "success", comfy.server.error(entry)
+        comfy.page.wait_for_function(f"([id, has]) => ({noted})(id) === has", arg=[node, has_note])
+        comfy.settle()
+        comfy.shot(f"report-note-{has_note}-{'vue' if vue else 'canvas'}")
+    comfy.assert_clean()

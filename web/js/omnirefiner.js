@@ -17,6 +17,8 @@ import { loadRecipes } from "./sources.js";
 const FIRST_WIDTH = 540;
 const FIRST_ROOM = 90; // for the widget, beyond its least height
 
+const NOTE = "$$node-text-preview"; // ComfyUI's widget for the text that a running node sends
+
 /** Nodes with more settings than most runs need. */
 const TIDY = ["OmniRefiner_LoadRefiner", "OmniRefiner_ReferenceRefine"];
 
@@ -35,8 +37,21 @@ function addPicturePanel(node, name, stored) {
     onExecuted?.apply(this, arguments);
     const shown = joined(output);
     if (shown) panelFor(node)?.showRun(shown);
+    const noted = shown?.reports.some((/** @type {any} */ report) => report.notes?.length);
+    if (shown?.reports.length && !noted) removeNote(node);
   };
   return widget;
+}
+
+/**
+ * Removes the note below a node, which ComfyUI leaves there when a later run has nothing to say.
+ * @param {any} node
+ */
+function removeNote(node) {
+  const at = node.widgets?.findIndex((/** @type {any} */ w) => w.name === NOTE) ?? -1;
+  if (at < 0) return;
+  node.widgets[at].onRemove?.();
+  node.widgets.splice(at, 1);
 }
 
 /**
