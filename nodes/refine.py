@@ -105,7 +105,8 @@ def _image_inputs() -> list[Any]:
             "reference_mask",
             optional=True,
             tooltip="Mask of the detail in the reference. It should cover the same surface as the "
-            "mask of the draft.",
+            "mask of the draft. If neither a mask nor a box marks it, the detail is searched for in the "
+            "whole reference.",
         ),
         io.Image.Input(
             "reference_2",

@@ -57,7 +57,8 @@ def _crop_inputs() -> list[Any]:
         io.Mask.Input(
             "reference_mask",
             optional=True,
-            tooltip="Mask of the detail in the reference. If not connected, the whole image is used.",
+            tooltip="Mask of the detail in the reference. If not connected, the detail is searched for "
+            "in the whole reference.",
         ),
         io.Combo.Input(
             "recipe",

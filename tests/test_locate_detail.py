@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from refiner_core.evaluation.baselines import PastedReference
 from refiner_core.images.crop import box_region
 from refiner_core.images.filters import blur
 from refiner_core.images.geometry import Box, Extent
+from refiner_core.images.masks import box_mask
+from refiner_core.interfaces import Stage
 from refiner_core.recipes.recipe import KONTEXT, NANO
 from refiner_core.repair.locate_detail import locate_details
+from refiner_core.repair.pipeline import refine
 from refiner_core.repair.prepare_region import plan_region, prepare_region
-from refiner_core.repair.request import RefineOptions, RegionTask
+from refiner_core.repair.request import RefineOptions, RefineRequest, RegionTask
 
 REGION = Box(120, 90, 280, 210)
 DETAIL = Box(420, 300, 580, 420)  # of the reference
@@ -76,6 +80,26 @@ def test_all_of_the_reference_is_shown_where_that_is_better(case: str) -> None:
     located = locate_details(draft, task, recipe, RefineOptions())
     assert located.reference_masks[0] is mask
     assert not any(located.found)
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_stage_is_shown_before_references_are_searched(marked: bool) -> None:
+    draft, reference = _case()
+    mask = torch.ones(1, 1, 600, 800) if marked else None
+    request = RefineRequest(
+        draft, (reference,), box_mask(REGION, Extent(400, 300)), (mask,), RefineOptions(align=False)
+    )
+    stages: list[Stage] = []
+
+    def stop(stage: Stage) -> None:
+        stages.append(stage)
+        if stage.name == "encode":
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        refine(PastedReference(KONTEXT), request, stop)
+    assert [s.name for s in stages] == ["plan"] * (1 if marked else 2) + ["encode"]
+    assert stages[0].plan is None
 
 
 def test_every_reference_is_searched_on_its_own() -> None:

@@ -86,6 +86,20 @@ def test_what_the_codec_loses_of_the_reference_is_given_back() -> None:
     torch.testing.assert_close(half, (result + reference) / 2)
 
 
+@pytest.mark.parametrize("references", [1, 2])
+def test_a_draft_is_changed_only_by_its_owner_and_to_the_same_result(references: int) -> None:
+    request = request_of(scene_of())
+    request = replace(request, references=(request.references[0].repeat(references, 1, 1, 1),))
+    before = request.draft.clone()
+    engine = Plain(spoil=lambda x: 1 - x)
+    usual = refine(engine, request).image
+    assert torch.equal(request.draft, before) and not torch.equal(usual[:1], before)
+    own = before.clone()
+    result = refine(engine, replace(request, draft=own), in_place=True)
+    assert torch.equal(result.image, usual)
+    assert (result.image.data_ptr() == own.data_ptr()) is (references == 1)
+
+
 def test_masks_of_a_normalized_request_are_not_read_again() -> None:
     request = request_of(scene_of(), RefineOptions())
     assert request.mask is not None

@@ -55,7 +55,7 @@ def _run_one(chosen: argparse.Namespace) -> int:
     report = check_output(chosen.report, chosen.overwrite) if chosen.report else None
     with line:
         request, draft = read_request(files, options)
-        result = refine(load_engine(**model), request, RepairProgress(line))
+        result = refine(load_engine(**model), request, RepairProgress(line), in_place=True)
     save_picture(Picture(result.image, draft.alpha), out, chosen.overwrite)
     if report is not None:
         data = {**result.report, "draft_file": str(chosen.draft)}

@@ -286,3 +286,10 @@ def _region(pixels: np.ndarray, window: Box) -> Region:
 def whole_region(image: Extent) -> Region:
     """The whole picture as one region."""
     return Region(Box(0, 0, *image), torch.ones(1, 1, image.height, image.width))
+
+
+def box_mask(box: Box, size: Extent) -> Tensor:
+    """A mask 1 1 H W of that size that is 1 in the box, which lies in it, and 0 elsewhere."""
+    mask = torch.zeros(1, 1, size.height, size.width)
+    mask[..., box.y0 : box.y1, box.x0 : box.x1] = 1
+    return mask

@@ -59,7 +59,7 @@ OnFinished = Callable[[str, Finished[RepairedJob], Summary], None]
 
 def _repair(engine: Engine, results: Results, job: Job) -> RepairedJob:
     request, draft = read_request(job.files, job.options)
-    result = refine(engine, request)
+    result = refine(engine, request, in_place=True)
     results.write(job, Picture(result.image, draft.alpha), result.report)
     seconds, notes = result.report["seconds_total"], result.report["notes"]
     return RepairedJob(len(result.crops), seconds, tuple(notes))

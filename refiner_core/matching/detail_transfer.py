@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..images.filters import wide_blur
 from ..images.geometry import Box, Extent
-from ..images.masks import Region
+from ..images.masks import Region, box_mask
 from ..images.tensors import to_float
 from .surface_map import SurfaceMap, warp_surface
 from .tone import (
@@ -152,10 +152,9 @@ def _aligned(reference: Tensor, surface: SurfaceMap, window: Box) -> tuple[Tenso
 def _marked(detail: Box, reference: Extent, surface: SurfaceMap, window: Box, grown: int) -> Tensor:
     """Where the window shows the marked detail or is within `grown` px of it, 1 1 h w, 0 or 1."""
     scale = min(1.0, _MARK_SIDE / max(reference))
-    x0, y0, x1, y1 = (round(scale * edge) for edge in detail)
-    marked = torch.zeros(1, 1, round(scale * reference.height), round(scale * reference.width))
-    marked[..., y0:y1, x0:x1] = 1
-    seen, _ = warp_surface(marked, surface, window, window.extent)
+    box = Box(*(round(scale * edge) for edge in detail))
+    size = Extent(*(round(scale * side) for side in reference))
+    seen, _ = warp_surface(box_mask(box, size), surface, window, window.extent)
     return F.max_pool2d((seen > 0.5).float(), 2 * grown + 1, 1, grown)
 
 

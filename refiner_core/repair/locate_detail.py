@@ -9,15 +9,28 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..images.geometry import Box, Extent
+from ..images.masks import box_mask
 from ..matching.find_detail import FoundDetail, find_detail
 from ..recipes.recipe import Recipe
 from .request import RefineOptions, RegionTask
 
 _LARGEST_SHARE = 0.5  # of the reference's area: a larger crop gains too little
+
+
+def is_searched(image: Tensor, task: RegionTask, recipe: Recipe, options: RefineOptions) -> bool:
+    """Whether a reference has to be searched for the detail: it has no mask, the recipe does not align
+    it, and the region is not the whole draft.
+
+    Args:
+        image: the draft, 1 3 H W in any stored type.
+        task, recipe, options: what is repaired, and how.
+    """
+    whole = task.region.box.extent == Extent(image.shape[-1], image.shape[-2])
+    unmarked = any(mask is None for mask in task.reference_masks)
+    return unmarked and not whole and not options.aligns(recipe)
 
 
 def locate_details(
@@ -27,12 +40,11 @@ def locate_details(
 
     Args:
         image: the draft, 1 3 H W in any stored type.
-        task, recipe, options: what is repaired, and how. References that have a mask, that the
-            recipe aligns, or in which the detail fills most of the picture stay as they are, and so
-            do those in which it is not found, and all of them if the region is the whole draft.
+        task, recipe, options: what is repaired, and how. References that have a mask or in which the
+            detail fills most of the picture stay as they are, and so do those in which it is not
+            found. Nothing changes where nothing is to be searched (`is_searched`).
     """
-    whole = task.region.box.extent == Extent(image.shape[-1], image.shape[-2])
-    if whole or options.aligns(recipe):
+    if not is_searched(image, task, recipe, options):
         return task
     context = recipe.context if options.context is None else options.context
     masks: list[Tensor | None] = []
@@ -41,7 +53,7 @@ def locate_details(
         found = find_detail(image, task.region, reference, None) if mask is None else None
         box = None if found is None else _worth_cropping(found, context)
         size = Extent(reference.shape[-1], reference.shape[-2])
-        masks.append(mask if box is None else _box_mask(box, size))
+        masks.append(mask if box is None else box_mask(box, size))
         places.append(None if found is None or box is None else found.report())
     return replace(task, reference_masks=tuple(masks), found=tuple(places))
 
@@ -56,9 +68,3 @@ def _worth_cropping(found: FoundDetail, context: float) -> Box | None:
     share = box.extent.width * box.extent.height * context**2
     total = found.reference.width * found.reference.height
     return box if share < _LARGEST_SHARE * total else None
-
-
-def _box_mask(box: Box, size: Extent) -> Tensor:
-    mask = torch.zeros(1, 1, size.height, size.width)
-    mask[..., box.y0 : box.y1, box.x0 : box.x1] = 1
-    return mask
