@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .advantages import RunningSpread, advantage_maps, group_advantages
+from .adversarial import LearningReward
 from .config import GrpoConfig
 from .dataset import Batch, Item, Reward, collate
 from .objective import Learner, Objective, Term, Update
@@ -64,6 +65,7 @@ class ReinforcementObjective(Objective):
         config.check_processes(learner.processes.count)
         self.updates = config.objective.updates
         self._running = RunningSpread(config.objective.spread_decay)
+        self._adversary = reward.adversary if isinstance(reward, LearningReward) else None
         self._step = 0
         self._missing: dict[str, int] = {}  # rewards that were not finite, by name
         self._scored: list[tuple[ScoredRollout, Tensor]] = []  # with advantages, empty if dropped
@@ -86,12 +88,14 @@ class ReinforcementObjective(Objective):
         """
 
     def state(self) -> dict[str, float]:
-        """The running spreads."""
-        return dict(self._running.values)
+        """The running spreads, and the reward that learns."""
+        learnt = {} if self._adversary is None else self._adversary.state()
+        return {**self._running.values, **learnt}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Continue with the running spreads of a checkpoint."""
-        self._running.values = dict(state)
+        """Continue with the numbers of a checkpoint."""
+        spreads = state if self._adversary is None else self._adversary.restore(state)
+        self._running.values = dict(spreads)
 
     # --- samples -----------------------------------------------------------------------------------
 
@@ -105,6 +109,8 @@ class ReinforcementObjective(Objective):
             (s, a if keep else a[:0]) for s, a, keep in zip(scored, advantages, kept, strict=True)
         ]
         metrics = self._reward_metrics(scored)
+        if self._adversary is not None:
+            metrics |= self._adversary.learn(self.learner.processes)
         metrics["dropped"] = self.learner.processes.mean(1 - sum(kept) / len(kept))
         if metrics["dropped"] == 1:
             self._say_nothing_is_learnt(metrics)
@@ -192,6 +198,10 @@ class ReinforcementObjective(Objective):
         for name, values in rewards.items():
             filled[name], missing = fill_missing(values.float().cpu())
             self._missing[name] = self._missing.get(name, 0) + missing
+        if self._adversary is not None:
+            # The truth as the codec shows it, whose residue would otherwise give samples away.
+            truth = self.learner.decode(item.target.to(images)).float().clamp(0, 1)
+            self._adversary.show(images, truth, item.pixels.mask)
         return filled, bool(torch.isfinite(images).all()), images
 
     def _maps(self, images: Tensor, item: Item) -> Tensor:

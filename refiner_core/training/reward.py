@@ -9,19 +9,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..scoring.dreamsim_scorer import DreamSimScorer
 from ..scoring.patchwise import PatchScores, patch_scores
 from ..scoring.scorer import Scorer
 from ..scoring.seam import seam_error
 from ..scoring.structural import StructuralScorer
 from ..scoring.vlm_client import VlmClient
 from ..scoring.vlm_scorer import VlmScorer
+from .adversarial import AdversarialReward, embedding_features, structural_features
 from .config import JudgeSettings, RewardSettings
 from .dataset import Pixels
 
 # Samples of one item G 3 H W and its pictures -> G scores.
 Part = Callable[[Tensor, Pixels], Tensor]
 PATCH_PARTS = tuple(PatchScores.__dataclass_fields__)
-SEAM, JUDGE = "seam", "judge"
+SEAM, JUDGE, ADVERSARIAL = "seam", "judge", "adversarial"
 _SEAM_ERROR = 5e-4  # squared gradient on the ring that gives 1/e
 
 
@@ -34,6 +36,8 @@ class PatchReward:
 
     def __init__(self, scorer: Scorer, further: Mapping[str, Part] | None = None) -> None:
         self.scorer, self.further = scorer, dict(further or {})
+        learning = [p for p in self.further.values() if isinstance(p, AdversarialReward)]
+        self.adversary = learning[0] if learning else None
 
     def __call__(self, images: Tensor, pixels: Pixels) -> dict[str, Tensor]:
         """The parts of `PatchScores` and the further ones, B values each."""
@@ -87,7 +91,7 @@ def make_reward(
         ValueError: DreamSim weights that cannot be read, an unknown part, or one without a gradient.
     """
     weighted = [name for name, weight in settings.rewards.items() if weight]
-    known = (*PATCH_PARTS, SEAM, JUDGE)
+    known = (*PATCH_PARTS, SEAM, JUDGE, ADVERSARIAL)
     unknown = sorted(set(weighted) - set(known))
     if unknown:
         raise ValueError(
@@ -96,22 +100,41 @@ def make_reward(
     further: dict[str, Part] = {}
     if SEAM in weighted:
         further[SEAM] = seam_reward
+    if differentiable:
+        _check_differentiable(settings.rewards)
     if JUDGE in weighted:
-        if differentiable:
-            raise ValueError(
-                f"objective.rewards gives {JUDGE} the weight {settings.rewards[JUDGE]:g}, but a "
-                "vision-language model behind an endpoint has no gradient. Set it to 0, or use train "
-                "grpo."
-            )
         further[JUDGE] = JudgeReward(_judge(judge or JudgeSettings(), cache))
-    return PatchReward(_scorer(settings, device, not differentiable), further)
+    scorer = _scorer(settings, device, not differentiable)
+    if ADVERSARIAL in weighted:
+        is_dreamsim = not isinstance(scorer, StructuralScorer)
+        features = embedding_features(scorer) if is_dreamsim else structural_features
+        further[ADVERSARIAL] = AdversarialReward(features)
+    return PatchReward(scorer, further)
 
 
-def _scorer(settings: RewardSettings, device: torch.device, exact: bool) -> Scorer:
+def _check_differentiable(weights: Mapping[str, float]) -> None:
+    """Refuse parts that train reward cannot use.
+
+    Raises:
+        ValueError: names the part and its weight.
+    """
+    for name, reason in (
+        (JUDGE, "a vision-language model behind an endpoint has no gradient"),
+        (ADVERSARIAL, "its head is trained by the epochs of train grpo alone"),
+    ):
+        if weights.get(name):
+            raise ValueError(
+                f"objective.rewards gives {name} the weight {weights[name]:g}, but {reason}. Set it to "
+                "0, or use train grpo."
+            )
+
+
+def _scorer(
+    settings: RewardSettings, device: torch.device, exact: bool
+) -> StructuralScorer | DreamSimScorer:
     if settings.dreamsim is None:
         return StructuralScorer()
     from ..scoring.dreamsim_files import load_dreamsim
-    from ..scoring.dreamsim_scorer import DreamSimScorer
 
     return DreamSimScorer(load_dreamsim(settings.dreamsim, device), exact=exact)
 
