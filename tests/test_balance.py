@@ -248,7 +248,7 @@ def test_contradictory_settings(over: dict[str, Any], values: str) -> None:
 
 def test_the_window_moves_over_the_first_half_and_again() -> None:
     assert [moving_window(10, 2, p) for p in range(5)] == [(0, 2), (1, 3), (2, 4), (3, 5), (0, 2)]
-    assert moving_window(2, 5, 3) == (0, 1)
+    assert moving_window(10, 5, 3) == (0, 5), "a window that fills the half stays"
 
 
 def test_eta_falls_over_the_window_and_a_constant_one_is_todays() -> None:

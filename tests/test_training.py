@@ -306,6 +306,13 @@ def test_recipes_that_do_not_align_refuse_what_compares_pixels(
         )
 
 
+def test_recipes_that_align_refuse_to_mirror_references_alone(
+    triplets: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"data.flip .* nano"):
+        prepared(triplets, tmp_path, flip=True)
+
+
 # --- nano ----------------------------------------------------------------------------------------
 
 

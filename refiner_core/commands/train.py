@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..training.config import RunConfig
 
 _STAGES = {
     "sft": "stage 1: supervised training on a folder of triplets",
@@ -77,13 +81,27 @@ def read_settings(stage: str, chosen: argparse.Namespace) -> Any:
     from ..training.settings import build, merged, parse_assignments, read_settings_file
 
     kind, presets = _stage(stage)
-    values = presets[chosen.preset] if chosen.preset else {}
+    preset = presets[chosen.preset] if chosen.preset else {}
+    values = preset
     if chosen.config:
         values = merged(values, read_settings_file(chosen.config))
     values = merged(values, parse_assignments(chosen.assignments))
     if chosen.max_steps is not None:
         values = merged(values, {"run": {"max_steps": chosen.max_steps}})
-    return build(kind, values)
+    config = build(kind, values)
+    _say_what_is_unused(config, build(kind, preset))
+    return config
+
+
+def _say_what_is_unused(config: RunConfig, preset: RunConfig) -> None:
+    """Name the settings that the user changed and that have no effect."""
+    from ..training.unused_settings import unused_settings
+
+    for name, reason in unused_settings(config).items():
+        group, _, setting = name.partition(".")
+        given, before = (getattr(getattr(c, group), setting) for c in (config, preset))
+        if given != before and os.environ.get("RANK", "0") == "0":
+            print(f"{name} = {given} has no effect: {reason}.", file=sys.stderr)
 
 
 def _stage(stage: str) -> tuple[type[Any], dict[str, dict[str, Any]]]:

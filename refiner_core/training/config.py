@@ -88,6 +88,16 @@ class RunConfig(ABC):
                 f"{self.run.micro_batch} times {count} processes."
             )
 
+    def check_patience(self) -> None:
+        """Raise ValueError if patience would wait for validations that never come."""
+        every, held_out = self.run.validate_every, self.data.held_out
+        if self.patience and not (every and held_out):
+            raise ValueError(
+                f"objective.patience = {self.patience} counts validations, but there are none with "
+                f"run.validate_every = {every} and data.held_out = {held_out}. Set both above 0, or "
+                "patience to 0."
+            )
+
 
 @dataclass(frozen=True)
 class ModelSettings(Group):
@@ -326,7 +336,8 @@ class RolloutSettings(Group):
     )
     window: int = option(
         2,
-        "Stochastic steps, placed in the first half of the schedule; all others are deterministic.",
+        "Stochastic steps, placed in the first half of the schedule, into which they must fit; all "
+        "others are deterministic.",
         1,
         1000,
     )
@@ -357,6 +368,28 @@ class RolloutSettings(Group):
                 f"rollout.steps must be at least 2, got {self.steps}: the last step is never "
                 "stochastic."
             )
+        if self.eta_end is not None and self.window == 1:
+            raise ValueError(
+                f"rollout.eta_end = {self.eta_end:g} is the noise of the last of several stochastic steps, "
+                "but rollout.window = 1. Make the window longer, or leave eta_end empty."
+            )
+
+    def check_window(self, steps: int) -> None:
+        """Raise ValueError for a window that does not fit into the first half of `steps` sampler
+        steps, or that is to move and cannot.
+        """
+        half = max(1, steps // 2)
+        if self.window > half:
+            raise ValueError(
+                f"rollout.window = {self.window} does not fit into the first half of {steps} sampler "
+                f"steps. Set it to at most {half}, or take more rollout.steps."
+            )
+        if self.window_every and self.window == half:
+            raise ValueError(
+                f"rollout.window_every = {self.window_every} has nowhere to move to: rollout.window = "
+                f"{self.window} fills the first half of {steps} sampler steps. Set it to 0, or make the "
+                "window shorter."
+            )
 
 
 @dataclass(frozen=True)
@@ -368,7 +401,8 @@ class RewardSettings(Group):
     rewards: dict[str, float] = option(
         {"whole": 0.5, "patch": 0.5, "pixels": 0.5, "edges": 0.5, "background": 0.25},
         "Weight of each part of the reward; a part of weight 0 is only logged. Further parts are seam "
-        "(the ring around the region's edge) and judge (see the group judge).",
+        "(the ring around the region's edge), judge (see the group judge) and adversarial (learns during "
+        "the run to tell the truth from samples, Adv-GRPO; train grpo only).",
     )
     dreamsim: str | None = option(
         None, "DreamSim weights (.safetensors) for whole and patch; empty: a structural score."
@@ -527,33 +561,64 @@ class GrpoConfig(RunConfig):
         return self.objective.patience
 
     def __post_init__(self) -> None:
-        stochastic = ALGORITHMS[self.objective.algorithm].samples_stochastically
+        self.check_patience()
+        self._check_sampling()
+        self._check_rewards()
         if self.rollout.groups % self.objective.updates:
             raise ValueError(
                 f"rollout.groups = {self.rollout.groups} is not a multiple of objective.updates = "
                 f"{self.objective.updates}."
             )
-        r = self.rollout
-        if r.group_mean and stochastic:
+        if self.rollout.group % self.run.micro_batch:
             raise ValueError(
-                "rollout.group_mean = true learns from the mean of samples, which has no probability "
-                "ratio for GRPO: set objective.algorithm = 'nft' or rollout.group_mean = false."
+                f"rollout.group = {self.rollout.group} is not a multiple of run.micro_batch = "
+                f"{self.run.micro_batch}."
             )
-        if r.same_noise and not stochastic:
+
+    def _check_sampling(self) -> None:
+        """Raise ValueError for rollouts that the algorithm cannot learn from or does not make."""
+        r = self.rollout
+        if ALGORITHMS[self.objective.algorithm].samples_stochastically:
+            if r.group_mean:
+                raise ValueError(
+                    "rollout.group_mean = true learns from the mean of samples, which has no probability "
+                    "ratio for GRPO: set objective.algorithm = 'nft' or rollout.group_mean = false."
+                )
+            if r.steps is not None:
+                r.check_window(r.steps)
+            return
+        if r.same_noise:
             raise ValueError(
                 "rollout.same_noise = true leaves nothing to learn with objective.algorithm = 'nft', whose "
                 "sampler is deterministic: samples from the same noise are identical. Set it to false."
             )
-        o = self.objective
+        for name, value, fix in (
+            ("eta_end", r.eta_end, "Leave it empty"),
+            ("window_every", r.window_every, "Set it to 0"),
+        ):
+            if value:
+                raise ValueError(
+                    f"rollout.{name} = {value:g} is about stochastic steps, but with objective.algorithm = "
+                    f"'nft' all are deterministic. {fix}, or use 'grpo'."
+                )
+
+    def _check_rewards(self) -> None:
+        """Raise ValueError for settings of the reward that rule each other out."""
+        o, parts = self.objective, [k for k, weight in self.objective.rewards.items() if weight]
         if o.map_share and o.algorithm == "nft" and o.nft_adaptive:
             raise ValueError(
                 f"objective.map_share = {o.map_share:g} needs objective.nft_adaptive = false with nft, got "
                 f"{o.nft_adaptive}: that loss divides by the size of a whole sample's error."
             )
-        if self.rollout.group % self.run.micro_batch:
+        if o.tame and len(parts) == 1:
             raise ValueError(
-                f"rollout.group = {self.rollout.group} is not a multiple of run.micro_batch = "
-                f"{self.run.micro_batch}."
+                f"objective.tame = true quiets the loudest of several parts, but objective.rewards has "
+                f"only {parts[0]}. Set it to false."
+            )
+        if self.judge.url and "judge" not in parts:
+            raise ValueError(
+                f"judge.url = {self.judge.url!r} is never asked, since judge has no weight in "
+                "objective.rewards. Give it one, or leave judge.url empty."
             )
 
     def cost(self, steps: int) -> StepCost:
@@ -564,7 +629,8 @@ class GrpoConfig(RunConfig):
         samples = r.groups * r.group
         anchor = o.kl_weight > 0 and o.kl_reference == "ref"
         if o.algorithm == "grpo":
-            used = samples * min(r.window, max(1, steps // 2))
+            r.check_window(steps)
+            used = samples * r.window
             return StepCost(samples * steps + used * anchor, used, copies=2)
         used = samples * o.nft_levels * (1 + r.group_mean)  # the mean at each sample's noise
         return StepCost(samples * steps + used * (1 + anchor), used, copies=2)

@@ -69,6 +69,7 @@ class DpoConfig(RunConfig):
     run: RunSettings = section(RunSettings)
 
     def __post_init__(self) -> None:
+        self.check_patience()
         if self.data.variants > 1:
             raise ValueError(
                 f"data.variants = {self.data.variants} is not possible with preferences: set it to 1."

@@ -26,7 +26,8 @@ class UnrollSettings(Group):
     steps: int | None = option(None, "Sampler steps; empty: those of the recipe.")
     gradient_steps: int | None = option(
         1,
-        "Last steps that have a gradient (DRaFT-K); empty: all (AlignProp).",
+        "Last steps that have a gradient (DRaFT-K), fewer where the chain from start_level is shorter; "
+        "empty: all (AlignProp).",
         1,
         1000,
     )
@@ -84,6 +85,7 @@ class UnrolledConfig(RunConfig):
     run: RunSettings = section(RunSettings)
 
     def __post_init__(self) -> None:
+        self.check_patience()
         if self.loss.contrast and not self.objective.sft:
             raise ValueError(
                 f"loss.contrast = {self.loss.contrast:g} is a part of stage 1's loss, which "

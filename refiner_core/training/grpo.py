@@ -13,15 +13,24 @@ from .. import flow
 from ..models.kontext import Conditioning
 from ..sampling import Transition, advance
 from .advantages import placed_advantages
-from .dataset import Batch
+from .config import GrpoConfig
+from .dataset import Batch, Reward
 from .losses import clip_range, gaussian_kl, log_ratio, log_ratio_map, policy_loss
-from .objective import Term
+from .objective import Learner, Term
 from .reinforcement import ReinforcementObjective, ScoredRollout
 from .rollout import Rollout, RolloutSeeds, roll_out
 
 
 class GrpoObjective(ReinforcementObjective):
-    """Make the steps that led to good samples more probable (arXiv 2505.05470)."""
+    """Make the steps that led to good samples more probable (arXiv 2505.05470).
+
+    Raises:
+        ValueError: the stochastic steps do not fit into the first half of the recipe's.
+    """
+
+    def __init__(self, config: GrpoConfig, learner: Learner, reward: Reward) -> None:
+        super().__init__(config, learner, reward)
+        config.rollout.check_window(config.rollout.steps or learner.recipe.steps)
 
     def begin(self, step: int, skip: Callable[[str], None]) -> dict[str, float]:
         """Draw and score the samples of an epoch with the current policy."""

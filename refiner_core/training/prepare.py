@@ -197,6 +197,11 @@ def _check_aligned(recipe: Recipe, data: DataSettings) -> None:
                 f"data.{name} needs aligned references, but the recipe {recipe.name} does not align "
                 "them. Leave it at its default."
             )
+    if data.flip and recipe.align:
+        raise ValueError(
+            f"data.flip = true mirrors references, but the recipe {recipe.name} aligns them with the "
+            "draft. Set it to false; data.variants mirrors all pictures of a crop alike."
+        )
 
 
 # (id, prompt, kind, planes of `_PIXELS`) of a crop, or the reason why there is none.

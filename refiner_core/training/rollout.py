@@ -74,23 +74,22 @@ def item_order(items: int, count: int, seed: int, epoch: int) -> list[int]:
 
 
 def place_window(steps: int, length: int, seed: int) -> tuple[int, int]:
-    """`(first, end)` of the stochastic steps: a random place in the first half of the schedule.
+    """`(first, end)` of `length` stochastic steps: a random place in the first half of the schedule,
+    into which they must fit (`RolloutSettings.check_window`).
 
     Early steps decide what is painted, and their log-probabilities carry the least rounding error.
     The deterministic steps after them remove the noise, so that the reward sees a clean image.
     """
     half = max(1, steps // 2)
-    length = min(length, half)
     first = int(np.random.default_rng([seed, 29]).integers(half - length + 1))
     return first, first + length
 
 
 def moving_window(steps: int, length: int, position: int) -> tuple[int, int]:
-    """`(first, end)` of the stochastic steps at a position that moves through the first half of the
-    schedule again and again (MixGRPO, arXiv 2507.21802).
+    """`(first, end)` of `length` stochastic steps at a position that moves through the first half of
+    the schedule again and again (MixGRPO, arXiv 2507.21802).
     """
     half = max(1, steps // 2)
-    length = min(length, half)
     first = position % (half - length + 1)
     return first, first + length
 
