@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
@@ -31,7 +32,8 @@ def input_folder(name: str) -> Path:
         folder = Path(folder_paths.get_input_directory()) / Path(name).expanduser()
         found = folder.is_dir()
     except (OSError, RuntimeError) as e:
-        raise ValueError(f"The folder {name[:200]} cannot be opened: {e}.") from e
+        reason = e.strerror if isinstance(e, OSError) else e
+        raise ValueError(f"The folder {name[:200]} cannot be opened: {reason}.") from e
     if not found:
         raise ValueError(
             f"The folder {folder} does not exist. Enter the name of a folder inside ComfyUI's input "
@@ -101,23 +103,22 @@ class LoadFolder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str | None) -> bool | str:
-        """An error here marks every input that is named; `folder` is None if it is connected."""
-        try:
-            return folder is None or bool(pictures_in(input_folder(folder)))
-        except ValueError as e:
-            return str(e)
-
-    @classmethod
     def fingerprint_inputs(cls, folder: str | None, most: int | None) -> object:
-        """What the folder contains; if its name comes from another node, a value unlike any other."""
-        if folder is None:
-            return float("nan")  # a new object: ComfyUI compares by identity first
-        return [(p.name, p.stat().st_mtime_ns) for p in pictures_in(input_folder(folder))]
+        """What the folder contains; a value unlike any other if that is not known: its name comes from
+        another node, or it cannot be read.
+        """
+        if folder is not None:
+            with suppress(ValueError):
+                return [(p.name, p.stat().st_mtime_ns) for p in pictures_in(input_folder(folder))]
+        return float("nan")  # a new object: ComfyUI compares by identity first
 
     @classmethod
     def execute(cls, folder: str, most: int) -> io.NodeOutput:
-        found = read_pictures(pictures_in(input_folder(folder)), most or None)
+        try:
+            found = read_pictures(pictures_in(input_folder(folder)), most or None)
+        except ValueError as e:
+            show_text(cls, str(e))  # ComfyUI's own message does not say what is wrong
+            raise
         show_text(cls, "\n".join(found.notes))
         images = [from_core(to_float(picture.pixels)) for _, picture in found.pictures]
         return io.NodeOutput(images, [path.name for path, _ in found.pictures])

@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
@@ -45,9 +46,10 @@ class _WorkerProcess:
         theirs.close()  # so that the end of the process is the end of the pipe
 
     def give(self, index: int, item: object) -> None:
-        """Let it do the item."""
+        """Let it do the item; if the process is gone, its `answer` says so."""
         self.index = index
-        self.connection.send((index, item))
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send((index, item))
 
     def answer(self) -> Finished[Any] | None:
         """What became of its item; None when it has just been opened.
@@ -58,7 +60,7 @@ class _WorkerProcess:
         """
         try:
             said = self.connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             self.process.join()
             how = f"the worker process on {self.device} ended with status {self.process.exitcode}"
             if self.index is None:

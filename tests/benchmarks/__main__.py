@@ -15,17 +15,13 @@ from . import (
     demo_cases,
     dreamsim_speed,
     figures,
-    one_way_speed,
     overhead,
     queue_load,
     search_gain,
-    speed,
     training_speed,
 )
 
 BENCHMARKS = (
-    speed,
-    one_way_speed,
     figures,
     overhead,
     search_gain,

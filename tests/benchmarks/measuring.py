@@ -15,21 +15,35 @@ from torch.nn import functional as F
 
 
 class Figure(NamedTuple):
-    """Seconds of one thing beside those of another, measured in the same run."""
+    """One thing beside another, measured in the same run."""
 
     title: str
-    seconds: float
+    value: float
     other: float
     what: str  # the other one is
+    unit: str = "s"
+
+    @property
+    def ratio(self) -> float:
+        """Of the value to the other one."""
+        return self.value / self.other
 
     def __str__(self) -> str:
-        ratio = self.seconds / self.other
-        return f"{self.title:<58}{self.seconds:>9.3f}{self.other:>9.3f}{ratio:>8.2f}  {self.what}"
+        values = f"{_number(self.value):>9}{_number(self.other):>9}"
+        return f"{self.title:<62}{values} {self.unit:<6}{self.ratio:>6.2f}  {self.what}"
+
+
+def _number(value: float) -> str:
+    """Counts as they are, and three digits of what is measured."""
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+class NotMeasuredError(ValueError):
+    """Something that is needed is missing; says what."""
 
 
 def print_figures(figures: Iterable[Figure]) -> Iterator[Figure]:
     """Print a table line by line, and pass the figures on."""
-    print(f"{'':<58}{'seconds':>9}{'other':>9}{'ratio':>8}  of what")
     for figure in figures:
         print(figure, flush=True)
         yield figure
@@ -38,10 +52,11 @@ def print_figures(figures: Iterable[Figure]) -> Iterator[Figure]:
 def markdown(figures: Iterable[Figure]) -> str:
     """The same as a table in Markdown."""
     rows = [
-        f"| {f.title} | {f.seconds:.3f} | {f.what} | {f.other:.3f} | {f.seconds / f.other:.2f} |\n"
+        f"| {f.title} | {_number(f.value)} {f.unit} | {f.what} | {_number(f.other)} {f.unit} "
+        f"| {f.ratio:.2f} |\n"
         for f in figures
     ]
-    head = "| what | seconds | beside | seconds | ratio |\n|---|---|---|---|---|\n"
+    head = "| what | | beside | | ratio |\n|---|---|---|---|---|\n"
     return head + "".join(rows)
 
 

@@ -1,11 +1,11 @@
-"""Benchmark `speed`: what a repair costs, and what the ways to save time save, in one table.
+"""Parts of the figures: start-up, jobs, the size of the picture, alignment.
 
-Times are those of the processor, with one thread, so that other programs disturb them little.
+Times are those of the processor, with one thread, so that other programs disturb them little; jobs a
+minute are by the clock, and need an idle machine.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,61 +23,73 @@ import torch
 from refiner_core.images.demo_cases import CASES
 from refiner_core.images.geometry import Extent
 from refiner_core.images.masks import find_regions
-from refiner_core.models.kontext import CleanCache, Conditioning, Denoiser
 from refiner_core.nano.nano_engine import load_nano
 from refiner_core.repair.pipeline import refine
 from refiner_core.repair.prepare_region import plan_region, prepare_region
 from refiner_core.repair.request import RefineOptions, RefineRequest, RegionTask
-from tests.synthetic import zero_text
 
-from .measuring import Figure, broken_picture, median_seconds, print_figures
+from .measuring import Figure, broken_picture, median_seconds
 
 ROOT = Path(__file__).parents[2]
+_MODULE = ("-m", "refiner_core")
+_SINGLE = 6  # calls that are enough for a rate
 
 
-def add_parser(names: Any) -> None:
-    """Add the benchmark's options."""
-    p = names.add_parser("speed", help="start-up, jobs, one-way attention, picture size: one table")
-    p.add_argument("--rounds", type=int, default=3, help="timed runs; the median is reported")
-    p.add_argument(
-        "--jobs", type=int, default=24, help="repairs in the comparison with single calls"
-    )
-    p.set_defaults(run=run)
+def _run(*arguments: str, checkout: Path = ROOT) -> None:
+    """A Python process with one thread, in a checkout of this project."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout)}
+    command = [sys.executable, *arguments]
+    subprocess.run(command, check=True, cwd=checkout, env=environment, stdout=subprocess.DEVNULL)
 
 
-def _spent(*arguments: str) -> float:
-    """Seconds of the processor that a Python process and its children take."""
+def _spent(*arguments: str, checkout: Path = ROOT) -> float:
+    """Seconds of the processor that such a process and its children take."""
     before = os.times()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, env=environment,
-                   stdout=subprocess.DEVNULL)  # fmt: skip
+    _run(*arguments, checkout=checkout)
     after = os.times()
     return after.children_user + after.children_system - before[2] - before[3]
+
+
+def _seconds(*arguments: str) -> float:
+    """Seconds by the clock that such a process takes."""
+    begun = time.perf_counter()
+    _run(*arguments)
+    return time.perf_counter() - begun
 
 
 def _files(case: Path) -> dict[str, str]:
     return {role: str(case / f"{role}.png") for role in ("draft", "reference", "mask")}
 
 
-def _start_up(rounds: int) -> Iterator[Figure]:
-    def least(*arguments: str) -> float:
-        return min(_spent(*arguments) for _ in range(rounds))
+def _single_call(case: Path, out: Path) -> list[str]:
+    files = [part for role, file in _files(case).items() for part in (f"--{role}", file)]
+    return [*_MODULE, "refine", *files, "--out", str(out), "--overwrite"]
+
+
+def start_up(rounds: int, base: Path | None) -> Iterator[Figure]:
+    """The command's start beside that of PyTorch, and of another revision's checkout."""
+    torch.set_num_threads(1)
+
+    def least(*arguments: str, checkout: Path = ROOT) -> float:
+        return min(_spent(*arguments, checkout=checkout) for _ in range(rounds))
 
     imported = least("-c", "import torch")
-    yield Figure(
-        "omnirefiner --help", least("-m", "refiner_core", "--help"), imported, "import torch"
-    )
     case = CASES / "word"
-    with tempfile.TemporaryDirectory() as folder:
-        out, report = Path(folder, "out.png"), Path(folder, "out.json")
-        files = [part for role, file in _files(case).items() for part in (f"--{role}", file)]
-        command = ["-m", "refiner_core", "refine", *files, "--out", str(out), "--overwrite",
-                   "--report", str(report)]  # fmt: skip
-        whole = least(*command)
     repair = median_seconds(_repair_of(case), rounds, time.process_time)
-    yield Figure(
-        "refine with nano, from start to file", whole, imported + repair, "import torch + repair"
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        commands = {
+            "omnirefiner --help": ([*_MODULE, "--help"], imported, "import torch"),
+            "refine with nano, from start to file": (
+                _single_call(case, Path(folder, "out.png")),
+                imported + repair,
+                "import torch + repair",
+            ),
+        }
+        for title, (command, other, what) in commands.items():
+            now = least(*command)
+            yield Figure(title, now, other, what)
+            if base is not None:
+                yield Figure(title, now, least(*command, checkout=base), f"in {base.name}")
 
 
 def _repair_of(case: Path) -> Any:
@@ -89,63 +102,58 @@ def _repair_of(case: Path) -> Any:
     return lambda: refine(engine, request)
 
 
-def _many(count: int) -> Iterator[Figure]:
-    """Jobs in one process and in two, against the repairs alone as their reports have them."""
+def many_jobs(count: int) -> Iterator[Figure]:
+    """Jobs in one process and in two, beside single calls and beside the repairs alone as their
+    reports have them.
+    """
     cases = sorted(p for p in CASES.iterdir() if p.is_dir())
     with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "single.png")
+        calls = [_single_call(cases[i % len(cases)], out) for i in range(min(count, _SINGLE))]
+        rate = 60 / statistics.mean(_seconds(*call) for call in calls)
         jobs = Path(folder, "jobs.jsonl")
         lines = [{**_files(cases[i % len(cases)]), "id": f"n{i}", "seed": i} for i in range(count)]
         jobs.write_text("\n".join(map(json.dumps, lines)))
-        for devices in ("cpu", "cpu,cpu"):
-            out = Path(folder, devices)
-            command = ["-m", "refiner_core", "refine", "--jobs", str(jobs), "--out", str(out)]
-            spent = _spent(*command, "--quiet", "--devices", devices)
-            summary = json.loads((out / "summary.json").read_text())
-            workers = devices.count("cpu")
-            begin = workers * _spent("-c", "import refiner_core.load")
-            yield Figure(
-                f"{count} jobs, --devices {devices}", spent, spent - begin, "without the start"
-            )
-            wall = summary["seconds"] * workers
-            yield Figure(f"{count} jobs, --devices {devices}, by the clock", wall,
-                 summary["repair_seconds"], "repairs alone")  # fmt: skip
+        for workers in (1, 2):
+            wall, repairs = _run_jobs(jobs, Path(folder, str(workers)), workers)
+            title = f"{count} jobs, {workers} worker{'s' if workers > 1 else ''}"
+            yield Figure(title, 60 * count / wall, rate, "single calls", "a min")
+            yield Figure(f"{title}, by the clock", wall * workers, repairs, "repairs alone")
 
 
-@torch.inference_mode()
-def _one_way(side: int, rounds: int) -> Figure:
-    """A step of nano with a draft and a reference, its clean tokens known or not."""
-    model = load_nano().model
-    g = torch.Generator().manual_seed(0)
-    x, draft, reference = torch.randn(3, 1, 16, side // 4, side // 4, generator=g)
-    given = {"conditioning": Conditioning((draft, reference), (1, 2), *zero_text(model))}
-    level = torch.tensor([0.7])
-    known, both = Denoiser(model, "one way", CleanCache()), Denoiser(model)
-    usual = median_seconds(lambda: both(x, level, **given), rounds, time.process_time)
-    cached = median_seconds(lambda: known(x, level, **given), rounds, time.process_time)
-    return Figure(f"a step of nano one way, {side} px", cached, usual, "both ways")
+def _run_jobs(jobs: Path, out: Path, workers: int) -> tuple[float, float]:
+    """Seconds by the clock from start to end, and those of all repairs together."""
+    devices = ",".join(workers * ["cpu"])
+    command = [*_MODULE, "refine", "--jobs", str(jobs), "--out", str(out), "--quiet"]
+    wall = _seconds(*command, "--devices", devices)
+    return wall, json.loads((out / "summary.json").read_text())["repair_seconds"]
 
 
-def _picture_size(rounds: int) -> Iterator[Figure]:
-    """The repair alone, from pictures to pictures: reading and writing files is not in it."""
+def picture_size(rounds: int) -> Iterator[Figure]:
+    """The repair alone, in the caller's own picture as the command does it, and in a copy."""
+    torch.set_num_threads(1)
     engine = load_nano()
     requests: dict[int, RefineRequest] = {}
     for side in (512, 2048, 8192):
         draft, reference, mask = broken_picture(side)
         requests[side] = RefineRequest(draft, (reference,), mask)
-    spent: dict[int, list[float]] = {side: [] for side in requests}
-    for _ in range(rounds + 1):  # in turns, so that what else runs disturbs all alike
-        for side, request in requests.items():
-            begun = time.process_time()
-            refine(engine, request)
-            spent[side].append(time.process_time() - begun)
-    medians = {side: statistics.median(times[1:]) for side, times in spent.items()}
-    for side, seconds in medians.items():
-        title = f"a 256 px region in a picture of {side} px"
-        yield Figure(title, seconds, medians[512], "512 px")
+    for in_place, how in ((True, ""), (False, ", in a copy of it")):
+        spent: dict[int, list[float]] = {side: [] for side in requests}
+        for _ in range(rounds + 1):  # in turns, so that what else runs disturbs all alike
+            for side, request in requests.items():
+                own = replace(request, draft=request.draft.clone())
+                begun = time.process_time()
+                refine(engine, own, in_place=in_place)
+                spent[side].append(time.process_time() - begun)
+        medians = {side: statistics.median(times[1:]) for side, times in spent.items()}
+        for side in (2048, 8192):
+            title = f"a 256 px region in an image of {side} px{how}"
+            yield Figure(title, medians[side], medians[512], "512 px")
 
 
-def _alignment(rounds: int) -> Figure:
+def alignment(rounds: int) -> Iterator[Figure]:
     """What finding the reference's detail and laying it over takes of a repair, with boxes."""
+    torch.set_num_threads(1)
     engine, options = load_nano(), RefineOptions()
     draft, reference, mask = broken_picture(512)
     whole = torch.ones(1, 1, *reference.shape[-2:])
@@ -160,22 +168,9 @@ def _alignment(rounds: int) -> Figure:
 
     own = median_seconds(align, rounds, time.process_time)
     repair = median_seconds(lambda: refine(engine, request), rounds, time.process_time)
-    return Figure("alignment of a 256 px region", own, repair, "the repair")
-
-
-def figures(rounds: int, jobs: int) -> Iterator[Figure]:
-    """All that is measured, with one thread."""
-    torch.set_num_threads(1)
-    yield from _start_up(rounds)
-    for side in (128, 256, 512):
-        yield _one_way(side, rounds)
-    yield from _picture_size(rounds)
-    yield _alignment(rounds)
-    yield from _many(jobs)
-
-
-def run(chosen: argparse.Namespace) -> None:
-    """Print the table."""
-    print(f"torch {torch.__version__}, seconds of the processor, one thread")
-    for _ in print_figures(figures(chosen.rounds, chosen.jobs)):
-        pass
+    yield Figure(
+        "finding the detail of a 256 px region and laying it over",
+        own,
+        repair,
+        "the repair with it",
+    )

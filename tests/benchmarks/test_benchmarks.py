@@ -70,8 +70,29 @@ def test_figures_name_a_python_that_is_missing(
 
 def test_figures_are_a_table_with_ratios() -> None:
     figure = Figure("a", 1.0, 4.0, "b")
-    assert str(figure).split() == ["a", "1.000", "4.000", "0.25", "b"]
-    assert markdown([figure]).splitlines()[-1] == "| a | 1.000 | b | 4.000 | 0.25 |"
+    assert str(figure).split() == ["a", "1.000", "4.000", "s", "0.25", "b"]
+    assert markdown([figure]).splitlines()[-1] == "| a | 1.000 s | b | 4.000 s | 0.25 |"
+    assert (
+        markdown([Figure("a", 1, 4, "b", "MB")]).splitlines()[-1]
+        == "| a | 1 MB | b | 4 MB | 0.25 |"
+    )
+
+
+def test_figures_can_be_measured_in_parts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "figures.md"
+    assert (
+        main(["figures", "--only", "steps", "--largest", "128", "--rounds", "1", "--out", str(out)])
+        == 0
+    )
+    rows = [line.split("|")[1:-1] for line in out.read_text().splitlines() if "128 px" in line]
+    assert [row[2].strip() for row in rows] == 3 * ["not cached"] + 3 * ["both ways"]
+    for _, value, _, other, ratio in rows:
+        seconds = [float(cell.split()[0]) for cell in (value, other)]
+        assert float(ratio) == pytest.approx(seconds[0] / seconds[1], rel=0.1)
+    assert main(["figures", "--only", "steps,nothing"]) == 2
+    assert "nothing" in capsys.readouterr().err
 
 
 @pytest.mark.slow

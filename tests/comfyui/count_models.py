@@ -3,14 +3,16 @@
 A script for ComfyUI's Python. MODELS is the folder of `tiny_published.py`, VAE a file. Eight
 pictures of two regions each go through a tiny Kontext. OUT gets, as JSON, the models in the order in
 which ComfyUI was asked to load them, repeats left out, the calls of the text encoders, and the
-steps of the progress, for a first and a second run with the same refiner, and for one with another prompt.
+steps of the progress, for a first and a second run with the same refiner, for one with another prompt, and
+for runs of one region each, with nothing shared between them.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from itertools import groupby
+from collections.abc import Iterable
+from itertools import groupby, product
 from pathlib import Path
 
 from comfyui_script import load_pack, start_on_cpu
@@ -36,7 +38,10 @@ if __name__ == "__main__":
     clip = comfy.sd.load_clip(texts, None, comfy.sd.CLIPType.FLUX)
     model = comfy.sd.load_diffusion_model(str(models / "diffusion_models/tiny_flux.safetensors"))
     vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(sys.argv[2]))
-    refiner = Refiner(OMNIREFINER, model, vae, clip, name="tiny", probed=True)
+
+    def new_refiner() -> Refiner:
+        return Refiner(OMNIREFINER, model, vae, clip, name="tiny", probed=True)
+
     asked: list[str] = []
     encoded: list[int] = []
     names = {id(clip.patcher.model): "text", id(model.model): "transformer"}
@@ -57,22 +62,26 @@ if __name__ == "__main__":
         g = torch.Generator().manual_seed(seed)
         return torch.rand(count, 3, 96, 256, generator=g)
 
-    mask = torch.zeros(1, 1, 96, 256)
-    mask[..., 30:60, 20:60] = 1
-    mask[..., 30:60, 190:230] = 1
+    drafts, reference = picture(8, 0), picture(1, 1)
+    masks = torch.zeros(2, 1, 96, 256)
+    masks[0, ..., 30:60, 20:60] = 1
+    masks[1, ..., 30:60, 190:230] = 1
+    both = masks.amax(0, keepdim=True)
 
-    def run(prompt: str) -> dict:
+    def counted(prompt: str, runs: Iterable[tuple[Refiner, torch.Tensor, torch.Tensor]]) -> dict:
+        """What runs with these refiners, drafts and masks need."""
         asked.clear(), encoded.clear()
-        steps = []
+        steps, order = [], []
         options = RefineOptions(prompt=prompt, steps=2, megapixels=0.004)
-        request = RefineRequest(picture(8, 0), (picture(1, 1),), mask, (), options)
-        with torch.inference_mode():
-            result = refine(
-                ComfyEngine(refiner),
-                request,
-                lambda s: s.name == "sample" and steps.append([s.picture, s.region, s.step]),
-            )
-        order = [[r["picture"], r["region"]] for r in result.report["regions"]]
+        for refiner, draft, mask in runs:
+            request = RefineRequest(draft, (reference,), mask, (), options)
+            with torch.inference_mode():
+                result = refine(
+                    ComfyEngine(refiner),
+                    request,
+                    lambda s: s.name == "sample" and steps.append([s.picture, s.region, s.step]),
+                )
+            order += [[r["picture"], r["region"]] for r in result.report["regions"]]
         return {
             "models": [name for name, _ in groupby(asked)],
             "encoded": len(encoded),
@@ -80,5 +89,8 @@ if __name__ == "__main__":
             "order": order,
         }
 
-    runs = [run("fix the logo"), run("fix the logo"), run("fix the face")]
-    Path(sys.argv[3]).write_text(json.dumps(runs))
+    shared = new_refiner()
+    prompts = ("fix the logo", "fix the logo", "fix the face")
+    runs = [counted(prompt, [(shared, drafts, both)]) for prompt in prompts]
+    alone = ((new_refiner(), d, m) for d, m in product(drafts.split(1), masks.split(1)))
+    Path(sys.argv[3]).write_text(json.dumps([*runs, counted("fix the logo", alone)]))

@@ -269,12 +269,14 @@ def test_the_folder_may_come_from_another_node(server: Any) -> None:
     assert "nowhere" in server.error(server.wait(server.queue(graph)))
 
 
-@pytest.mark.parametrize("name", ["", "nowhere"])
-def test_a_wrong_folder_is_an_error_of_the_folder_alone(server: Any, name: str) -> None:
-    status, answer = server.post("/prompt", {"prompt": folder(name), "client_id": "tests"})
-    (error,) = answer["node_errors"]["node"]["errors"]
-    assert status == 400 and error["extra_info"]["input_name"] == "folder"
-    assert name in error["details"]
+@pytest.mark.parametrize(("name", "named"), [("", "(.)"), ("made later", "made later")])
+def test_a_wrong_folder_is_named_and_the_fix_too(server: Any, name: str, named: str) -> None:
+    assert named in server.error(server.wait(server.queue(folder(name))))
+    if name:
+        path = server.base / "input" / name
+        path.mkdir()
+        (path / "a.png").write_bytes(tiny_picture("PNG"))
+        server.run(folder(name))  # it is looked for again
 
 
 def test_a_folder_of_pictures_with_odd_names(server: Any) -> None:
