@@ -9,7 +9,7 @@ from typing import Any
 
 def add_parser(commands: Any) -> None:
     """Add the command's options."""
-    p = commands.add_parser("animate", help="before and after as an animated WebP or GIF")
+    p = commands.add_parser("animate", help="write before and after as an animated WebP or GIF")
     p.add_argument(
         "--pair",
         nargs=2,
@@ -18,9 +18,14 @@ def add_parser(commands: Any) -> None:
         metavar=("BEFORE", "AFTER"),
         help="two pictures of one size; give it again for more, shown one after the other",
     )
-    p.add_argument("--out", required=True, metavar="FILE", help=".webp or .gif")
-    p.add_argument("--height", type=int, default=320, help="px; default: %(default)s")
-    p.add_argument("--fps", type=float, default=15, help="frames a second; default: %(default)s")
+    p.add_argument("--out", required=True, metavar="FILE", help="the .webp or .gif to write")
+    p.add_argument(
+        "--height",
+        type=int,
+        default=320,
+        help="height of the animation in px; default: %(default)s",
+    )
+    p.add_argument("--fps", type=float, default=15, help="frames per second; default: %(default)s")
     p.add_argument("--overwrite", action="store_true", help="replace an existing file")
     p.set_defaults(run=run)
 

@@ -38,14 +38,16 @@ def add_parser(commands: Any) -> None:
         metavar="DIR",
         help="cases with targets: shards, Critic-10K's layout, or one folder per case",
     )
-    p.add_argument("--out", required=True, metavar="DIR", help="for audit.json and audit.html")
+    p.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for audit.json and audit.html"
+    )
     p.add_argument(
         "--scorers",
         default=DEFAULT,
         metavar="A,B,...",
         help=f"any of {', '.join(SCORERS)}; default: %(default)s",
     )
-    p.add_argument("--split", help="of shards: train, validation, ...; default: all")
+    p.add_argument("--split", help="split of the shards, such as train or validation; default: all")
     p.add_argument("--count", type=int, metavar="N", help="the first N cases; default: all")
     p.add_argument(
         "--results",
@@ -58,7 +60,7 @@ def add_parser(commands: Any) -> None:
         type=int,
         default=12,
         metavar="N",
-        help="wrong pairs shown per scorer; default: %(default)s",
+        help="number of wrong pairs shown for each scorer; default: %(default)s",
     )
     p.add_argument("--device", default="auto", help="auto, cpu or cuda; default: %(default)s")
     _add_scorers(p.add_argument_group("scorers"))
@@ -66,8 +68,12 @@ def add_parser(commands: Any) -> None:
 
 
 def _add_scorers(g: Any) -> None:
-    g.add_argument("--dreamsim", metavar="FILE", help="made by `omnirefiner convert dreamsim`")
-    g.add_argument("--dinov2", metavar="DIR", help="facebook/dinov2-base or -large, downloaded")
+    g.add_argument(
+        "--dreamsim",
+        metavar="FILE",
+        help="DreamSim's weights, made by `omnirefiner convert dreamsim`",
+    )
+    g.add_argument("--dinov2", metavar="DIR", help="folder with facebook/dinov2-base or -large")
     add_vlm_options(g)
     g.add_argument(
         "--vlm-form",
@@ -81,8 +87,8 @@ def _add_scorers(g: Any) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="replies per picture whose mean counts, at temperature 0.7 if more than one; default: "
-        "%(default)s",
+        help="replies per picture, of which the mean is used; more than one are sampled at temperature "
+        "0.7; default: %(default)s",
     )
     g.add_argument(
         "--vlm-tie-band",

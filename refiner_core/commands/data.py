@@ -26,11 +26,15 @@ def add_parser(commands: Any) -> None:
     )
     show = kinds.add_parser("show", help="write contact sheets and a page of statistics")
     show.add_argument("data", metavar="DIR", help="a finished data set")
-    show.add_argument("--out", metavar="DIR", help="default: DIR/show; existing files are replaced")
+    show.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for the pages; default: DIR/show, where existing files are replaced",
+    )
     show.add_argument(
         "--count", type=int, default=24, help="number of samples; default: %(default)s"
     )
-    show.add_argument("--split", help="only this split")
+    show.add_argument("--split", help="show only this split")
     show.set_defaults(run=run_show)
 
 
@@ -38,7 +42,7 @@ def _add_build(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--out", required=True, metavar="DIR", help="the data set; an interrupted one is resumed"
     )
-    p.add_argument("--count", type=int, required=True, metavar="N", help="samples to try")
+    p.add_argument("--count", type=int, required=True, metavar="N", help="number of samples to try")
     p.add_argument(
         "--stage",
         action="append",
@@ -52,8 +56,12 @@ def _add_build(p: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="with --stage: the build whose earlier stages are used; default: --out",
     )
-    p.add_argument("--seed", type=int, default=0, help="of the whole build; default: %(default)s")
-    p.add_argument("--workers", type=int, default=1, help="processes; default: %(default)s")
+    p.add_argument(
+        "--seed", type=int, default=0, help="seed of the whole build; default: %(default)s"
+    )
+    p.add_argument(
+        "--workers", type=int, default=1, help="number of processes; default: %(default)s"
+    )
     p.add_argument(
         "--shard",
         type=int,

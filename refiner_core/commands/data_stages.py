@@ -32,14 +32,16 @@ def add_stage_options(p: argparse.ArgumentParser) -> None:
         help="of real pairs: mask files or the workflow's masks, a detector's boxes, or the alpha "
         "channel; default: %(default)s",
     )
-    mask.add_argument("--boxes", metavar="FILE", help="JSON of boxes, for --masks boxes")
+    mask.add_argument(
+        "--boxes", metavar="FILE", help="JSON file with a detector's boxes, for --masks boxes"
+    )
     degrade = p.add_argument_group("degrade")
     degrade.add_argument(
         "--identity",
         type=float,
         default=0.05,
         metavar="SHARE",
-        help="share of the samples whose draft is right; default: %(default)s",
+        help="share of the samples whose draft is correct already; default: %(default)s",
     )
     degrade.add_argument(
         "--degrade-workflow",
@@ -68,14 +70,26 @@ def _add_source_options(p: argparse.ArgumentParser) -> None:
     pair.add_argument("--references", metavar="DIR", help="the workflow's reference pictures")
     pair.add_argument("--prompts", metavar="FILE", help="the workflow's prompts, one per line")
     pair.add_argument(
-        "--comfyui", action="append", default=[], metavar="URL", help="a server; repeatable"
+        "--comfyui", action="append", default=[], metavar="URL", help="a ComfyUI server; repeatable"
     )
     pair.add_argument(
-        "--comfyui-timeout", type=float, default=900, metavar="S", help="per graph; default: 900"
+        "--comfyui-timeout",
+        type=float,
+        default=900,
+        metavar="S",
+        help="seconds to wait for one graph; default: 900",
     )
-    pair.add_argument("--source", dest="origin", metavar="TEXT", help="noted in every sample")
     pair.add_argument(
-        "--licence", default=_UNKNOWN_LICENCE, metavar="TEXT", help="noted in every sample"
+        "--source",
+        dest="origin",
+        metavar="TEXT",
+        help="where the pictures come from; noted in every sample",
+    )
+    pair.add_argument(
+        "--licence",
+        default=_UNKNOWN_LICENCE,
+        metavar="TEXT",
+        help="license of the pictures; noted in every sample",
     )
     pair.add_argument(
         "--size",
@@ -88,10 +102,16 @@ def _add_source_options(p: argparse.ArgumentParser) -> None:
 
 def _add_procedural_options(p: argparse.ArgumentParser) -> None:
     g = p.add_argument_group("procedural pairs")
-    g.add_argument("--square", action="store_true", help="no other aspect ratios")
-    g.add_argument("--flat", action="store_true", help="no bent surfaces")
-    g.add_argument("--detail", choices=("word", "logo", "pattern"), help="only this kind")
-    g.add_argument("--outline-masks", action="store_true", help="no boxes and ellipses as masks")
+    g.add_argument("--square", action="store_true", help="make square pictures only")
+    g.add_argument("--flat", action="store_true", help="draw flat surfaces only")
+    g.add_argument(
+        "--detail", choices=("word", "logo", "pattern"), help="draw only this kind of detail"
+    )
+    g.add_argument(
+        "--outline-masks",
+        action="store_true",
+        help="use exact outlines as masks, no boxes or ellipses",
+    )
     for option, used_for in (
         ("--photos", "photographs (PNG, JPEG, ...) for the backgrounds"),
         ("--fonts", "fonts (.ttf, .otf, .ttc) for words, in every script that they can write"),
@@ -112,18 +132,50 @@ def _add_select_options(p: argparse.ArgumentParser) -> None:
         "--scorer",
         choices=("structural", "dreamsim", "dinov2"),
         default="structural",
-        help="default: %(default)s, which needs no weights and only finds copies",
+        help="how reference and target are compared; default: %(default)s, which needs no weights and "
+        "only finds copies",
     )
-    select.add_argument("--scorer-weights", metavar="PATH", help="DreamSim file or DINOv2 folder")
-    select.add_argument("--min-distance", type=float, default=0.02, help="default: %(default)s")
-    select.add_argument("--max-distance", type=float, help="default: any")
-    select.add_argument("--min-sharpness", type=float, default=15.0, help="default: %(default)s")
     select.add_argument(
-        "--min-side", type=int, default=64, metavar="PX", help="default: %(default)s"
+        "--scorer-weights",
+        metavar="PATH",
+        help="the scorer's weights: a DreamSim file or a DINOv2 folder",
+    )
+    select.add_argument(
+        "--min-distance",
+        type=float,
+        default=0.02,
+        metavar="D",
+        help="reject pairs that are more alike, as copies; default: %(default)s",
+    )
+    select.add_argument(
+        "--max-distance",
+        type=float,
+        metavar="D",
+        help="reject pairs that differ more; default: no limit",
+    )
+    select.add_argument(
+        "--min-sharpness",
+        type=float,
+        default=15.0,
+        metavar="S",
+        help="reject blurry pairs: least variance of the Laplacian; default: %(default)s",
+    )
+    select.add_argument(
+        "--min-side",
+        type=int,
+        default=64,
+        metavar="PX",
+        help="reject smaller pictures: least length of the shorter side; default: %(default)s",
     )
     select.add_argument("--vlm", metavar="URL", help="OpenAI-compatible endpoint that judges pairs")
-    select.add_argument("--vlm-model", metavar="NAME")
-    select.add_argument("--vlm-least", type=float, default=60, help="of 100; default: %(default)s")
+    select.add_argument("--vlm-model", metavar="NAME", help="name of the model at --vlm")
+    select.add_argument(
+        "--vlm-least",
+        type=float,
+        default=60,
+        metavar="SCORE",
+        help="reject pairs that the model scores lower, 0 to 100; default: %(default)s",
+    )
     select.add_argument("--vlm-key-env", metavar="NAME", help="environment variable with the key")
 
 

@@ -30,15 +30,22 @@ def add_parser(commands: Any) -> None:
         metavar="DIR",
         help="shards, Critic-10K's layout, or a folder with one folder per case",
     )
-    p.add_argument("--out", required=True, metavar="DIR", help="an interrupted run is resumed")
-    p.add_argument("--split", help="of shards: train, validation, ...; default: all")
+    p.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder of the run; an interrupted run is resumed",
+    )
+    p.add_argument("--split", help="split of the shards, such as train or validation; default: all")
     p.add_argument("--count", type=int, metavar="N", help="the first N cases; default: all")
     p.add_argument(
         "--workers", type=int, default=1, help="processes that repair on --device; default: 1"
     )
     add_workers(p)
     p.add_argument(
-        "--results", metavar="DIR", help="measure finished repairs DIR/ID.png, run no refiner"
+        "--results",
+        metavar="DIR",
+        help="measure finished repairs, DIR/ID.png, instead of running a refiner",
     )
     p.add_argument(
         "--other",
@@ -62,11 +69,22 @@ def add_parser(commands: Any) -> None:
 
 def _add_repair_options(p: argparse.ArgumentParser) -> None:
     g = p.add_argument_group("repair")
-    g.add_argument("--prompt", help="for every case; default: the case's own, or the recipe's")
-    g.add_argument("--seed", type=int, default=0, help="combined with the id of each case")
-    g.add_argument("--steps", type=int, help="default: the recipe's")
     g.add_argument(
-        "--candidates", type=int, default=1, metavar="N", help="best of N candidates; default: 1"
+        "--prompt", help="the full prompt of all cases; default: the case's own, or the recipe's"
+    )
+    g.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the noise, combined with the id of each case; default: 0",
+    )
+    g.add_argument("--steps", type=int, help="sampling steps; default: the recipe's")
+    g.add_argument(
+        "--candidates",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of candidates per case, of which the best is kept; default: 1",
     )
 
 
@@ -78,12 +96,20 @@ def _add_metric_options(p: argparse.ArgumentParser) -> None:
         metavar="A,B,...",
         help=f"any of {', '.join(METRICS)}; default: %(default)s",
     )
-    g.add_argument("--dreamsim", metavar="FILE", help="made by `omnirefiner convert dreamsim`")
-    g.add_argument("--dinov2", metavar="DIR", help="facebook/dinov2-base or -large, downloaded")
-    g.add_argument("--insightface", metavar="DIR", help="holds antelopev2 or buffalo_l")
+    g.add_argument(
+        "--dreamsim",
+        metavar="FILE",
+        help="DreamSim's weights, made by `omnirefiner convert dreamsim`",
+    )
+    g.add_argument("--dinov2", metavar="DIR", help="folder with facebook/dinov2-base or -large")
+    g.add_argument("--insightface", metavar="DIR", help="folder with antelopev2 or buffalo_l")
     add_vlm_options(g)
     g.add_argument(
-        "--vlm-votes", type=int, default=3, metavar="N", help="1 to 6; default: %(default)s"
+        "--vlm-votes",
+        type=int,
+        default=3,
+        metavar="N",
+        help="votes per case, 1 to 6; default: %(default)s",
     )
 
 

@@ -184,8 +184,8 @@ def run_plan(chosen: argparse.Namespace) -> None:
 
 def _add_curves(kinds: Any) -> None:
     p = kinds.add_parser("curves", help="plot losses, rewards and held-out metrics of runs")
-    p.add_argument("runs", nargs="+", metavar="RUN", help="folders that were given as --out")
-    p.add_argument("--out", required=True, metavar="FILE", help=".png, .svg or .pdf")
+    p.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, as given to --out")
+    p.add_argument("--out", required=True, metavar="FILE", help="the .png, .svg or .pdf to write")
     p.set_defaults(run=run_curves)
 
 

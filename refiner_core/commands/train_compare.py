@@ -12,15 +12,29 @@ from typing import Any
 def add_parser(kinds: Any) -> None:
     """Add the command's options."""
     p = kinds.add_parser("compare", help="compare two refiners, with confidence intervals")
-    p.add_argument("--a", default="nano", metavar="REFINER", help="nano, a file or a folder")
-    p.add_argument("--b", required=True, metavar="REFINER", help="nano, a file or a folder")
-    p.add_argument("--lora-a", action="append", default=[], metavar="FILE:STRENGTH")
-    p.add_argument("--lora-b", action="append", default=[], metavar="FILE:STRENGTH")
-    p.add_argument("--recipe", help="recipe of both; default: that of the refiners")
-    p.add_argument("--data", metavar="DIR", help="triplets; default: procedural held-out scenes")
+    p.add_argument(
+        "--a", default="nano", metavar="REFINER", help="first refiner: nano, a file or a folder"
+    )
+    p.add_argument(
+        "--b", required=True, metavar="REFINER", help="second refiner: nano, a file or a folder"
+    )
+    for name, which in (("--lora-a", "first"), ("--lora-b", "second")):
+        p.add_argument(
+            name,
+            action="append",
+            default=[],
+            metavar="FILE:STRENGTH",
+            help=f"a LoRA to merge into the {which} refiner; can be given several times",
+        )
+    p.add_argument("--recipe", help="recipe of both refiners; default: follows from the refiners")
+    p.add_argument(
+        "--data", metavar="DIR", help="folder of triplets; default: procedural held-out scenes"
+    )
     p.add_argument("--split", help="split of --data, for example test")
-    p.add_argument("--count", type=int, default=256, help="cases; default: %(default)s")
-    p.add_argument("--workers", type=int, default=2, help="processes that draw scenes")
+    p.add_argument("--count", type=int, default=256, help="number of cases; default: %(default)s")
+    p.add_argument(
+        "--workers", type=int, default=2, help="number of processes that draw scenes; default: 2"
+    )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--json", metavar="FILE", help="write the metrics of each case")
     p.set_defaults(run=run)

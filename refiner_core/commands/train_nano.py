@@ -43,7 +43,9 @@ def _add_run(p: argparse.ArgumentParser) -> None:
         help="a nano to continue from; default: an untrained one",
     )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument("--threads", type=int, default=0, help="torch threads; 0: all")
+    p.add_argument(
+        "--threads", type=int, default=0, help="number of PyTorch threads; default: 0, all cores"
+    )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument(
         "--evaluate",
@@ -56,9 +58,14 @@ def _add_run(p: argparse.ArgumentParser) -> None:
 
 
 def _add_data(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--data", metavar="DIR", help="triplets; default: drawn in OUT/triplets")
     p.add_argument(
-        "--triplets", type=int, metavar="N", help=f"triplets to draw; default: {_TRIPLETS}"
+        "--data", metavar="DIR", help="folder of triplets; default: they are drawn in OUT/triplets"
+    )
+    p.add_argument(
+        "--triplets",
+        type=int,
+        metavar="N",
+        help=f"number of triplets to draw; default: {_TRIPLETS}",
     )
     p.add_argument(
         "--tiles",
@@ -71,7 +78,9 @@ def _add_data(p: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="with --tiles, photographs that serve as surfaces; default: those of scikit-image",
     )
-    p.add_argument("--workers", type=int, default=2, help="processes that draw and crop")
+    p.add_argument(
+        "--workers", type=int, default=2, help="number of processes that draw and crop; default: 2"
+    )
 
 
 def _add_stages(p: argparse.ArgumentParser) -> None:
@@ -107,13 +116,15 @@ def _add_stages(p: argparse.ArgumentParser) -> None:
 def _add_evaluation(kinds: Any) -> None:
     evaluate = kinds.add_parser("evaluate-nano", help="print the held-out table of the model card")
     evaluate.add_argument(
-        "--count", type=int, default=256, help="held-out scenes; default: %(default)s"
+        "--count", type=int, default=256, help="number of held-out scenes; default: %(default)s"
     )
-    evaluate.add_argument("--weights", metavar="FILE", help="default: the embedded model")
+    evaluate.add_argument(
+        "--weights", metavar="FILE", help="the nano to measure; default: the embedded one"
+    )
     evaluate.add_argument(
         "--rough-masks", action="store_true", help="use boxes and ellipses as masks"
     )
-    evaluate.add_argument("--steps", type=int, help="sampler steps; default: those of the recipe")
+    evaluate.add_argument("--steps", type=int, help="sampling steps; default: the recipe's")
     evaluate.add_argument(
         "--sheet", metavar="FILE", help="write a picture of the worst and best cases"
     )

@@ -19,9 +19,15 @@ def add_vlm_options(group: Any) -> None:
         help="OpenAI-compatible endpoint, http://HOST:PORT/v1; several, separated by commas, share the "
         "questions",
     )
-    group.add_argument("--vlm-model", default="", metavar="NAME")
+    group.add_argument("--vlm-model", default="", metavar="NAME", help="name of the model at --vlm")
     group.add_argument("--vlm-key", metavar="VARIABLE", help="environment variable with the key")
-    group.add_argument("--vlm-timeout", type=float, default=60, metavar="SECONDS")
+    group.add_argument(
+        "--vlm-timeout",
+        type=float,
+        default=60,
+        metavar="SECONDS",
+        help="how long to wait for a reply; default: %(default)s",
+    )
     group.add_argument(
         "--vlm-retries",
         type=int,

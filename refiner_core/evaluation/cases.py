@@ -66,8 +66,8 @@ class FileCases:
             if role not in pair.files:
                 raise ValueError(
                     f"{name}: there is no {role} picture. Every case needs {', '.join(_NEEDED)}. "
-                    "Of pairs of reference, target and mask, `omnirefiner data build --pairs` makes "
-                    "the drafts."
+                    "If there are only pairs of reference, target and mask, make the drafts with "
+                    "`omnirefiner data build --pairs`."
                 )
         info: dict[str, object] = {"source": "Critic-10K's layout" if pair.critic else "folder"}
         arrays: dict[str, np.ndarray] = {}

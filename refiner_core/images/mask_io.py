@@ -220,7 +220,9 @@ def coverage_notes(mask: Tensor, box: Box | None) -> Notes:
         )
     if not _LARGE < coverage < 1:
         return ()
-    return (f"the mask marks {coverage:.0%} of the picture. If the detail is the rest, invert it",)
+    return (
+        f"the mask marks {coverage:.0%} of the picture. If the detail is what is black, invert it",
+    )
 
 
 def strength_notes(mask: Tensor, box: Box | None) -> Notes:

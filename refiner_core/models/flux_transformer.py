@@ -269,6 +269,11 @@ class FluxTransformer(nn.Module):
         """The type of its numbers."""
         return self.proj_out.weight.dtype
 
+    def empty_text(self, prompt: str, length: int, /) -> tuple[Tensor, Tensor]:
+        """Zeros in place of an encoded prompt, 1 1 D and 1 P, for weights trained without text."""
+        pooled = self.time_text_embed.text_embedder.linear_1.in_features
+        return torch.zeros(1, 1, self.context_embedder.in_features), torch.zeros(1, pooled)
+
     def enable_gradient_checkpointing(self) -> None:
         """Compute blocks again in the backward pass instead of keeping what they computed."""
         self.gradient_checkpointing = True

@@ -52,16 +52,11 @@ def load_nano(
     model.to(device)
     model.eval().requires_grad_(False)
 
-    def no_text(prompt: str, length: int) -> tuple[Tensor, Tensor]:
-        width = model.context_embedder.in_features
-        pooled = model.time_text_embed.text_embedder.linear_1.in_features
-        return torch.zeros(1, 1, width), torch.zeros(1, pooled)
-
     codec = load_codec(path)
     # The same for all files of one training: what one of them encoded serves the next.
     source = {"weights": "nano", "codec": codec.fingerprint()}
     codec.to(device)
-    return CoreEngine(recipe, model, codec, no_text, device, source, encoders=(codec,))
+    return CoreEngine(recipe, model, codec, model.empty_text, device, source, encoders=(codec,))
 
 
 def _check_recipe(recipe: Recipe) -> None:

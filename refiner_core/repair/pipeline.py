@@ -116,7 +116,8 @@ def refine(
     request = normalize_request(request)
     n = check(request)
     size = Extent(request.draft.shape[-1], request.draft.shape[-2])
-    run = _Run(engine, request.options, Watch(progress), scorer)
+    recipe = engine.recipe
+    run = _Run(engine, recipe, request.options, Watch(progress), scorer)
     images: list[Tensor] = []
     changed: list[Tensor] = []
     done: list[Repaired] = []
@@ -129,7 +130,7 @@ def refine(
             notes += region_notes([work.planned for work in works], size)
         done += _repair(run, chunk)
     unmatched = mismatches([r.report for r in done])
-    report = run_report(engine, request, [r.report for r in done]) | {
+    report = run_report(engine.describe(), recipe, request, [r.report for r in done]) | {
         "notes": list(dict.fromkeys((*notes, *unmatched))),
         "mismatches": unmatched,
         "seconds": {k: round(v, 4) for k, v in run.watch.seconds.items()},
@@ -140,18 +141,18 @@ def refine(
 
 def _works(run: _Run, request: RefineRequest, n: int, in_place: bool) -> Iterator[list[Work]]:
     """The regions of every picture, planned; in copies of the drafts unless these may be changed."""
-    size, recipe = Extent(request.draft.shape[-1], request.draft.shape[-2]), run.engine.recipe
+    size = Extent(request.draft.shape[-1], request.draft.shape[-2])
     for i in range(n):
         draft = pick(request.draft, i)
         image = draft if in_place else draft.clone()
-        tasks = region_tasks(request, i, size, recipe.buckets)
+        tasks = region_tasks(request, i, size, run.recipe.buckets)
         stage = Stage("plan", picture=i, pictures=n, regions=len(tasks), image=image)
         yield [_work(run, task, stage._replace(region=r), image) for r, task in enumerate(tasks)]
 
 
 def _work(run: _Run, task: RegionTask, stage: Stage, image: Tensor) -> Work:
     """A region, planned; its unmarked references are searched for the detail."""
-    recipe = run.engine.recipe
+    recipe = run.recipe
     if is_searched(image, task, recipe, run.options):
         run.watch.enter(stage)  # it takes seconds for each reference
         task = locate_details(image, task, recipe, run.options)
@@ -178,6 +179,7 @@ class _Run:
     """What every step of a run uses."""
 
     engine: Engine
+    recipe: Recipe
     options: RefineOptions
     watch: Watch
     scorer: Scorer | None
@@ -228,14 +230,13 @@ def _left_alone(work: Work, region: PreparedRegion) -> Repaired:
 
 def _prepare(run: _Run, work: Work) -> PreparedRegion:
     run.watch.enter(work.stage._replace(name="plan"))
-    return prepare_region(work.image, work.planned, run.engine.recipe, run.options)
+    return prepare_region(work.image, work.planned, run.recipe, run.options)
 
 
 def _encode(run: _Run, work: Work, region: PreparedRegion) -> SamplingJob:
     run.watch.enter(work.at("encode"))
-    recipe = run.engine.recipe
-    inputs = clean_inputs(shown_pictures(region), recipe, run.engine.encode)
-    return sampling_job(recipe, region.plan.target, inputs, run.options, region.mask)
+    inputs = clean_inputs(shown_pictures(region), run.recipe, run.engine.encode)
+    return sampling_job(run.recipe, region.plan.target, inputs, run.options, region.mask)
 
 
 def _sample_all(

@@ -136,7 +136,7 @@ def _useless(found: FoundDetail) -> str | None:
     if not found.sure and found.searched:
         reason = f"The detail was not found in the reference (agreement {found.score:.3f})"
     elif not found.sure and found.empty:
-        reason = f"The reference shows only one colour at {list(found.box())}"
+        reason = f"The reference shows only one color at {list(found.box())}"
     elif found.zoom < _LEAST_ZOOM:
         reason, fix = _resolution(found), "Use a larger picture of the detail"
     else:

@@ -10,7 +10,7 @@ import torch
 
 from .. import __version__
 from ..images.geometry import Extent
-from ..interfaces import Engine
+from ..recipes.recipe import Recipe
 from .request import RefineRequest, outside_boxes
 
 
@@ -30,10 +30,17 @@ def mismatches(regions: list[dict[str, Any]]) -> list[str]:
 
 
 def run_report(
-    engine: Engine, request: RefineRequest, regions: list[dict[str, Any]]
+    engine: dict[str, str],
+    recipe: Recipe,
+    request: RefineRequest,
+    regions: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """What was done, for JSON."""
-    options, recipe = request.options, engine.recipe
+    """What was done, for JSON.
+
+    Args:
+        engine: what it says of its weights.
+    """
+    options = request.options
     size = Extent(request.draft.shape[-1], request.draft.shape[-2])
     outside: dict[str, int] = {}
     if request.boxes and request.mask is not None:
@@ -42,7 +49,7 @@ def run_report(
     pictures = 1 + max(r["picture"] for r in regions)
     return {
         "version": __version__,
-        "engine": engine.describe(),
+        "engine": engine,
         "recipe": recipe.name,
         "steps": recipe.steps if options.steps is None else options.steps,
         "guidance": guidance,

@@ -56,7 +56,7 @@ def markdown(figures: Iterable[Figure]) -> str:
         f"| {f.ratio:.2f} |\n"
         for f in figures
     ]
-    head = "| what | | beside | | ratio |\n|---|---|---|---|---|\n"
+    head = "| what | | compared with | | ratio |\n|---|---|---|---|---|\n"
     return head + "".join(rows)
 
 
