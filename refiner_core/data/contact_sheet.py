@@ -11,6 +11,7 @@ from .shards import TripletSet
 from .triplets import Triplet
 
 _TILE, _LINE, _GAP = 168, 17, 6
+_COLUMNS = 2
 _EDGE = (255, 64, 64)
 
 
@@ -80,12 +81,12 @@ def _caption(triplet: Triplet, split: str) -> str:
     return "  ".join(w for w in words if w)
 
 
-def contact_sheet(data: TripletSet, numbers: Sequence[int], columns: int = 2) -> Image.Image:
+def contact_sheet(data: TripletSet, numbers: Sequence[int]) -> Image.Image:
     """A sheet of these triplets: reference, draft, and the detail in draft and target."""
     rows = [_row(data[n], str(data.entries[n]["split"])) for n in numbers]
-    per_column = -(-len(rows) // columns)
+    per_column = -(-len(rows) // _COLUMNS)
     width, height = rows[0].size
-    size = (columns * width + (columns + 1) * 3 * _GAP, per_column * (height + _GAP) + 3 * _GAP)
+    size = (_COLUMNS * width + (_COLUMNS + 1) * 3 * _GAP, per_column * (height + _GAP) + 3 * _GAP)
     sheet = Image.new("RGB", size, "white")
     for i, row in enumerate(rows):
         x = 3 * _GAP + i // per_column * (width + 3 * _GAP)

@@ -27,12 +27,12 @@ class Region:
     mask: Tensor  # in the box: float32 1 1 h w in [0, 1], above 0 where pixels may change
 
 
-def bounds(mask: Tensor, threshold: float = 0.0) -> Box | None:
-    """Tight box of `mask > threshold` over batch and channels, or None if that is empty.
+def bounds(mask: Tensor) -> Box | None:
+    """Tight box of `mask > 0` over batch and channels, or None if that is empty.
 
     All of the mask is read once; its columns are looked at in the rows that it marks.
     """
-    return _bounds(mask, _highest(mask), threshold)
+    return _bounds(mask, _highest(mask))
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ def _highest(mask: Tensor) -> Tensor:
     return mask.reshape(-1, *mask.shape[-2:]).amax(2)
 
 
-def _bounds(mask: Tensor, highest: Tensor, threshold: float = 0.0) -> Box | None:
+def _bounds(mask: Tensor, highest: Tensor) -> Box | None:
     """`bounds` where the rows' largest values are known; reads the columns of the marked rows only."""
-    y0, y1 = _ends(highest > threshold)
+    y0, y1 = _ends(highest > 0)
     if y1 == 0:
         return None
     rows = mask.reshape(-1, *mask.shape[-2:])[:, y0:y1]
-    x0, x1 = _ends(rows.amax(1) > threshold)
+    x0, x1 = _ends(rows.amax(1) > 0)
     return Box(x0, y0, x1, y1)
 
 

@@ -19,7 +19,7 @@ from ..images.masks import dilate
 from .homography import from_points
 from .outline import is_upright, mask_box_corners, quadrilateral
 from .patch_ncc import PatchNcc, hill_climb
-from .registration import MotionModel, pyramid, register
+from .registration import pyramid, register
 from .warping import warp
 
 _ACCEPT = 0.15  # weighted correlation of the compared features below which a fit is not believed
@@ -189,19 +189,12 @@ def _weights(mask: Tensor) -> Tensor:
     return dilate(mask, reach) - 0.5 * mask
 
 
-def align(
-    draft: Tensor,
-    mask: Tensor,
-    reference: Tensor,
-    reference_mask: Tensor,
-    model: MotionModel = "homography",
-) -> Alignment:
+def align(draft: Tensor, mask: Tensor, reference: Tensor, reference_mask: Tensor) -> Alignment:
     """Find where the draft's region lies in the reference.
 
     Args:
         draft, reference: crops 1 3 h w in [0, 1]; sizes may differ.
         mask, reference_mask: the detail in each, 1 1 h w, over 0 somewhere.
-        model: the freedom of the finest level.
 
     Returns:
         the registration if it is believable, else the masks' own correspondence.
@@ -214,13 +207,17 @@ def align(
     outlines = _outline_maps(mask, reference_mask)
     if outlines is None:
         prior, starts = None, _starts(mask, reference_mask)
-        found = register(draft, reference, weight, model, starts, guide=(mask, reference_mask))
+        found = register(
+            draft, reference, weight, "homography", starts, guide=(mask, reference_mask)
+        )
         start, method = starts[0], "boxes"
         believed = found.score >= _ACCEPT and _sane(found.matrix, start, mask)
     else:
         start, method = outlines[int(ncc(outlines).argmax())], "outlines"
         prior = start.numpy()
-        found = register(draft, reference, weight, model, [start], finest=_FINEST, coarsest=_FINEST)
+        found = register(
+            draft, reference, weight, "homography", [start], finest=_FINEST, coarsest=_FINEST
+        )
         believed = True
     matrix = start
     if believed:

@@ -20,6 +20,7 @@ _WINDOW = 9  # px, side of the neighbourhoods that are compared
 _FLAT = 5e-5  # variance of luminance that counts as none
 _LEAST_TRUST = 0.1  # weight of a pixel whose neighbourhoods do not correlate
 _FINEST = 192  # px of the shorter side at which light is measured
+_ROUNDS = 4  # of reweighting
 _RIM = 0.1  # of the region's shorter side: how far around it light is read
 
 
@@ -94,7 +95,7 @@ def _columns(picture: Tensor) -> Tensor:
     return torch.stack(terms, -1).flatten(1, 2).double()
 
 
-def match_light(reference: Tensor, draft: Tensor, mask: Tensor, rounds: int = 4) -> Tensor:
+def match_light(reference: Tensor, draft: Tensor, mask: Tensor) -> Tensor:
     """The aligned reference under the draft's light, 1 3 H W.
 
     Per channel `draft ~ offset + (gain + gx x + gy y) * reference`, least squares, over the region
@@ -103,12 +104,12 @@ def match_light(reference: Tensor, draft: Tensor, mask: Tensor, rounds: int = 4)
     neighbourhood correlates in both pictures, and is reweighted by its own error (Geman-McClure).
     """
     small = [_at_most(x, _FINEST) for x in (reference, draft, mask)]
-    fit = _light(small[0], small[1], small[2], rounds)
+    fit = _light(small[0], small[1], small[2])
     matched = (_columns(reference[0]) @ fit[..., None])[..., 0]
     return matched.reshape(reference.shape).to(reference.dtype).clamp(0, 1)
 
 
-def _light(reference: Tensor, draft: Tensor, mask: Tensor, rounds: int) -> Tensor:
+def _light(reference: Tensor, draft: Tensor, mask: Tensor) -> Tensor:
     """Offset, gain and gradient by x and y of every channel, 3 4. The pictures are blurred for it:
     light is smooth, and so is what a small error of the alignment leaves.
     """
@@ -121,7 +122,7 @@ def _light(reference: Tensor, draft: Tensor, mask: Tensor, rounds: int) -> Tenso
     prior = torch.tensor([1e-3, 1e-3, 1e-2, 1e-2], dtype=torch.float64) * base.sum()
     usual = torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=torch.float64)
     fit = usual.expand(3, 4)
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         residual = (aim - (basis @ fit[..., None])[..., 0]).square().sum(0)
         robust = 1 / (1 + residual / (_weighted_median(residual, base) + _TOLERANCE)) ** 2
         wt = (base * robust)[None, :, None]

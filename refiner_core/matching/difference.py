@@ -11,13 +11,14 @@ from .color import match_light
 from .registration import register
 from .warping import warp
 
+_SMOOTH = 2.0  # px, blur before comparing: single noisy pixels are no difference
+
 
 def difference_mask(
     image: Tensor,
     other: Tensor,
     *,
     threshold: float = 0.12,
-    smooth: float = 2.0,
     aligned: bool = True,
 ) -> Tensor:
     """Where `image` differs from `other` after pose and light are matched, 1 1 H W, 0 or 1.
@@ -25,7 +26,6 @@ def difference_mask(
     Args:
         image, other: 1 3 H W in any stored type; sizes may differ.
         threshold: largest channel difference that still counts as equal, 0..1.
-        smooth: blur before comparing, in px: single noisy pixels are no difference.
         aligned: find the homography from `image` to `other` first; else `other` is only resized.
 
     Raises:
@@ -41,5 +41,5 @@ def difference_mask(
         matrix = register(a, b, everywhere, "homography").matrix
     moved, inside = warp(b, matrix, h, w)
     moved = match_light(moved, a, inside)
-    apart = (blur(a, smooth) - blur(moved, smooth)).abs().amax(1, keepdim=True)
+    apart = (blur(a, _SMOOTH) - blur(moved, _SMOOTH)).abs().amax(1, keepdim=True)
     return ((apart > threshold) & (inside > 0)).float()

@@ -24,6 +24,7 @@ _AT_ONCE = 40_000  # pixels that are compared at once: they stay in the cache
 _STEPS = (2.0, 1.0, 0.5, 0.25)  # px that the corners move at once, one after the other
 _ROUNDS = 6  # at most, per step; a step that no longer helps ends earlier
 _LARGEST_STEP = 1 / 8  # of the region's shorter side: more would fold the box
+_PRIOR_WEIGHT = 0.002  # what a mean squared corner distance of 1 px from the prior costs
 _FARTHEST = 25.0  # px², squared distance from the prior beyond which the cost grows no more
 
 # How the corners of a box (clockwise from the top left) move in each degree of freedom.
@@ -99,7 +100,6 @@ def hill_climb(
     size: tuple[int, int],
     *,
     prior: np.ndarray | None = None,
-    prior_weight: float = 0.002,
 ) -> tuple[np.ndarray, float]:
     """The map near `start` of the highest patch NCC, by moving a box's corners in steps down to 1/4 px.
 
@@ -109,7 +109,6 @@ def hill_climb(
         box: corners 4 2 of the region in the fixed picture, normalised.
         size: (height, width) of the fixed picture in px.
         prior: a map known to be right up to its zoom, or None.
-        prior_weight: what a mean squared corner distance of 1 px from `prior` costs.
 
     Returns:
         the map and its patch NCC less the cost of its deviation from the prior.
@@ -119,7 +118,7 @@ def hill_climb(
     def value(maps: np.ndarray) -> np.ndarray:
         found = ncc(torch.from_numpy(maps / maps[:, 2:, 2:])).numpy()
         return (
-            found if prior is None else found - prior_weight * _deviation(prior, maps, box, pixel)
+            found if prior is None else found - _PRIOR_WEIGHT * _deviation(prior, maps, box, pixel)
         )
 
     def moved(displacement: np.ndarray) -> np.ndarray:

@@ -35,6 +35,8 @@ _GUIDE_SHARE = 0.5  # of the guides' overlap in the choice between maps
 # Gauss-Newton.
 _LEAST_SEEN = 0.2  # of the weight that must fall inside the moving picture
 _GAINS = (0.2, 5.0)  # of the moving picture's contrast, beyond which it is another thing
+_KEPT_STARTS = 3  # that are refined
+_ROUNDS = 12  # of Gauss-Newton per level, at most
 _ROBUST = 1.5  # times the residuals' deviation: larger ones lose their say
 _DAMPING = 1e-3  # Levenberg-Marquardt's, at first, in units of the normal matrix's diagonal
 _LEAST_DAMPING = 1e-4
@@ -279,15 +281,13 @@ class _Comparison:
         return entries @ full @ entries.T, entries @ right.flatten()
 
 
-def _refine(
-    comparison: _Comparison, start: Tensor, generators: list[Tensor], rounds: int
-) -> Tensor:
+def _refine(comparison: _Comparison, start: Tensor, generators: list[Tensor]) -> Tensor:
     """Gauss-Newton with Levenberg and Marquardt's damping on `fixed - gain * moving(matrix) - bias`."""
     entries = _matrix_entries(generators)
     matrix = kept = start
     kept_places = places = _Places.of(start, comparison.points)
     damping, best = _DAMPING, math.inf
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         compared = comparison.at(places)
         if compared is None:
             break
@@ -382,8 +382,6 @@ def register(
     guide: tuple[Tensor, Tensor] | None = None,
     finest: int = 192,
     coarsest: int = 24,
-    keep: int = 3,
-    rounds: int = 12,
 ) -> Registration:
     """Align one picture to another of the same thing.
 
@@ -398,8 +396,6 @@ def register(
         guide: rough masks of the same thing in both pictures, 1 1 h w each, which pull the coarse
             levels and count in every choice.
         finest, coarsest: shorter side of the pyramid's levels, in px.
-        keep: starts that are refined.
-        rounds: of Gauss-Newton per level, at most.
 
     Returns:
         the map that fits best.
@@ -408,7 +404,7 @@ def register(
     starts = starts or [_EYE]
     share = _GUIDE_SHARE if guide is not None else 0.0
     first = levels[min(1, len(levels) - 1)]
-    order = _scores(first, torch.stack(starts), share).argsort(descending=True)[:keep]
+    order = _scores(first, torch.stack(starts), share).argsort(descending=True)[:_KEPT_STARTS]
     rigid = _GENERATORS["shift_zoom" if model == "shift_zoom" else "similarity"]
     freer = _GENERATORS["affine"] if model in ("affine", "homography") else rigid
     tracks = [starts[int(i)] for i in order]
@@ -416,12 +412,12 @@ def register(
     for depth, level in enumerate(levels[:-1]):
         free = freer if depth == len(levels) - 2 else rigid
         comparison = _Comparison(level)
-        tracks = [_refine(comparison, m, free, rounds) for m in tracks]
+        tracks = [_refine(comparison, m, free) for m in tracks]
     # The finest level costs as much as all others together: only the best track goes there.
     best = int(_scores(levels[max(0, len(levels) - 2)], torch.stack(tracks), share).argmax())
     freest, comparison = _GENERATORS[model], _Comparison(levels[-1])
     for free in [freer] if freest is freer else [freer, freest]:
-        ends.append(_refine(comparison, tracks[best], free, rounds))
+        ends.append(_refine(comparison, tracks[best], free))
     quality = _scores(levels[-1], torch.stack(ends), share)
     chosen = ends[int(quality.argmax())]
     return Registration(chosen, float(_scores(levels[-1], chosen[None], 0.0)[0]))

@@ -7,6 +7,8 @@ import sys
 
 import torch
 
+_MOST_AT_ONCE = 8  # samples in a batch: more save no time
+
 
 def pick_device(name: str) -> torch.device:
     """`auto`, `cpu`, `cuda` or `cuda:N` as a device.
@@ -35,12 +37,12 @@ def free_memory(device: torch.device) -> float:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
 
 
-def most_at_once(free: float, each: float, most: int = 8) -> int:
+def most_at_once(free: float, each: float) -> int:
     """How many samples of `each` bytes fit into half of the free memory; at least one.
 
     The other half is for what is not counted.
     """
-    return max(1, min(most, int(free / 2 / each)))
+    return max(1, min(_MOST_AT_ONCE, int(free / 2 / each)))
 
 
 def return_freed_memory() -> None:

@@ -159,12 +159,10 @@ def _row(image: Tensor, p: Pixels, reward: PatchReward) -> dict[str, float]:
     return region_metrics(image, p) | {f"reward/{k}": float(v) for k, v in rewards.items()}
 
 
-def interval(
-    gains: np.ndarray, seed: int = 0, resamples: int = _RESAMPLES
-) -> tuple[float, float, float]:
+def interval(gains: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """The mean of paired differences and its 95 % bootstrap interval."""
     n = len(gains)
-    draws = np.random.default_rng(seed).integers(0, n, (resamples, n))
+    draws = np.random.default_rng(seed).integers(0, n, (_RESAMPLES, n))
     low, high = np.quantile(gains[draws].mean(1), (0.025, 0.975))
     return float(gains.mean()), float(low), float(high)
 
