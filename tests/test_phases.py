@@ -95,7 +95,8 @@ def pictures(count: int, lefts: Sequence[int]) -> RefineRequest:
         mask[..., 20:44, left : left + 24] = 1
     draft = torch.randint(0, 256, (count, 3, 64, 256), generator=g).to(torch.uint8)
     reference = torch.randint(0, 256, (1, 3, 48, 48), generator=g).to(torch.uint8)
-    return RefineRequest(draft, (reference,), mask, options=FAST)
+    marked = torch.ones(1, 1, 48, 48)  # a reference without a mask would be searched
+    return RefineRequest(draft, (reference,), mask, (marked,), FAST)
 
 
 def same(a: RefineResult, b: RefineResult) -> bool:

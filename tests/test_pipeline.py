@@ -391,7 +391,8 @@ def test_work_follows_the_region() -> None:
     mask[..., 2000:2080, 2000:2100] = 1
     engine = Plain()
     reference = torch.randint(0, 256, (1, 3, 700, 900)).to(torch.uint8)
-    result = refine(engine, RefineRequest(draft, (reference,), mask, options=FAST))
+    marked = torch.ones(1, 1, 700, 900)
+    result = refine(engine, RefineRequest(draft, (reference,), mask, (marked,), FAST))
     assert [s[-2] * s[-1] <= 16500 for s in engine.encoded] == [True, True]
     assert not bool(((result.image != draft) & (mask == 0)).any())
 
@@ -448,7 +449,9 @@ def test_pairs_stay_together(nano: CoreEngine) -> None:
 def test_up_to_three_references_reach_the_engine() -> None:
     request = request_of(scene_of(5))
     engine = Plain()
-    many = replace(request, references=request.references * 3, reference_masks=())
+    many = replace(
+        request, references=request.references * 3, reference_masks=request.reference_masks * 3
+    )
     refine(engine, many)
     (job,) = engine.jobs
     assert (len(job.latents), job.indices) == (4, (1, 2, 3, 4))

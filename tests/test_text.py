@@ -62,6 +62,7 @@ def test_normalise(text: str, normal: str) -> None:
     assert normalise(text) == normal
 
 
+@pytest.mark.slow
 def test_lines_are_read_from_top_to_bottom(reader: TextReader) -> None:
     lines = reader.lines(sign("TEMPLE", "BRANDY"))
     assert [line.text for line in lines] == ["temple", "brandy"]
@@ -71,6 +72,7 @@ def test_lines_are_read_from_top_to_bottom(reader: TextReader) -> None:
     assert reader.read(sign()) == ""
 
 
+@pytest.mark.slow
 def test_a_wrong_letter_costs_its_share(reader: TextReader) -> None:
     right, wrong, blank = (s.float() / 255 for s in (sign("TEMPLE"), sign("TEMXLE"), sign()))
     scorer = TextScorer(reader)
@@ -80,6 +82,7 @@ def test_a_wrong_letter_costs_its_share(reader: TextReader) -> None:
     assert heat.tolist() == pytest.approx([0, 1 / 6, 1])
 
 
+@pytest.mark.slow
 def test_only_the_masked_lettering_counts(reader: TextReader) -> None:
     a, b = (s.float() / 255 for s in (sign("TEMPLE", "WRONG"), sign("TEMPLE", "RIGHT")))
     mask = torch.zeros(1, 1, *a.shape[-2:])
