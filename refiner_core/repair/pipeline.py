@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..images.geometry import Extent
 from ..interfaces import Engine, Progress, SamplingJob, Stage
+from ..recipes.recipe import Recipe
 from ..scoring.scorer import Scorer
 from .batches import batches, joined
 from .candidates import sample_best
