@@ -15,10 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..images.filters import blur
-from ..images.masks import bounds
-from ..scoring.dreamsim_scorer import DreamSimScorer
 from ..scoring.pixels import sobel
-from ..scoring.preparation import square_view
 from ..scoring.seam import edge_ring
 from .dataset import Pixels
 from .distributed import Processes
@@ -28,7 +25,6 @@ Features = Callable[[Tensor, Tensor], Tensor]
 
 _SCALES = 3
 _FLOOR = 1e-6  # added to mean squares: detail of a thousandth of the range counts as none
-_CONTEXT = 1.3  # side of the square view over the longer side of the region's box
 _STEPS, _RATE, _DECAY = 20, 0.05, 1e-3  # of Adam, once an epoch
 _STATE = "head:"
 
@@ -48,18 +44,6 @@ def structural_features(images: Tensor, region: Tensor) -> Tensor:
         found.append((sums / places.sum((2, 3)).clamp_min(1e-6)).flatten(1))
         images, places = (F.avg_pool2d(x, 2, ceil_mode=True) for x in (images, places))
     return ((torch.cat(found, 1) + _FLOOR).log() + 7) / 2
-
-
-def embedding_features(scorer: DreamSimScorer) -> Features:
-    """DreamSim's embeddings of the square around the region, scaled to unit size."""
-
-    def features(images: Tensor, region: Tensor) -> Tensor:
-        box = bounds(region if bool(region.any()) else torch.ones_like(region))
-        assert box is not None, "a region that is not empty"
-        found = scorer.embed(square_view(images, box, _CONTEXT, scorer.model.side))
-        return found * found.shape[1] ** 0.5
-
-    return features
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:

@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..images.masks import bounds
 from ..scoring.dreamsim_scorer import DreamSimScorer
 from ..scoring.patchwise import PatchScores, patch_scores
+from ..scoring.preparation import square_view
 from ..scoring.scorer import Scorer
 from ..scoring.seam import seam_error
 from ..scoring.structural import StructuralScorer
 from ..scoring.vlm_client import VlmClient
 from ..scoring.vlm_scorer import VlmScorer
-from .adversarial import AdversarialReward, embedding_features, structural_features
+from .adversarial import AdversarialReward, Features, structural_features
 from .config import JudgeSettings, RewardSettings
 from .dataset import Pixels
 
@@ -24,6 +26,7 @@ from .dataset import Pixels
 Part = Callable[[Tensor, Pixels], Tensor]
 PATCH_PARTS = tuple(PatchScores.__dataclass_fields__)
 SEAM, JUDGE, ADVERSARIAL = "seam", "judge", "adversarial"
+_CONTEXT = 1.3  # side of the square view over the longer side of the region's box
 _SEAM_ERROR = 5e-4  # squared gradient on the ring that gives 1/e
 
 
@@ -51,6 +54,18 @@ def seam_reward(images: Tensor, pixels: Pixels) -> Tensor:
     target, mask = pixels.target.to(images), pixels.mask.to(images)
     target, mask = (v.expand(len(images), *v.shape[1:]) for v in (target, mask))
     return (-seam_error(images, target, mask) / _SEAM_ERROR).exp()
+
+
+def embedding_features(scorer: DreamSimScorer) -> Features:
+    """DreamSim's embeddings of the square around the region, scaled to unit size."""
+
+    def features(images: Tensor, region: Tensor) -> Tensor:
+        box = bounds(region if bool(region.any()) else torch.ones_like(region))
+        assert box is not None, "a region that is not empty"
+        found = scorer.embed(square_view(images, box, _CONTEXT, scorer.model.side))
+        return found * found.shape[1] ** 0.5
+
+    return features
 
 
 class JudgeReward:
