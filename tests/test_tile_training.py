@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,11 @@ def photographs() -> list[Image.Image]:
     return [c.resize((400, 320), Image.Resampling.BICUBIC) for c in coarse]
 
 
-def scene(seed: int) -> TileScene:
+def drawn_scene(seed: int) -> TileScene:
     return draw_tile_scene(np.random.default_rng(seed), photographs())
+
+
+scene = cache(drawn_scene)  # drawing takes a second
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -41,7 +45,7 @@ def test_a_scene_shows_the_truth_around_the_mask_and_can_be_repaired(seed: int) 
 
 
 def test_the_same_seed_draws_the_same_scene() -> None:
-    assert np.array_equal(scene(1).stacked(), scene(1).stacked())
+    assert np.array_equal(scene(1).stacked(), drawn_scene(1).stacked())
     assert not np.array_equal(scene(1).stacked(), scene(2).stacked())
 
 
