@@ -136,8 +136,8 @@ class _Teller:
 def _sentence(summary: Summary) -> str:
     """How a run ended."""
     before = f", {summary.finished_before} were done before" if summary.finished_before else ""
-    rate = 60 * summary.repaired / summary.seconds if summary.seconds else 0.0
+    rate = f" ({60 * summary.repaired / summary.seconds:.1f} a minute)" if summary.repaired else ""
     return (
         f"{summary.repaired} of {summary.jobs} jobs repaired{before}, {len(summary.failed)} failed, "
-        f"in {summary.seconds:.1f} s ({rate:.1f} a minute)"
+        f"in {summary.seconds:.1f} s{rate}"
     )

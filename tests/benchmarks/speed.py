@@ -58,11 +58,13 @@ def _seconds(*arguments: str) -> float:
 
 
 def _files(case: Path) -> dict[str, str]:
-    return {role: str(case / f"{role}.png") for role in ("draft", "reference", "mask")}
+    roles = ("draft", "reference", "mask", "reference_mask")
+    return {role: str(case / f"{role}.png") for role in roles}
 
 
 def _single_call(case: Path, out: Path) -> list[str]:
-    files = [part for role, file in _files(case).items() for part in (f"--{role}", file)]
+    named = {role.replace("_", "-"): file for role, file in _files(case).items()}
+    files = [part for option, file in named.items() for part in (f"--{option}", file)]
     return [*_MODULE, "refine", *files, "--out", str(out), "--overwrite"]
 
 
@@ -96,9 +98,10 @@ def _repair_of(case: Path) -> Any:
     from refiner_core.jobs.repair_files import RepairFiles, read_request
 
     engine, files = load_nano(), {role: Path(file) for role, file in _files(case).items()}
-    request, _ = read_request(
-        RepairFiles(files["draft"], (files["reference"],), files["mask"]), RefineOptions()
+    own = RepairFiles(
+        files["draft"], (files["reference"],), files["mask"], (files["reference_mask"],)
     )
+    request, _ = read_request(own, RefineOptions())
     return lambda: refine(engine, request)
 
 
