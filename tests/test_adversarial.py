@@ -129,6 +129,7 @@ def test_features_are_dreamsims_if_it_has_weights(tmp_path: Path) -> None:
     assert truth > 0 > draft
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["grpo", "nft"])
 def test_a_run_goes_on_with_its_head_to_the_bit(tmp_path: Path, algorithm: str) -> None:
     objective: dict[str, Any] = {"rewards": {"adversarial": 1.0}, "spread": "running"}

@@ -182,6 +182,7 @@ def test_values_known_at_one_place_are_continued_everywhere() -> None:
     assert torch.allclose(continued(known, weight), torch.full_like(known, 0.3), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_surroundings_decide_where_the_inside_is_shifted() -> None:
     draft, reference, true = _planted(_FLAT, 0, 1.0)
     b, shift = _BOX, 18
@@ -284,6 +285,7 @@ def test_a_soft_detail_is_found_without_surroundings() -> None:
     assert _distance(_found(draft, reference), true) < 1.8
 
 
+@pytest.mark.slow
 def test_a_strong_bend_takes_several_fits() -> None:
     truth, reference, true = _curved(1, 10, 1.15, 0.12)
     draft, part = truth.clone(), truth[_INNER]
@@ -292,6 +294,7 @@ def test_a_strong_bend_takes_several_fits() -> None:
     assert _distance(_found(draft, reference), true) < 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "sure", "weak"), [(0.1, False, True), (0.15, True, True), (0.25, True, False)]
 )

@@ -43,7 +43,8 @@ def by(engine: ModelThat, draft: Tensor, mask: Tensor, **changes: object) -> Ten
     size = Extent(draft.shape[-1], draft.shape[-2])
     options = RefineOptions(**{"megapixels": 0.12, **changes})  # type: ignore[arg-type]
     references = (checkerboard(size, seed=1),) if engine.recipe.references[0] else ()
-    return refine(engine, RefineRequest(draft, references, mask, (), options)).image
+    marks = tuple(torch.ones(1, 1, *r.shape[-2:]) for r in references)  # nothing is searched for
+    return refine(engine, RefineRequest(draft, references, mask, marks, options)).image
 
 
 @pytest.mark.slow

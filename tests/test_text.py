@@ -92,6 +92,7 @@ def test_only_the_masked_lettering_counts(reader: TextReader) -> None:
     assert float(scorer.distance(a, b)) > 0.2
 
 
+@pytest.mark.slow
 def test_a_reference_without_text_is_refused(reader: TextReader) -> None:
     with pytest.raises(ValueError, match="reference"):
         TextScorer(reader).distance(sign("TEMPLE").float() / 255, sign().float() / 255)

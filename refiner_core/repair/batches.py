@@ -24,7 +24,7 @@ class Batching(Protocol):
 
 def batches(engine: Engine, jobs: Sequence[SamplingJob]) -> list[list[int]]:
     """Numbers of the jobs that are sampled together; each in order, and so are their first ones."""
-    if not isinstance(engine, Batching):
+    if len(jobs) == 1 or not isinstance(engine, Batching):
         return [[i] for i in range(len(jobs))]
     found: list[list[int]] = []
     for i, job in enumerate(jobs):

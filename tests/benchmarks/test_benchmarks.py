@@ -34,6 +34,7 @@ def test_dreamsim_and_a_python_without_the_package(
     assert "--release" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_steps_of_both_stages_in_miniature(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", "tiny", "--batch", "2", "--rounds", "1", "--device", "cpu"]
     assert main(["train", *arguments]) == 0
