@@ -80,7 +80,7 @@ def _pair(entry: Any, number: int) -> BoxPair:
 
 
 def are_numbers(values: Any, length: int) -> bool:
-    """Whether a value from JSON is a list of so many numbers."""
+    """Whether a value from JSON is a list of that many numbers."""
     return (
         isinstance(values, list)
         and len(values) == length

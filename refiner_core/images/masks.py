@@ -44,13 +44,13 @@ class MaskScan:
     high: float
     """The largest value; NaN where there is any."""
     box: Box | None
-    """Tight around all values above 0, over the batch; None without any."""
+    """Tight around all values above 0, over the batch; None if there are none."""
 
 
 def scan_mask(mask: Tensor) -> MaskScan:
     """Read a float mask B 1 H W once, with at least one pixel.
 
-    Most of a large mask is 0, in every bit, and that is told twice as fast as its extremes.
+    Most of a large mask is exactly 0, which is tested twice as fast as its extremes are computed.
     """
     rows = mask.reshape(-1, *mask.shape[-2:]).contiguous()
     highest = torch.zeros(rows.shape[:2])
@@ -92,7 +92,7 @@ def _bounds(mask: Tensor, highest: Tensor) -> Box | None:
 
 
 def _ends(marked: Tensor) -> tuple[int, int]:
-    """The first marked place along the second axis, and the one after the last; 0, 0 without any."""
+    """The first marked index along the second axis, and the one after the last; 0, 0 if none is marked."""
     places = marked.any(0).nonzero().flatten()
     return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
 

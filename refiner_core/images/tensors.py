@@ -65,7 +65,7 @@ def all_finite(x: Tensor) -> bool:
 
 
 def check_picture(image: Tensor, name: str) -> None:
-    """Refuse a float image with values that are no colors; a little beyond 0 and 1 is from resampling.
+    """Refuse a float image with values far outside 0 to 1; resampling goes a little beyond.
 
     Raises:
         ValueError: NaN or infinite values, or values clearly outside [0, 1]; names them.

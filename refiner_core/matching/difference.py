@@ -11,7 +11,7 @@ from .color import match_light
 from .registration import register
 from .warping import warp
 
-_SMOOTH = 2.0  # px, blur before comparing: single noisy pixels are no difference
+_SMOOTH = 2.0  # px, blur before comparing: single noisy pixels do not count
 
 
 def difference_mask(

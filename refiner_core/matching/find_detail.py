@@ -190,7 +190,7 @@ def _best(matcher: SurfaceMatcher, starts: list[SurfaceMap]) -> SurfaceMap:
         return inside + SURROUNDINGS_SHARE * around - matcher.cost(surface)
 
     matcher.look(starts, COARSE)
-    # Parts of the detail in the wrong order lead astray, what is around it does not.
+    # Parts of the detail in the wrong order mislead the search; its surroundings do not.
     both = [matcher.improve_both(start, COARSE) for start in starts[:_LED]]
     coarse = [whole for whole, _ in both]
     coarse += [matcher.improve(start, COARSE) for start in starts[_LED:]]

@@ -23,7 +23,7 @@ _PER_PIXEL = 4  # samples across an edge
 
 def quadrilateral(mask: Tensor) -> np.ndarray | None:
     """The four corners (4 2, pixels around the picture's centre, in order round the outline) of a
-    mask 1 1 H W in [0, 1], or None where it is no quadrilateral.
+    mask 1 1 H W in [0, 1], or None if it is not a quadrilateral.
     """
     h, w = mask.shape[-2:]
     values = mask[0, 0].double().numpy()

@@ -33,7 +33,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def free_memory(device: torch.device) -> float:
-    """Free bytes of a device; of the computer's own memory as much as one likes."""
+    """Free bytes of a GPU's memory; infinite for a CPU, whose memory is not checked."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
 
 

@@ -17,7 +17,7 @@ from ..scoring.structural import StructuralScorer
 # Structural distance of draft and reference. On 35 development scenes the search gained the same
 # with any limit from 0.4 to 0.5, and less below.
 _CONTRADICTION = 0.45
-_SPREAD = 5.0  # the candidates' shares reach so many times as far from 1 as the recipe's
+_SPREAD = 5.0  # the candidates' shares reach this many times as far from 1 as the recipe's
 _GOLDEN = 0.6180339887498949
 
 
@@ -65,7 +65,7 @@ class ReferenceBlend:
         Candidates that differ in their share are compared with both: the distance to the reference
         alone always chooses the largest share, and a reference that is a pixel or two out of place
         is a worse target than a blurred draft. But a draft that shows another detail altogether,
-        not only a damaged one, is no target.
+        and not only a damaged one, is not used as a target.
         """
         targets = {"reference": reference}
         if self.share > 0:

@@ -20,7 +20,7 @@ from .region import PlannedRegion
 from .request import RefineRequest
 
 _BLURRED = 0.5  # a region that the model sees at a smaller scale loses its fine detail
-_WHOLE = 0.8  # part of the picture's area from which on a region is no detail
+_WHOLE = 0.8  # part of the picture's area above which a region is not a detail
 
 
 def normalize_request(request: RefineRequest) -> RefineRequest:

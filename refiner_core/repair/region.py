@@ -45,8 +45,8 @@ class PlannedRegion:
 
     @property
     def seen(self) -> Box:
-        """All of the draft that its repair may depend on: the crop, and what is around the region as
-        far as a detail is searched for and laid over it.
+        """All of the draft that its repair may depend on: the crop, and the surroundings of the
+        region as far as a detail is searched for and laid over it.
         """
         box, crop = self.task.region.box, self.plan.box
         around = min(box.extent) + _SEARCHED

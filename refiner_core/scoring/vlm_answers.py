@@ -25,7 +25,7 @@ def _shares(
     """Probabilities of the answers at the first position whose likeliest token is one of them.
 
     `read` gives the answer that a token spells, or None. Spellings of one answer are added, and
-    everything that is no answer is left out.
+    everything that is not an answer is left out.
     """
     for position in tokens:
         likeliest = max(position, key=lambda token: position[token], default="")

@@ -71,7 +71,7 @@ class BatchObjective(Objective):
         """Up to `count` items that follow each place in the current batch and are not its own.
 
         They follow in the whole batch, whatever the micro-batch. An item that fills up a batch a second
-        time is no other one, so that there can be fewer than asked for, but as many for every place.
+        time is not counted again, so there can be fewer than `count`, but equally many for every place.
         """
         indices, dataset = self.indices(), self.learner.dataset
         found: list[list[Item]] = []

@@ -76,10 +76,10 @@ class RunConfig(ABC):
 
     @abstractmethod
     def cost(self, steps: int) -> StepCost:
-        """What a step of the run costs, if a sample that is learnt from takes so many steps."""
+        """What a step of the run costs, if each sample that is learnt from takes that many steps."""
 
     def check_processes(self, count: int) -> None:
-        """Raise ValueError if the work cannot be split evenly over so many processes: here the batch,
+        """Raise ValueError if the work cannot be split evenly over that many processes: here the batch,
         over processes and micro-batches.
         """
         if self.run.batch % (self.run.micro_batch * count):

@@ -151,7 +151,7 @@ def estimate_memory(
         divided: whether the base is sharded over the processes (FSDP 2, ZeRO 3).
 
     Raises:
-        ValueError: the work cannot be split over so many processes, the base cannot be sharded, or
+        ValueError: the work cannot be split over that many processes, the base cannot be sharded, or
             the recipe is not one of FLUX.1.
     """
     config.check_processes(processes)

@@ -163,8 +163,8 @@ def grpo_config(
 def write_tile_start(out: Path, seed: int) -> Path:
     """Write an untrained nano with the embedded one's codec into the folder of a run.
 
-    The embedded weights are no start: trained on one crop, they mix draft and reference so early
-    that a network behind them cannot tell where the two differ.
+    The embedded weights are not a good start: trained on one crop, they mix draft and reference so
+    early that a network behind them cannot tell where the two differ.
     """
     path = out / "start.safetensors"
     if not path.exists():

@@ -335,7 +335,7 @@ def _mismatch(keys: Mapping[str, tuple[int, ...]]) -> str | None:
             return f"half of {module} is missing"
         flat = [shape for shape in pair.values() if len(shape) < 2]
         if flat:
-            return f"a factor of {module} with the shape {list(flat[0])}, which is no matrix"
+            return f"a factor of {module} with the shape {list(flat[0])}, which is not a matrix"
         if pair["a"][0] != pair["b"][1]:
             return f"ranks {pair['a'][0]} and {pair['b'][1]} of {module}"
     return None

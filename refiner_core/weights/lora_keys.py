@@ -65,7 +65,7 @@ def is_lora(keys: Iterable[str]) -> bool:
 
 
 def parse_name(name: str) -> tuple[str, str] | None:
-    """Module and part ("a", "b" or "alpha") of a LoRA's name, or None if it is no such name."""
+    """Module and part ("a", "b" or "alpha") of a LoRA's name, or None if it is not one."""
     if name.endswith(".alpha"):
         return module_path(name.removesuffix(".alpha")), "alpha"
     xlabs = XLABS.fullmatch(name)

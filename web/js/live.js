@@ -11,7 +11,7 @@ const STAGES = ["plan", "encode", "sample", "decode", "register", "stitch"];
  * @param {any} event An `omnirefiner.stage` event's detail.
  * @returns {{text: string, share: number}} in words, and how much of the run is done, 0..1
  */
-export function progressOf(event) {
+function progressOf(event) {
   const steps = event.stage === "sample" ? ` ${event.step}/${event.steps}` : "";
   const parts = [say(event.stage) + steps];
   if (event.regions > 1) parts.push(say("regionOf", { i: event.region + 1, n: event.regions }));

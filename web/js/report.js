@@ -83,7 +83,7 @@ const dropText = (step) => (step === null ? say("finished") : say("droppedAfter"
  * @param {any} report
  * @returns {{title: string, rows: Row[]}[]}
  */
-export function reportSections(report) {
+function reportSections(report) {
   const engine = report.engine ?? {};
   /** @type {Row[]} */
   const general = [
