@@ -99,19 +99,20 @@ class CoreEngine:
         return most_at_once(free_memory(self.device), each)
 
     def sample(self, job: SamplingJob, step: Callable[[int, int, Tensor], None]) -> Tensor:
-        text, pooled = self._encode_text(job)
+        recipe = self.recipe
+        text, pooled = self._encode_text(job, recipe)
         conditioning = Conditioning(
             job.latents,
             job.indices,
             text.to(self.device),
             pooled.to(self.device),
             job.guidance,
-            self.recipe.layout,
+            recipe.layout,
         )
         clean = job.draft
         x = draw_noise(tuple(clean.shape), job.seed) if job.start is None else job.start
         x = x.to(self.device)
-        model = self._denoiser()
+        model = self._denoiser(recipe)
         if job.restrict is not None:
             model = restrict(model, clean, job.restrict.to(clean))
         steps = len(job.sigmas) - 1
@@ -127,9 +128,8 @@ class CoreEngine:
             self._clean = None  # of use between the rounds of a search, and large
         return latents
 
-    def _denoiser(self) -> DenoiserCall:
+    def _denoiser(self, recipe: Recipe) -> DenoiserCall:
         """The model, tile by tile where the recipe says so."""
-        recipe = self.recipe
         if not recipe.tile:
             self._clean = self._clean or CleanCache()
             return Denoiser(self.model, recipe.attention, self._clean)
@@ -138,11 +138,10 @@ class CoreEngine:
         model = Denoiser(self.model, recipe.attention, caches)
         return TiledDenoiser(model, recipe.tile // recipe.latent_factor, caches)
 
-    def _encode_text(self, job: SamplingJob) -> tuple[Tensor, Tensor]:
-        length = self.recipe.text_tokens
+    def _encode_text(self, job: SamplingJob, recipe: Recipe) -> tuple[Tensor, Tensor]:
+        length, triggers = recipe.text_tokens, recipe.triggers
         if self.detail is None:
             return self.text(job.prompt, length)
-        triggers = self.recipe.triggers
         encoder = cast(TriggerText, self.text)
         text, pooled, at = encoder.with_triggers(job.prompt, [w for _, w in triggers], length)
         pictures = [job.input(role).image for role, _ in triggers]
