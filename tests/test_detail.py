@@ -15,6 +15,7 @@ from refiner_core.images.masks import Region
 from refiner_core.matching import detail_transfer
 from refiner_core.matching.detail_transfer import transfer_detail
 from refiner_core.matching.find_detail import FoundDetail, find_detail
+from refiner_core.matching.surface_fit import SurfaceMatcher
 from refiner_core.matching.surface_map import SurfaceMap, box_to_box, warp_surface
 from refiner_core.matching.tone import (
     continued,
@@ -292,6 +293,45 @@ def test_a_strong_bend_takes_several_fits() -> None:
     swapped = torch.cat([part[..., 60:], part[..., :60]], -1)
     draft[..., 120:180, 60:180] = swapped[..., 60:, :]
     assert _distance(_found(draft, reference), true) < 7
+
+
+@pytest.mark.parametrize("turn", [0.16, -0.2])
+@pytest.mark.parametrize("broken", ["soft", "shuffled"])
+def test_a_can_that_is_turned_is_found(turn: float, broken: str) -> None:
+    """The edges of its label stay where they are, all between them moves aside."""
+    reference = _blocks(1)
+    flat = box_to_box(_BROKEN, Box(62, 58, 182, 178), Extent(240, 240))
+    bend = torch.zeros(6, 2, dtype=torch.float64)
+    bend[0, 0], bend[3, 0] = turn, -turn
+    true = flat.bent(bend)
+    truth, _ = warp_surface(reference, true, _WHOLE, _WHOLE.extent, "bicubic")
+    draft, part = truth.clamp(0, 1), truth[_INNER].clamp(0, 1)
+    swapped = torch.cat([part[..., 60:], part[..., :60]], -1)
+    draft[_INNER] = wide_blur(draft, 6.0)[_INNER] if broken == "soft" else swapped
+    assert _distance(_found(draft, reference), true) < 0.5
+
+
+def test_the_difference_of_two_maps_is_the_bend_between_them() -> None:
+    flat = box_to_box(_BROKEN, Box(62, 58, 182, 178), Extent(240, 240))
+    bend = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.1
+    assert torch.allclose(flat.bent(bend).difference(flat), bend, atol=1e-9)
+    moved = box_to_box(_BROKEN, Box(92, 58, 212, 178), Extent(240, 240))
+    expected = torch.zeros(6, 2, dtype=torch.float64)
+    expected[0, 0] = 0.5
+    assert torch.allclose(moved.difference(flat), expected, atol=1e-9)
+
+
+def test_marks_count_against_a_place_that_agrees_hardly_better() -> None:
+    """Far from the marks counts against a map, but ten times as far not ten times as much."""
+    picture = _blocks(0)
+    region = Region(_BROKEN, torch.ones(1, 1, 120, 120))
+    matcher = SurfaceMatcher(picture, region, picture, Extent(240, 240))
+    flat = box_to_box(_BROKEN, _BROKEN, Extent(240, 240))
+    near, far = (box_to_box(_BROKEN, _BROKEN.moved(n, 0), Extent(240, 240)) for n in (12, 120))
+    costs = [matcher.marked(flat).cost(surface) for surface in (flat, near, far)]
+    assert costs[0] < 1e-9 < costs[1] < costs[2] < 10 * costs[1]
+    assert costs[1] < 0.01 < costs[2]
+    assert [matcher.cost(surface) for surface in (near, far)] == [0, 0]
 
 
 @pytest.mark.slow

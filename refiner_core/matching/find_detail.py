@@ -30,7 +30,10 @@ _ZOOMS = (1.0, 0.82, 1.2)  # of the detail's box against the region's
 _SHIFTS = ((-0.15, 0.0), (0.15, 0.0), (0.0, -0.15), (0.0, 0.15))
 _LED = 9  # starts that are also fitted to the surroundings alone
 _KEPT = 7  # starts that are followed after the first fit
-_LAST_FITS = (MIDDLE, MIDDLE, FINE, FINE, FINE, FINE, FINE)  # a fit goes part of the way
+_LAST_FITS = (MIDDLE, MIDDLE, FINE, FINE, FINE, FINE, FINE)
+_OVERSHOOT = 1.6  # of a last fine fit's change: a fit goes part of the way
+_AS_GOOD = 0.98  # of the best quality: from here on the last, finest fit is taken
+_AS_GOOD_LESS = 0.002  # taken off besides, for qualities near 0
 _LARGEST = 2048  # px of the reference's longer side for matching
 # Search of the whole reference.
 _TEMPLATE = 24  # px, geometric mean of the region's sides
@@ -147,7 +150,8 @@ def _found(
     if detail is None:
         raise ValueError("The reference mask is empty; mark the detail or leave it out.")
     starts = list(_near_boxes(matcher.box, detail, matcher.reference))
-    surface = max((_best(matcher, starts), known or starts[0]), key=matcher.quality)
+    near = matcher.marked(starts[0])
+    surface = max((_best(near, starts), known or starts[0]), key=near.quality)
     if max(matcher.patch_ncc(surface, COARSE)) > _CLEAR:
         return surface, False
     other = _best(matcher, _searched(matcher, reference))
@@ -158,7 +162,7 @@ def _found(
         return other, True
     if matcher.patch_ncc(surface, COARSE)[0] > _BETTER_THAN_MARKS:
         return surface, False
-    return max((starts[0], known or starts[0]), key=matcher.quality), False
+    return max((starts[0], known or starts[0]), key=near.quality), False
 
 
 def _bounded(reference: Tensor) -> Tensor:
@@ -200,12 +204,19 @@ def _best(matcher: SurfaceMatcher, starts: list[SurfaceMap]) -> SurfaceMap:
     coarse.sort(key=first_look, reverse=True)
     middle = [matcher.improve(start, MIDDLE) for start in coarse[:_KEPT]]
     best = max(middle, key=matcher.quality)
-    matcher = matcher.softened(best)
+    return _refined(matcher.softened(best), best)
+
+
+def _refined(matcher: SurfaceMatcher, surface: SurfaceMap) -> SurfaceMap:
+    """The map after the last fits: the finest, or another where that agrees clearly less."""
     found: list[SurfaceMap] = []
     for level in _LAST_FITS:
-        best = matcher.improve(best, level)
-        found.append(best)
-    return max(found, key=matcher.quality)
+        change = matcher.improve(surface, level).bend - surface.bend
+        surface = surface.bent(change * (_OVERSHOOT if level is FINE else 1))
+        found.append(surface)
+    best = max(found, key=matcher.quality)
+    enough = _AS_GOOD * matcher.quality(best) - _AS_GOOD_LESS
+    return surface if matcher.quality(surface) > enough else best
 
 
 def _searched(matcher: SurfaceMatcher, reference: Tensor) -> list[SurfaceMap]:

@@ -54,6 +54,17 @@ class RegionPoints:
         return RegionPoints.of_pixels(box, *pixel_centers(window, size))
 
 
+def _lattice(count: int) -> RegionPoints:
+    """Points over the region, `count` squared of them."""
+    along = torch.linspace(-1, 1, count, dtype=torch.float64)
+    u, v = along.repeat(count), along.repeat_interleave(count)
+    return RegionPoints(u, v, polynomial(u, v))
+
+
+_LATTICE = _lattice(5)
+_LATTICE_FIT = torch.linalg.pinv(_LATTICE.terms)
+
+
 @dataclass(frozen=True)
 class SurfaceMap:
     """Maps pixels of the draft to normalised coordinates of the reference."""
@@ -79,6 +90,15 @@ class SurfaceMap:
     def bent(self, change: Tensor) -> SurfaceMap:
         """This map with other coefficients, `change` (6 2) added to its own."""
         return replace(self, bend=self.bend + change)
+
+    def difference(self, flat: SurfaceMap) -> Tensor:
+        """Coefficients of `polynomial`, 6 2, that bend another map of this region, which has no bend
+        of its own, about into this one.
+        """
+        found = torch.cat([self.at(_LATTICE), torch.ones(len(_LATTICE.u), 1).double()], -1)
+        moved = found @ torch.linalg.inv(flat.matrix).T
+        own = torch.stack([_LATTICE.u, _LATTICE.v], -1)
+        return _LATTICE_FIT @ (moved[:, :2] / moved[:, 2:].clamp_min(1e-6) - own)
 
     def within(self, part: Box, reference: Extent) -> SurfaceMap:
         """This map to the normalised coordinates of a part of the reference, in px of all of it."""
