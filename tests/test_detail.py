@@ -18,6 +18,7 @@ from refiner_core.matching.find_detail import FoundDetail, find_detail
 from refiner_core.matching.surface_fit import SurfaceMatcher
 from refiner_core.matching.surface_map import SurfaceMap, box_to_box, warp_surface
 from refiner_core.matching.tone import (
+    SAME_LIT_SURFACE,
     continued,
     low_frequency_step,
     membrane,
@@ -156,6 +157,19 @@ def test_membrane_continues_a_constant_step_exactly_and_a_ramp_nearly() -> None:
     inside = (membrane(ramp, rim) - ramp)[..., 20:60, 20:60].abs()
     assert float(inside.max()) < 0.01
     assert float(membrane(step, torch.zeros_like(rim)).abs().max()) == 0
+
+
+def test_print_across_the_rim_does_not_tint_the_inside() -> None:
+    """Lettering that the draft shows on the rim and the reference elsewhere is no light."""
+    mask = _mask(120, 160, Box(30, 30, 130, 90))
+    rim = rim_of(mask)
+    difference = torch.zeros(1, 3, 120, 160)
+    letters = (torch.arange(120) // 6 % 2).float()[:, None]
+    difference[:, 2, :, 130:] = -0.1 * letters
+    inside = membrane(difference, rim, SAME_LIT_SURFACE)[..., 40:80, 90:120].abs()
+    assert float(inside.max()) < 0.01
+    light = torch.full_like(difference, 0.04)
+    assert torch.allclose(membrane(light, rim, SAME_LIT_SURFACE), light, atol=1e-4)
 
 
 def test_a_damaged_draft_keeps_its_shadows() -> None:

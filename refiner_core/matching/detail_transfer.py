@@ -19,6 +19,7 @@ from ..images.masks import Region, box_mask
 from ..images.tensors import to_float
 from .surface_map import SurfaceMap, warp_surface
 from .tone import (
+    SAME_LIT_SURFACE,
     continued,
     low_frequency_step,
     membrane,
@@ -111,7 +112,7 @@ def _lay_over(
     own = _own_surface(lit, small_draft, small_mask, small_inside, shrink_to_field(marked))
     rim = rim_of(small_mask) * small_inside * (1 - own)
     step = (1 - own) * soft_draft_step(lit, small_draft, small_mask, small_inside)
-    step = step + membrane(small_draft - lit - step, rim)
+    step = step + membrane(small_draft - lit - step, rim, SAME_LIT_SURFACE)
     toned, replaced = (lit + step).clamp(0, 1), small_mask * small_inside * (1 - own)
     step = step + low_frequency_step(toned, small_draft, replaced)
     size = draft.shape[-2:]

@@ -46,6 +46,7 @@ _NEIGHBOURHOOD = 0.1  # of the region's shorter side, around the region, where l
 _RIM = 0.015  # of the region's longer side
 _LEAST_RIM = 2  # px of the field
 _SAME_SURFACE = 0.12  # difference on the rim that still counts as the same surface
+SAME_LIT_SURFACE = 0.06  # likewise, once the light of both is the same
 _NEAREST = 1.5  # px of the field: the narrowest of the membrane's kernels
 
 
@@ -200,7 +201,7 @@ def rim_of(mask: Tensor) -> Tensor:
     return (_grown(mask, width) - mask).clamp(0, 1)
 
 
-def membrane(difference: Tensor, rim: Tensor) -> Tensor:
+def membrane(difference: Tensor, rim: Tensor, same: float = _SAME_SURFACE) -> Tensor:
     """A difference known on a rim, continued smoothly everywhere, 1 C h w.
 
     Where the difference is large another surface begins, which has little say.
@@ -208,8 +209,9 @@ def membrane(difference: Tensor, rim: Tensor) -> Tensor:
     Args:
         difference: 1 C h w.
         rim: 1 1 h w, above 0 where the difference is known. With an empty rim the result is 0.
+        same: difference that still counts as the same surface, in units of full scale.
     """
-    large = difference.abs().amax(1, keepdim=True) / _SAME_SURFACE
+    large = difference.abs().amax(1, keepdim=True) / same
     return continued(difference, rim * ((-(large**2)).exp() + _LEAST_TRUST))
 
 
