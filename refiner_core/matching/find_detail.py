@@ -209,14 +209,13 @@ def _best(matcher: SurfaceMatcher, starts: list[SurfaceMap]) -> SurfaceMap:
 
 def _refined(matcher: SurfaceMatcher, surface: SurfaceMap) -> SurfaceMap:
     """The map after the last fits: the finest, or another where that agrees clearly less."""
-    found: list[SurfaceMap] = []
+    found: list[tuple[float, SurfaceMap]] = []
     for level in _LAST_FITS:
         change = matcher.improve(surface, level).bend - surface.bend
         surface = surface.bent(change * (_OVERSHOOT if level is FINE else 1))
-        found.append(surface)
-    best = max(found, key=matcher.quality)
-    enough = _AS_GOOD * matcher.quality(best) - _AS_GOOD_LESS
-    return surface if matcher.quality(surface) > enough else best
+        found.append((matcher.quality(surface), surface))
+    best = max(found, key=lambda pair: pair[0])
+    return surface if found[-1][0] > _AS_GOOD * best[0] - _AS_GOOD_LESS else best[1]
 
 
 def _searched(matcher: SurfaceMatcher, reference: Tensor) -> list[SurfaceMap]:
