@@ -20,6 +20,7 @@ from refiner_core.matching.surface_map import SurfaceMap, box_to_box, warp_surfa
 from refiner_core.matching.tone import (
     SAME_LIT_SURFACE,
     continued,
+    keep_light,
     low_frequency_step,
     membrane,
     relight,
@@ -180,6 +181,20 @@ def test_a_damaged_draft_keeps_its_shadows() -> None:
     before = float(((shaded - truth) * spot).mean())
     assert abs(float(((shaded - truth - step) * spot).mean())) < abs(before) / 3
     assert float((step * (1 - mask)).abs().max()) == 0
+
+
+def test_a_model_changes_detail_but_not_the_light_of_a_transferred_reference() -> None:
+    mask = _mask(120, 160, Box(30, 30, 130, 90))
+    truth = _print(4, 120, 160) * 0.6 + 0.2
+    detail = torch.zeros_like(truth)
+    detail[..., ::2] = 0.02
+    detail[..., 1::2] = -0.02
+    cast = torch.tensor([0.06, -0.04, 0.02])[None, :, None, None]
+    kept = keep_light(truth + detail + cast, truth, mask)
+    inside = (kept - truth - detail)[..., 34:86, 34:126].abs()
+    assert float(inside.max()) < 0.003
+    outside = mask.expand_as(truth) == 0
+    assert torch.equal(kept[outside], (truth + detail + cast).clamp(0, 1)[outside])
 
 
 @pytest.mark.parametrize("other", ["another detail", "nothing"])

@@ -105,10 +105,13 @@ def _written(word: str, size: tuple[int, int], at: tuple[int, int], paper: int) 
     return torch.from_numpy(np.array(image))[None, None].expand(-1, 3, -1, -1)
 
 
-def test_letters_are_found_whose_mask_is_smaller_than_the_region() -> None:
+@pytest.mark.parametrize(
+    ("drawn", "right"), [("AOCRN", "ACORN"), ("BRIDGE", "BRIDGE"), ("COFEFE", "COFFEE")]
+)
+def test_letters_are_found_whose_mask_is_smaller_than_the_region(drawn: str, right: str) -> None:
     """As a transparent wordmark's own alpha is, where the region is the whole sign."""
-    draft = _written("AOCRN", (400, 200), (110, 70), 230)
-    reference = _written("ACORN", (240, 90), (40, 20), 255)
+    draft = _written(drawn, (400, 200), (110, 70), 230)
+    reference = _written(right, (240, 90), (40, 20), 255)
     letters = (reference[:, :1] < 128).float()
     found = find_detail(draft, box_region(Box(95, 65, 290, 135)), reference, letters)
     assert found.sure and found.searched

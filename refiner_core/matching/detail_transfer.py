@@ -32,7 +32,9 @@ from .tone import (
 
 _MARGIN = 0.2  # of the region's shorter side: how far around it is looked
 _LEAST_MARGIN = 12  # px
-_ALIASING = 1.15  # reference pixels per draft pixel above which the reference is averaged down
+# Reference pixels per draft pixel to which a larger reference is reduced: at one per pixel the warp
+# would soften fine print once more, at two it would alias.
+_READ_AT = 1.25
 _REFERENCE_MARGIN = 8  # px of the reference around what is read
 _REFERENCE_EDGE = 3  # px next to the reference's edge that are not shown
 _EDGE_SIGMA = 1.5  # px
@@ -139,11 +141,12 @@ def _aligned(reference: Tensor, surface: SurfaceMap, window: Box) -> tuple[Tenso
     if min(used.extent) < 2:
         return torch.zeros(1, 3, *window.extent[::-1]), torch.zeros(1, 1, *window.extent[::-1])
     picture = to_float(reference[..., used.y0 : used.y1, used.x0 : used.x1])
-    zoom = abs(surface.zoom(size))
-    if zoom > _ALIASING:
+    shrink = abs(surface.zoom(size)) / _READ_AT
+    if shrink > 1:
+        smaller = [max(2, round(n / shrink)) for n in picture.shape[-2:]]
         picture = F.interpolate(
-            picture, [max(2, round(n / zoom)) for n in picture.shape[-2:]], mode="area"
-        )
+            picture, smaller, mode="bicubic", align_corners=False, antialias=True
+        ).clamp_(0, 1)
     view, inside = warp_surface(
         picture, surface.within(used, size), window, window.extent, "bicubic"
     )

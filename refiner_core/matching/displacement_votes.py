@@ -32,7 +32,7 @@ _OWN_NOISE = 1.0  # px, error of a neighbourhood's best displacement
 _AT_ONCE = 100_000  # pixels of displaced pictures that are compared at once: they stay in the cache
 # Standard deviations of the terms 1, u, v, u², uv, v² in half sides of the region. A can that is
 # turned bends by up to 0.17 u²; with 0.05 for u² fits stopped short of it.
-PRIOR = torch.tensor([0.15, 0.1, 0.1, 0.12, 0.05, 0.06], dtype=torch.float64)
+PRIOR = torch.tensor([0.15, 0.12, 0.12, 0.2, 0.08, 0.1], dtype=torch.float64)
 
 
 @dataclass(frozen=True)

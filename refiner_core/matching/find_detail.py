@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..images.geometry import Box, Extent
 from ..images.masks import Region, bounds
 from ..images.tensors import to_float
-from .displacement_votes import surface_features
+from .displacement_votes import FitLevel, surface_features
 from .surface_fit import COARSE, FINE, MIDDLE, SURROUNDINGS_SHARE, SurfaceMatcher
 from .surface_map import SurfaceMap, box_to_box
 
@@ -34,6 +34,13 @@ _LAST_FITS = (MIDDLE, MIDDLE, FINE, FINE, FINE, FINE, FINE)
 _OVERSHOOT = 1.6  # of a last fine fit's change: a fit goes part of the way
 _AS_GOOD = 0.98  # of the best quality: from here on the last, finest fit is taken
 _AS_GOOD_LESS = 0.002  # taken off besides, for qualities near 0
+# Levels whose fits from the last map on are averaged: melted print misleads each of them by another
+# pixel or two.
+_AVERAGED = (
+    FitLevel(80, 3, 13, 3, 0.5),
+    FitLevel(112, 3, 21, 4, 0.55),
+    FitLevel(144, 4, 21, 5, 0.55),
+)
 _LARGEST = 2048  # px of the reference's longer side for matching
 # Search of the whole reference.
 _TEMPLATE = 24  # px, geometric mean of the region's sides
@@ -54,6 +61,9 @@ _CLEARLY = 0.05
 # Of the coarse level alone: enough to end the search, and to prefer a fit to the marks.
 _CLEAR = 0.04
 _BETTER_THAN_MARKS = 0.008
+# Change of the region's sides against the marks' from which the marks may show only a part.
+_OTHER_SIZE = 0.2
+_CLEARLY_BETTER = 1.2  # times the quality of a fit to the marks
 _LEAST_CONTRAST = 0.02  # standard deviation in the reference below which a mark shows nothing
 
 
@@ -140,8 +150,9 @@ def _found(
     """Where the detail is, and whether all of the reference was searched for it.
 
     A mask may show other parts of a surface than the region: a wordmark's own alpha marks its letters
-    where the region is the whole sign. If it fits badly, inside and around, the detail is also
-    searched for, and found if it lies around what is marked. If nothing fits, the marks alone decide.
+    where the region is the whole sign. If it fits badly, inside and around, or at another size than the
+    marks say, the detail is also searched for, and found if it lies around what is marked. If nothing
+    fits, the marks alone decide.
     """
     if reference_mask is None:
         surface = _best(matcher, _searched(matcher, reference))
@@ -152,17 +163,26 @@ def _found(
     starts = list(_near_boxes(matcher.box, detail, matcher.reference))
     near = matcher.marked(starts[0])
     surface = max((_best(near, starts), known or starts[0]), key=near.quality)
-    if max(matcher.patch_ncc(surface, COARSE)) > _CLEAR:
+    clear = max(matcher.patch_ncc(surface, COARSE)) > _CLEAR
+    if clear and _as_marked(surface, starts[0]):
         return surface, False
     other = _best(matcher, _searched(matcher, reference))
     around = other.reach(other.box, matcher.reference)
     x, y = detail.center
     marked = around.x0 <= x < around.x1 and around.y0 <= y < around.y1
     if marked and matcher.patch_ncc(other, COARSE)[0] > _CLEAR:
-        return other, True
+        better = matcher.quality(other) > _CLEARLY_BETTER * matcher.quality(surface)
+        if better or not clear:
+            return other, True
     if matcher.patch_ncc(surface, COARSE)[0] > _BETTER_THAN_MARKS:
         return surface, False
     return max((starts[0], known or starts[0]), key=near.quality), False
+
+
+def _as_marked(surface: SurfaceMap, marks: SurfaceMap) -> bool:
+    """Whether a map shows the region in about the size that its box and the detail's have."""
+    along = surface.difference(marks)
+    return float(torch.stack([along[1, 0], along[2, 1]]).abs().max()) < _OTHER_SIZE
 
 
 def _bounded(reference: Tensor) -> Tensor:
@@ -204,7 +224,8 @@ def _best(matcher: SurfaceMatcher, starts: list[SurfaceMap]) -> SurfaceMap:
     coarse.sort(key=first_look, reverse=True)
     middle = [matcher.improve(start, MIDDLE) for start in coarse[:_KEPT]]
     best = max(middle, key=matcher.quality)
-    return _refined(matcher.softened(best), best)
+    matcher = matcher.softened(best)
+    return _averaged(matcher, _refined(matcher, best))
 
 
 def _refined(matcher: SurfaceMatcher, surface: SurfaceMap) -> SurfaceMap:
@@ -216,6 +237,12 @@ def _refined(matcher: SurfaceMatcher, surface: SurfaceMap) -> SurfaceMap:
         found.append((matcher.quality(surface), surface))
     best = max(found, key=lambda pair: pair[0])
     return surface if found[-1][0] > _AS_GOOD * best[0] - _AS_GOOD_LESS else best[1]
+
+
+def _averaged(matcher: SurfaceMatcher, surface: SurfaceMap) -> SurfaceMap:
+    """The mean of the maps that fits at several levels make of one."""
+    changes = [matcher.improve(surface, level).bend - surface.bend for level in _AVERAGED]
+    return surface.bent(torch.stack(changes).mean(0))
 
 
 def _searched(matcher: SurfaceMatcher, reference: Tensor) -> list[SurfaceMap]:

@@ -255,3 +255,17 @@ def keep_low_frequencies(result: Tensor, draft: Tensor, mask: Tensor) -> Tensor:
     step = low_frequency_step(toned, own, shown)
     step = F.interpolate(step, result.shape[-2:], mode="bilinear", align_corners=False)
     return (result + step).clamp(0, 1)
+
+
+def keep_light(result: Tensor, transferred: Tensor, mask: Tensor) -> Tensor:
+    """A repaired crop with the low frequencies of the transferred reference. Those are in the draft's
+    light already, so that a small model can only make them worse.
+
+    Args:
+        result, transferred: float 1 3 h w in [0, 1].
+        mask: the region, 1 1 h w in [0, 1].
+    """
+    difference, shown = (shrink_to_field(x) for x in (transferred - result, mask))
+    step = shown * _mean_near(difference, shown, max(1.0, _TONE_SIGMA * mask_sides(shown)[0]))
+    step = F.interpolate(step, result.shape[-2:], mode="bilinear", align_corners=False)
+    return (result + step).clamp(0, 1)

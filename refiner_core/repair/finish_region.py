@@ -9,7 +9,7 @@ from torch import Tensor
 from ..images.crop import crop_mask, stitch_into, uncrop, uncrop_signed
 from ..images.geometry import Blend
 from ..images.tensors import to_float
-from ..matching.tone import close_rim, keep_low_frequencies
+from ..matching.tone import close_rim, keep_light, keep_low_frequencies
 from .drift_and_color import correct_drift_and_color
 from .region import PreparedRegion
 from .request import RefineOptions
@@ -41,7 +41,9 @@ def correct_region(
         drift=usual if options.drift is None else options.drift,
         color_match=float(usual) if options.color_match is None else options.color_match,
     )
-    if prepared.recipe.native_detail and prepared.aligned and prepared.transfer is None:
+    if prepared.transfer is not None:
+        corrected = keep_light(corrected, prepared.references[0].crop, prepared.mask)
+    elif prepared.recipe.native_detail and prepared.aligned:
         corrected = keep_low_frequencies(corrected, prepared.draft, prepared.mask)
     if _blend(prepared, options) == "membrane" and prepared.transfer is None:
         mask = prepared.mask
