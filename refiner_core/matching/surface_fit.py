@@ -31,7 +31,7 @@ COARSE = FitLevel(28, 5, 9, 2, 0.45)
 MIDDLE = FitLevel(56, 4, 9, 3, 0.45)
 FINE = FitLevel(112, 3, 15, 4, 0.55)
 
-_SURROUNDINGS = 0.7  # of the region's shorter side: how far around it is looked
+_SURROUNDINGS = 0.45  # of the region's shorter side: how far around it is looked
 _SURROUNDINGS_WEIGHT = 0.8  # of a neighbourhood outside the region against one inside
 _LIGHT_SIGMA = 0.12  # of the level's size: wider changes of luminance are light
 _LEAST_LIGHT_SIGMA = 1.5  # px
