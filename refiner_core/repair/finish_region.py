@@ -22,6 +22,7 @@ def correct_region(
     coded_reference: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
     """What the model made, with the codec's residual given back and drift and colour cast taken out.
+    Where the detail was transferred, its light is kept, whatever `color_match` says.
 
     Args:
         result: the decoded crop, float 1 3 H W.
