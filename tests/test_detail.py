@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from refiner_core.images.crop import box_region
 from refiner_core.images.filters import blur, wide_blur
 from refiner_core.images.geometry import Box, Extent
 from refiner_core.images.masks import Region
@@ -375,3 +376,17 @@ def test_a_match_of_little_of_the_region_is_weak(share: float, sure: bool, weak:
     draft[..., right, right] = truth[..., right, right]
     found = _found(draft, reference).report()
     assert (found["sure"], found["weak"]) == (sure, weak)
+
+
+@pytest.mark.parametrize("zoom", [1.6, 2.5])
+def test_a_larger_reference_is_reduced_without_a_second_blur(zoom: float) -> None:
+    """Print of 3 px to a period keeps most of its contrast at half a pixel's displacement."""
+    size = (round(160 * zoom), round(120 * zoom))
+    across = torch.arange(size[0]) / zoom + 0.5
+    stripes = (0.5 + 0.3 * torch.sin(2 * math.pi * across / 3)).expand(1, 3, size[1], size[0])
+    box, draft = Box(30, 30, 130, 90), torch.full((1, 3, 120, 160), 0.5)
+    detail = Box(*(round(zoom * edge) for edge in box))
+    surface = box_to_box(box, detail, Extent(*size))
+    done = transfer_detail(draft, box_region(box), stripes, surface)
+    picture, _ = done.part(Box(60, 45, 100, 75))
+    assert float(picture.std()) > 0.8 * 0.3 / math.sqrt(2)
